@@ -1,0 +1,1 @@
+"""Everything that touches files: inputs, windows, shards, publication, verification, the command line."""

@@ -1,0 +1,308 @@
+"""python -m pipeline: the commands. What they do lives elsewhere and is imported when one is called."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
+from pipeline.options import Size, load_job, merged, source_of
+
+log = logging.getLogger("pipeline")
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+def _log_to(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise StorageError(f"--log-file {path}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+
+
+def _log_more(ctx: click.Context, param: click.Parameter, on: bool) -> None:
+    if on:
+        log.setLevel(logging.DEBUG)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="tightpack", prog_name="tightpack")
+def cli() -> None:
+    """Pack tokenised datasets for training, offline: full packs, no token lost, boundaries kept."""
+
+
+_input_options = [
+    click.option("--split", metavar="NAME", help="Pack this split only, as a dataset without splits."),
+    click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset."),
+    click.option("--revision", metavar="REV", help="Revision of a Hub dataset."),
+    click.option(
+        "--column",
+        "column",
+        multiple=True,
+        metavar="ROLE=NAME",
+        help="Column that plays a role: input_ids, attention_mask, and one of labels, completion_mask,"
+        " assistant_masks, loss_mask. Repeatable.",
+    ),
+]
+
+_run_options = [
+    click.option("--num-workers", type=click.IntRange(1), metavar="N", help="Parallel tasks [default: the cores]."),
+    click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Remembered content hashes [default: under $XDG_CACHE_HOME].",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
+    click.option(
+        "--log-file",
+        expose_value=False,
+        is_eager=True,
+        callback=_log_to,
+        metavar="FILE",
+        help="Write the log there as well.",
+    ),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_log_more,
+        help="Log more; show the traceback of a bug.",
+    ),
+]
+
+
+def _options(*groups: list[Any]) -> Any:
+    def decorate(function: Any) -> Any:
+        for group in reversed(groups):
+            for option in reversed(group):
+                function = option(function)
+        return function
+
+    return decorate
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory to publish. Required, except with --dry-run.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(1, 1 << 24),
+    required=True,
+    metavar="TOKENS",
+    help="Longest sample, and tokens a pack may hold.",
+)
+@click.option(
+    "--strategy", default="best-fit-decreasing", show_default=True, metavar="NAME", help="See the command `strategies`."
+)
+@click.option("--set", "set", multiple=True, metavar="KEY=VALUE", help="Option of the strategy. Repeatable.")
+@click.option(
+    "--overlong",
+    type=click.Choice(["error", "drop", "truncate", "split"]),
+    default="error",
+    show_default=True,
+    help="What to do with samples over --max-length.",
+)
+@click.option("--keep-untrainable", is_flag=True, help="Keep samples that have no target.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random draw.")
+@click.option(
+    "--pack-order",
+    type=click.Choice(["shuffle", "plan"]),
+    default="shuffle",
+    show_default=True,
+    help="Order of the packs: seeded, or as planned.",
+)
+@_options(_input_options)
+@click.option(
+    "--window-samples",
+    type=click.IntRange(1),
+    default=1 << 20,
+    show_default=True,
+    help="Most samples planned together.",
+)
+@click.option(
+    "--window-tokens",
+    type=click.IntRange(1, 1 << 40),
+    default=1 << 29,
+    show_default=True,
+    help="Most tokens planned together.",
+)
+@click.option(
+    "--shard-size", type=Size(), default="512MB", show_default=True, help="Bytes of a shard before compression."
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "lz4", "zstd"]),
+    default="none",
+    show_default=True,
+    help="Of the shards' buffers.",
+)
+@click.option(
+    "--config",
+    type=click.Path(),
+    is_eager=True,
+    callback=load_job,
+    metavar="JOB.YAML",
+    help="File with the same options by name; flags win over it.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the resolved options and the plan; write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output.")
+@_options(_run_options)
+@click.pass_context
+def pack(ctx: click.Context, **values: Any) -> None:
+    """Pack tokenised INPUTs: dataset directories, .parquet, .arrow, .jsonl[.gz|.zst], .json, quoted globs,
+    URLs, or a Hub id."""
+    from pipeline.config import PackConfig, choose_strategy
+    from pipeline.engine import available_cores
+    from pipeline.files import default_cache_dir
+    from pipeline.job import Job, plan_only
+    from pipeline.job import pack as pack_job
+    from pipeline.tables import dry_run_table, pack_table
+
+    settings, set_sources = merged(ctx, "set", values["set"])
+    column, column_sources = merged(ctx, "column", values["column"])
+    _check_roles(column)
+    chosen = choose_strategy(values["strategy"], settings, values["max_length"])
+    fields = {name: values[name] for name in vars(PackConfig(max_length=1)) if name in values}
+    fields |= {"strategy": chosen.strategy.name, "set": vars(chosen.options), "column": column}
+    job = Job(
+        inputs=values["inputs"],
+        config=PackConfig(**fields),
+        chosen=chosen,
+        num_workers=values["num_workers"] or available_cores(),
+        cache_dir=values["cache_dir"] or default_cache_dir(),
+        output=values["output"],
+        overwrite=values["overwrite"],
+    )
+    if values["dry_run"]:
+        result = plan_only(job)
+        sources = {name: source_of(ctx, name) for name in fields} | {
+            "set": {name: set_sources.get(name, "default") for name in vars(chosen.options)},
+            "column": column_sources,
+        }
+        _print(dry_run_table(result, job, sources), values["as_json"])
+        return
+    if job.output is None:
+        raise ConfigError("--output DIR is missing; only --dry-run works without it")
+    _print(pack_table(pack_job(job), job.output), values["as_json"])
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--source",
+    multiple=True,
+    metavar="INPUT",
+    help="Compare every token with the input it came from. Repeatable, in the order packed.",
+)
+@_options(_run_options)
+def verify(directory: Path, source: tuple[str, ...], **values: Any) -> None:
+    """Check a packed dataset: checksums, every invariant of the format, and with --source every token."""
+    from pipeline.engine import available_cores
+    from pipeline.files import default_cache_dir
+    from pipeline.tables import verify_table
+    from pipeline.verify import verify as verify_dataset
+
+    result = verify_dataset(
+        directory,
+        source,
+        num_workers=values["num_workers"] or available_cores(),
+        cache_dir=values["cache_dir"] or default_cache_dir(),
+    )
+    _print(verify_table(result), values["as_json"])
+    if result.problems:
+        sys.exit(4)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def strategies(as_json: bool) -> None:
+    """List the strategies, when to use which, and their options."""
+    from pipeline.tables import strategies_table
+
+    _print(strategies_table(), as_json)
+
+
+def _check_roles(column: dict[str, str]) -> None:
+    import difflib
+
+    from pipeline.columns import ROLES
+
+    for role in column:
+        if role not in ROLES:
+            near = difflib.get_close_matches(role, ROLES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--column {role}: no such role{hint} (known: {', '.join(ROLES)})")
+
+
+def _print(shown: Any, as_json: bool) -> None:
+    click.echo(json.dumps(shown.value) if as_json else shown.text)
+
+
+def main() -> NoReturn:
+    """Run a command; every way it can end has its exit code, and a user's mistake is one message."""
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log.addHandler(to_stderr)
+    log.setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(prog_name="python -m pipeline", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except PipelineError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = "; ".join(getattr(error, "__notes__", []))
+        terminated = isinstance(error, Terminated)
+        _fail(
+            ("terminated" if terminated else "interrupted") + (f"; {kept}" if kept else ""),
+            EXIT_TERMINATED if terminated else EXIT_INTERRUPTED,
+        )
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        _report_bug(error)
+
+
+def _report_bug(error: Exception) -> NoReturn:
+    text = "".join(traceback.format_exception(error))
+    if log.isEnabledFor(logging.DEBUG):
+        click.echo(text, err=True)
+    with tempfile.NamedTemporaryFile("w", prefix="tightpack-bug-", suffix=".log", delete=False) as file:
+        file.write(" ".join(sys.argv) + "\n" + text)
+    _fail(f"a bug of ours: {type(error).__name__}: {error}; please report it with {file.name}", EXIT_BUG)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    log.error(message)
+    sys.exit(code)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated

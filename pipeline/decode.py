@@ -1,0 +1,216 @@
+"""Decoding what cannot be memory-mapped: parquet, JSON, compressed or re-typed Arrow.
+
+Each decoder yields record batches of bounded size, in order, with the token columns only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from pipeline.columns import ROLES, TOKENS, Columns, find_columns
+from pipeline.errors import DataError
+
+BATCH_VALUES = 1 << 22
+"""Tokens in a decoded batch, about; a single row may have more."""
+
+_BLOCK_BYTES = 1 << 23
+
+
+def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    """Record batches of an Arrow IPC stream or file, compressed or not."""
+    with pa.memory_map(path) as file:
+        if is_arrow_file(path):
+            reader = pa.ipc.open_file(file)
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+        else:
+            yield from pa.ipc.open_stream(file)
+
+
+def is_arrow_file(path: str) -> bool:
+    """Whether `path` is in the IPC *file* format, which starts with a magic word."""
+    with open(path, "rb") as file:
+        return file.read(6) == b"ARROW1"
+
+
+def parquet_batches(path: str, renamed: Mapping[str, str], where: str) -> Iterator[pa.RecordBatch]:
+    """Record batches of a parquet file, decoded page by page."""
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        columns = find_columns(file.schema_arrow, renamed, where)
+        metadata = file.metadata
+        for group in range(metadata.num_row_groups):
+            described = metadata.row_group(group)
+            values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
+            per_row = max(1, values // max(1, described.num_rows))
+            size = max(1, min(8192, BATCH_VALUES // per_row))
+            yield from file.iter_batches(
+                batch_size=size, row_groups=[group], columns=columns.names(), use_threads=False
+            )
+
+
+def json_batches(
+    open_file: Callable[[], io.BufferedReader], renamed: Mapping[str, str], where: str
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of JSON lines, or of one JSON array of objects.
+
+    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null.
+    """
+    with open_file() as file:
+        is_array = file.peek(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+        blocks = _array_blocks(file, where) if is_array else _line_blocks(file)
+        schema = None
+        first_row = 0
+        for block in blocks:
+            if not block.strip():
+                continue
+            if schema is None:
+                schema, absent = _json_schema(block, renamed, where)
+            batch = _parse_block(block, schema, absent, where, first_row)
+            first_row += batch.num_rows
+            yield batch
+        if schema is None:
+            yield pa.record_batch([pa.array([], pa.list_(pa.int64()))], names=[renamed.get(TOKENS, TOKENS)])
+
+
+def _line_blocks(file: io.BufferedReader) -> Iterator[bytes]:
+    """Runs of whole lines."""
+    rest = b""
+    while block := file.read(_BLOCK_BYTES):
+        cut = block.rfind(b"\n")
+        if cut < 0:
+            rest += block
+            continue
+        yield rest + block[: cut + 1]
+        rest = block[cut + 1 :]
+    if rest.strip():
+        yield rest
+
+
+def _array_blocks(file: io.BufferedReader, where: str) -> Iterator[bytes]:
+    """The objects of one JSON array, as runs of lines."""
+    decoder = json.JSONDecoder()
+    characters = io.TextIOWrapper(file, encoding="utf-8-sig")
+    text = characters.read(_BLOCK_BYTES)
+    position = text.index("[") + 1
+    lines: list[str] = []
+    size = 0
+    while True:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        if position < len(text) and text[position] == "]":
+            break
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            more = characters.read(_BLOCK_BYTES)
+            if not more:
+                raise DataError(f"{where}: the JSON array is truncated or malformed ({error.msg})") from None
+            text, position = text[position:] + more, 0
+            continue
+        lines.append(json.dumps(value))
+        size += end - position
+        position = end
+        if size >= _BLOCK_BYTES:
+            yield "\n".join(lines).encode()
+            lines, size = [], 0
+    if lines:
+        yield "\n".join(lines).encode()
+
+
+def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[pa.Schema, list[str]]:
+    """Types of the token columns, judged by the first row, and the token columns that it lacks."""
+    first = next(line for line in block.split(b"\n") if line.strip())
+    try:
+        row = json.loads(first)
+    except ValueError as error:
+        raise DataError(f"{where}, row 0: not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}, row 0: a JSON object is needed, not {type(row).__name__}")
+    found = find_columns(pa.schema([(name, _json_type(value)) for name, value in row.items()]), renamed, where)
+    schema = pa.schema(
+        [(name, pa.list_(pa.bool_() if _is_boolean(row[name]) else pa.int64())) for name in found.names()]
+    )
+    return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in row]
+
+
+def _json_type(value: Any) -> pa.DataType:
+    try:
+        return pa.infer_type([value])
+    except (pa.ArrowException, ValueError):
+        return pa.string()  # a mixture; only token columns are looked at, and they are refused by name
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], bool)
+
+
+def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str, first_row: int) -> pa.RecordBatch:
+    watched = pa.schema([*schema, *((name, pa.list_(pa.int64())) for name in absent)])
+    try:
+        table = pj.read_json(
+            pa.BufferReader(block),
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=pj.ParseOptions(explicit_schema=watched, unexpected_field_behavior="ignore"),
+        ).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise _json_fault(block, watched, where, first_row, error) from None
+    for name in absent:
+        column = table.column(name)
+        if column.null_count < len(column):
+            row = first_row + pc.index(column.is_null(), False).as_py()
+            raise DataError(f"{where}, row {row}: has a column {name!r}, which row 0 lacks")
+    return table.select(schema.names).to_batches()[0]
+
+
+def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, error: Exception) -> DataError:
+    """The row at which a block cannot be read."""
+    rows = (line for line in block.split(b"\n") if line.strip())
+    for row, line in enumerate(rows, first_row):
+        try:
+            value = json.loads(line)
+        except ValueError as fault:
+            return DataError(f"{where}, row {row}: not valid JSON ({fault})")
+        if not isinstance(value, dict):
+            return DataError(f"{where}, row {row}: a JSON object is needed, not {type(value).__name__}")
+        for field in schema:
+            kind = bool if pa.types.is_boolean(field.type.value_type) else int
+            values = value.get(field.name)
+            if values is None:
+                continue
+            if not isinstance(values, list):
+                found = type(values).__name__
+                return DataError(f"{where}, row {row}: column {field.name!r} is {found}; a list is needed")
+            for position, item in enumerate(values):
+                if item is not None and (type(item) is not kind or not -(2**63) <= item < 2**63):
+                    return DataError(
+                        f"{where}, row {row}: column {field.name!r} holds {item!r} at position {position};"
+                        f" lists of {'booleans' if kind is bool else 'integers'} are needed"
+                    )
+    return DataError(f"{where}: cannot be read ({error})")
+
+
+def plain(batch: pa.RecordBatch, columns: Columns) -> Iterator[pa.RecordBatch]:
+    """The token columns of a decoded batch as they can be addressed, in pieces of bounded size.
+
+    Booleans become bytes; nothing else changes type.
+    """
+    arrays = []
+    for name in columns.names():
+        array = batch.column(batch.schema.get_field_index(name))
+        if pa.types.is_boolean(array.type.value_type):
+            array = array.cast(pa.large_list(pa.uint8()))
+        arrays.append(array)
+    kept = pa.record_batch(arrays, names=columns.names())
+    lengths = pc.list_value_length(kept.column(0))
+    tokens = pc.sum(lengths).as_py() or 0
+    size = max(1, min(8192, BATCH_VALUES * max(1, kept.num_rows) // max(1, tokens)))
+    for start in range(0, kept.num_rows, size):
+        yield kept.slice(start, size)

@@ -1,0 +1,57 @@
+"""Running independent tasks on this machine's cores.
+
+Threads, because every heavy step (compiled kernels, Arrow, hashing, file I/O) runs without the
+interpreter's lock, and threads share one copy of the window's integers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Raised inside a task after another one failed or the run was interrupted."""
+
+
+class LocalEngine:
+    """A pool of threads; results come in the order of the items, whatever finished first."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="pack")
+        self._ahead = 2 * num_workers
+        self._stop = Event()
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results in order, with a bounded number of tasks ahead of the one that is awaited."""
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(self._pool.submit(function, item))
+            if len(waiting) > self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def checkpoint(self) -> None:
+        """Called by long tasks now and then; raises `Stopped` once the run is ending."""
+        if self._stop.is_set():
+            raise Stopped
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

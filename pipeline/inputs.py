@@ -1,0 +1,176 @@
+"""From what the user names as INPUT to data files by split."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import BusyError, DataError
+from pipeline.files import InputFile
+
+_FORMATS = {
+    ".arrow": "arrow",
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".jsonl.zst": "json",
+    ".json": "json",
+    ".json.gz": "json",
+    ".json.zst": "json",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+SINGLE = ""
+"""Name of the only split of an input that has no splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input as the user gave it, or one file that a glob found."""
+
+    name: str
+    splits: dict[str, tuple[InputFile, ...]]
+    """By split; a dataset without splits has one called `SINGLE`."""
+
+    folder: str | None = None
+    """The local directory that it is, if it is one."""
+
+    def files(self) -> list[InputFile]:
+        return [file for group in self.splits.values() for file in group]
+
+
+def resolve(inputs: Iterable[str], *, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
+    """Find every input's files, in the order given; a glob stands for its matches, sorted.
+
+    Raises `DataError` for a missing path, an empty or foreign directory, an unknown file type or split,
+    or a mixture of datasets with and without splits.
+    """
+    found: list[Input] = []
+    for name in inputs:
+        found += _resolve(name, split, subset, revision)
+    if split is not None:
+        found = [_only(entry, split) for entry in found]
+    kinds = {tuple(sorted(entry.splits)) for entry in found}
+    if len(kinds) > 1:
+        told = "; ".join(f"{entry.name}: {', '.join(entry.splits).strip() or 'no splits'}" for entry in found)
+        raise DataError(f"inputs with different splits cannot be packed together ({told}); choose one with --split")
+    return found
+
+
+def _only(entry: Input, split: str) -> Input:
+    if SINGLE in entry.splits:
+        raise DataError(f"{entry.name} has no splits, so --split {split} names nothing")
+    if split not in entry.splits:
+        raise DataError(f"{entry.name} has no split {split!r} (it has: {', '.join(entry.splits)})")
+    return replace(entry, splits={SINGLE: entry.splits[split]})
+
+
+def _resolve(name: str, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
+    try:
+        system, path = fsspec.url_to_fs(name)
+    except (ValueError, ImportError) as error:
+        raise DataError(f"input {name}: {error}") from None
+    if system.exists(path):
+        return [_at(system, path, name, subset, revision)]
+    if any(mark in name for mark in "*?["):
+        matches = sorted(str(match) for match in system.glob(path))
+        if not matches:
+            raise DataError(f"input {name}: nothing matches this pattern")
+        return [_at(system, match, match, subset, revision) for match in matches]
+    if _HUB_ID.fullmatch(name) and _format(name) is None:
+        return [_hub(name, subset, revision)]
+    raise DataError(f"input {name}: no such file or directory")
+
+
+def _at(system: fsspec.AbstractFileSystem, path: str, name: str, subset: str | None, revision: str | None) -> Input:
+    base = path.rstrip("/").rsplit("/", 1)[-1]
+    if not system.isdir(path):
+        kind = _format(base)
+        if kind is None:
+            raise DataError(f"input {name}: unknown file type; known are {', '.join(_FORMATS)}")
+        return Input(name=base, splits={SINGLE: (InputFile(system=system, path=path, format=kind),)})
+    folder = path if "file" in system.protocol else None
+    if system.exists(f"{path}/dataset_dict.json"):
+        splits = _read_json(system, f"{path}/dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not splits:
+            raise DataError(f"input {path}/dataset_dict.json: it names no splits")
+        return Input(name=base, splits={str(s): _saved_files(system, f"{path}/{s}") for s in splits}, folder=folder)
+    if system.exists(f"{path}/state.json"):
+        return Input(name=base, splits={SINGLE: _saved_files(system, path)}, folder=folder)
+    inside = [str(entry).rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
+    if not inside:
+        raise DataError(f"input {name}: the directory is empty")
+    if not any(_format(entry) or system.isdir(f"{path}/{entry}") for entry in inside):
+        raise DataError(
+            f"input {name}: not a dataset: it has neither state.json nor data files ({', '.join(_FORMATS)})"
+        )
+    if folder is None:
+        raise DataError(
+            f"input {name}: not written by save_to_disk; name its files with a pattern, as in '{name}/*.parquet'"
+        )
+    return replace(_hub(path, subset, revision), folder=folder)
+
+
+def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFile, ...]:
+    """The shards of a `save_to_disk` directory, as its state.json lists them."""
+    state = _read_json(system, f"{path}/state.json")
+    if state.get("_indices_data_files"):
+        raise DataError(f"input {path}: it was saved with an index mapping; save it again with datasets 2 or later")
+    try:
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise DataError(f"input {path}/state.json: it lists no data files") from None
+    for file in names:
+        if not system.exists(f"{path}/{file}"):
+            raise DataError(f"input {path}: the shard {file} listed in state.json is missing")
+    return tuple(InputFile(system=system, path=f"{path}/{file}", format="arrow") for file in names)
+
+
+def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+    if not system.exists(path):
+        raise DataError(f"input {path}: no such file; the dataset directory is incomplete")
+    try:
+        value = json.loads(system.cat_file(path))
+    except ValueError as error:
+        raise DataError(f"input {path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"input {path}: a JSON object is needed")
+    return value
+
+
+def _format(name: str) -> str | None:
+    return next((kind for ending, kind in _FORMATS.items() if name.endswith(ending)), None)
+
+
+def _hub(name: str, subset: str | None, revision: str | None) -> Input:
+    """A dataset of the Hub, or a local clone of one, through `datasets`; its Arrow cache files are the data."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, subset, revision=revision)
+    except FileNotFoundError as error:  # DatasetNotFoundError, DataFilesNotFoundError and EmptyDatasetError are such
+        raise DataError(f"input {name}: no such path, and no dataset of that name ({_first_line(error)})") from None
+    except ConnectionError as error:
+        told = f"input {name}: no such path, and the Hub cannot be reached ({_first_line(error)})"
+        raise (DataError if datasets.config.HF_HUB_OFFLINE else BusyError)(told) from None
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"input {name}: {_first_line(error)}") from None
+    local = fsspec.filesystem("file")
+    return Input(
+        name=name.rstrip("/").rsplit("/", 1)[-1],
+        splits={
+            str(split): tuple(
+                InputFile(system=local, path=cached["filename"], format="arrow") for cached in part.cache_files
+            )
+            for split, part in loaded.items()
+        },
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,158 @@
+"""Opening input files as rows that can be addressed: mapped where possible, decoded once where not."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.columns import find_columns
+from pipeline.decode import arrow_batches, json_batches, parquet_batches, plain
+from pipeline.durable import FileFacts, HashingFile
+from pipeline.engine import LocalEngine
+from pipeline.errors import DataError
+from pipeline.files import FileCache, InputFile, free_bytes
+from pipeline.inputs import Input
+from pipeline.mapped import MappedFile, map_file
+from pipeline.progress import bar
+from pipeline.publish import Staging
+
+log = logging.getLogger(__name__)
+
+# Spooled bytes for each byte of a file, where only its size is known.
+_GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
+
+
+def open_inputs(
+    inputs: list[Input], renamed: Mapping[str, str], cache: FileCache, engine: LocalEngine, staging: Staging
+) -> dict[InputFile, MappedFile]:
+    """Every input file as rows that can be addressed; spooled ones lie in staging.
+
+    Raises `DataError` for content that cannot be read or lacks the columns.
+    """
+    files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
+    paths = [cache.local_path(file) for file in files]
+    opened = {}
+    todo = []
+    for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+        mapped = _map_in_place(file, path, renamed)
+        if mapped is None:
+            todo.append((number, file, path))
+        else:
+            opened[file] = mapped
+    if todo:
+        _announce([(file, path) for _, file, path in todo], staging.work)
+
+        def decode(task: tuple[int, InputFile, str]) -> MappedFile:
+            number, file, path = task
+            into = staging.work / f"spool-{number:05d}.arrow"
+            if staging.finished(into) is None:
+                staging.record(into, _spool(file, path, renamed, into, engine.checkpoint))
+            mapped = map_file(str(into), renamed, file.shown)
+            assert mapped is not None
+            return mapped
+
+        with bar("decoding inputs", len(todo), "file") as advance:
+            for (_, file, _), mapped in zip(todo, engine.map(decode, todo), strict=True):
+                opened[file] = mapped
+                advance(1)
+    return opened
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn what the decoders raise about damaged content into a `DataError`; storage faults pass."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+
+
+def _map_in_place(file: InputFile, path: str, renamed: Mapping[str, str]) -> MappedFile | None:
+    """Map an input file in place; None if it has to be spooled. Raises `DataError`."""
+    if file.format != "arrow":
+        return None
+    with _reading(file.shown):
+        return map_file(path, renamed, file.shown)
+
+
+def _announce(files: list[tuple[InputFile, str]], folder: Path) -> None:
+    """Say beforehand what decoding will take on disk."""
+    size = sum(_spooled_bytes(file, path) for file, path in files)
+    free = free_bytes(folder)
+    told = f"{len(files)} input files cannot be memory-mapped; decoding them once into {folder}"
+    log.log(
+        logging.WARNING if size > free else logging.INFO,
+        f"{told}: about {size / 1e6:,.0f} MB for the time of the run, {free / 1e6:,.0f} MB are free",
+    )
+
+
+def _spooled_bytes(file: InputFile, path: str) -> int:
+    if file.format == "parquet":
+        with _reading(file.shown):
+            metadata = pq.read_metadata(path)
+            columns = [
+                metadata.row_group(g).column(c)
+                for g in range(metadata.num_row_groups)
+                for c in range(metadata.num_columns)
+            ]
+        return sum(8 * c.num_values for c in columns if c.physical_type in ("INT32", "INT64"))
+    growth = next(factor for ending, factor in _GROWTH.items() if file.name.endswith(ending))
+    return growth * Path(path).stat().st_size
+
+
+def _spool(
+    file: InputFile, path: str, renamed: Mapping[str, str], into: Path, checkpoint: Callable[[], None]
+) -> FileFacts:
+    """Decode an input file into an Arrow stream with its token columns, durably.
+
+    Raises `DataError` for content that cannot be read, `OSError` for storage faults.
+    """
+    target = HashingFile(into)
+    try:
+        with _reading(file.shown):
+            batches = _decode(file, path, renamed)
+            first = next(batches, None)
+            schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if first is None else first.schema
+            with pa.ipc.new_stream(pa.PythonFile(target, mode="w"), schema) as writer:
+                while first is not None:
+                    writer.write_batch(first)
+                    checkpoint()
+                    first = next(batches, None)
+        return target.finish()
+    finally:
+        target.discard()
+
+
+def _decode(file: InputFile, path: str, renamed: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    if file.format == "parquet":
+        batches = parquet_batches(path, renamed, file.shown)
+    elif file.format == "json":
+        batches = json_batches(lambda: _open_text(file, path), renamed, file.shown)
+    else:
+        batches = arrow_batches(path)
+    columns = None
+    for batch in batches:
+        columns = columns or find_columns(batch.schema, renamed, file.shown)
+        yield from plain(batch, columns)
+
+
+def _open_text(file: InputFile, path: str) -> io.BufferedReader:
+    """The file's bytes, decompressed as its name says."""
+    compression = next(
+        (kind for ending, kind in ((".gz", "gzip"), (".zst", "zstd")) if file.name.endswith(ending)), None
+    )
+    return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,192 @@
+"""Where the integers of each row lie in memory.
+
+Rows stay where the source has them, in memory-mapped files or in spooled ones, as any of eight integer
+widths. A row is an address, a width code and a length; compiled code reads through those, so tokens
+are never copied before they are gathered into packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from pipeline.columns import Columns
+from pipeline.errors import DataError
+from strategies.compiled import kernel
+
+Int8Array = npt.NDArray[np.int8]
+Int64Array = npt.NDArray[np.int64]
+Integers = npt.NDArray[Any]
+
+# How to read a value: signed and unsigned share a code where every valid token id looks the same, and
+# an invalid one turns negative, which the scan reports.
+_WIDTH_CODE = {
+    pa.int8(): 0,
+    pa.int16(): 1,
+    pa.int32(): 2,
+    pa.uint32(): 2,
+    pa.int64(): 3,
+    pa.uint64(): 3,
+    pa.uint8(): 4,
+    pa.uint16(): 5,
+}
+_WIDTHS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16)
+_INT8, _INT16, _INT32, _INT64, _UINT8, _UINT16 = (np.empty(0, width) for width in _WIDTHS)
+_ITEM_SIZE = np.array([np.dtype(width).itemsize for width in _WIDTHS], np.int64)
+
+NO_TARGET_COLUMN, LABELS, MASK = 0, 1, 2
+"""How a row's targets are given: every token is one, by labels, by a mask."""
+
+IGNORE = -100
+"""The label of a token that is not a target."""
+
+
+class Addresses(NamedTuple):
+    """Where the values of each row are; columns that a row lacks have address 0. All have shape (num_rows,)."""
+
+    length: Int64Array
+    """Tokens, padding included."""
+
+    token: Int64Array
+    token_width: Int8Array
+    target: Int64Array
+    target_width: Int8Array
+    target_form: Int8Array
+    """NO_TARGET_COLUMN, LABELS or MASK."""
+
+    mask: Int64Array
+    """The attention mask."""
+
+    mask_width: Int8Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A run of consecutive input rows."""
+
+    addresses: Addresses
+    batches: tuple[pa.RecordBatch, ...]
+    """Keeps the memory behind the addresses alive."""
+
+    def __len__(self) -> int:
+        return len(self.addresses.length)
+
+    def value(self, row: int, column: str, position: int) -> int:
+        """One value as the source has it."""
+        for batch in self.batches:
+            if row < batch.num_rows:
+                return int(batch.column(batch.schema.get_field_index(column))[row][position].as_py())
+            row -= batch.num_rows
+        raise IndexError(row)
+
+
+def rows_of(batches: list[tuple[pa.RecordBatch, Columns]], locate: Callable[[int], str]) -> Rows:
+    """Address the rows of consecutive record batches.
+
+    locate: row within these batches -> words naming its file and row.
+    Raises `DataError` for a null, or columns of different lengths in a row.
+    """
+    parts: list[Addresses] = []
+    first = 0
+    for batch, columns in batches:
+        length, token, token_width = _ragged(batch, columns.tokens, locate, first)
+        target = mask = np.zeros(batch.num_rows, np.int64)
+        target_width = mask_width = np.zeros(batch.num_rows, np.int8)
+        form = NO_TARGET_COLUMN
+        if columns.targets is not None:
+            other, target, target_width = _ragged(batch, columns.targets, locate, first)
+            _require_same(length, other, columns.tokens, columns.targets, locate, first)
+            form = LABELS if columns.targets_are_labels else MASK
+        if columns.attention is not None:
+            other, mask, mask_width = _ragged(batch, columns.attention, locate, first)
+            _require_same(length, other, columns.tokens, columns.attention, locate, first)
+        target_form = np.full(batch.num_rows, form, np.int8)
+        parts.append(Addresses(length, token, token_width, target, target_width, target_form, mask, mask_width))
+        first += batch.num_rows
+    return Rows(
+        addresses=Addresses(*(np.concatenate(column) for column in zip(*parts, strict=True))),
+        batches=tuple(batch for batch, _ in batches),
+    )
+
+
+def _require_same(
+    length: Int64Array, other: Int64Array, tokens: str, name: str, locate: Callable[[int], str], first: int
+) -> None:
+    differing = np.flatnonzero(length != other)
+    if len(differing):
+        row = int(differing[0])
+        raise DataError(
+            f"{locate(first + row)}: column {name!r} has {other[row]} values, but {tokens!r} has {length[row]}"
+        )
+
+
+def list_offsets(array: pa.Array) -> Int64Array:
+    """Offsets of each row's values into `array.values`, and the end.  # shape: (num_rows + 1,)"""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        return (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * size
+    return np.asarray(array.offsets).astype(np.int64, copy=False)
+
+
+def _ragged(
+    batch: pa.RecordBatch, name: str, locate: Callable[[int], str], first: int
+) -> tuple[Int64Array, Int64Array, Int8Array]:
+    """(length, address, width code) of each row of a column of integer lists."""
+    array = batch.column(batch.schema.get_field_index(name))
+    if array.null_count:
+        row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
+        raise DataError(f"{locate(first + row)}: column {name!r} is null")
+    offsets = list_offsets(array)
+    values = array.values
+    if values.null_count and array.flatten().null_count:
+        null = np.flatnonzero(np.asarray(values.is_null())[offsets[0] : offsets[-1]])[0]
+        row = int(np.searchsorted(offsets, offsets[0] + null, side="right")) - 1
+        raise DataError(f"{locate(first + row)}: column {name!r} holds a null among its values")
+    code, start = 0, 0
+    if len(values) and not pa.types.is_null(values.type):
+        code = _WIDTH_CODE[values.type]
+        start = values.buffers()[1].address + values.offset * int(_ITEM_SIZE[code])
+    return np.diff(offsets), start + offsets[:-1] * _ITEM_SIZE[code], np.full(len(array), code, np.int8)
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    """(address, array of some type) -> pointer to values of that type."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), generate
+
+
+@kernel
+def _copy(source: Integers, out: Integers) -> None:
+    for i in range(out.shape[0]):
+        out[i] = source[i]
+
+
+@kernel
+def read_values(address: int, width: int, offset: int, out: Integers) -> None:
+    """Read `out.shape[0]` values from the `offset`-th on, converted to the type of `out`."""
+    count = out.shape[0]
+    at = address + offset * _ITEM_SIZE[width]
+    if width == 2:
+        _copy(carray(_pointer(at, _INT32), (count,)), out)
+    elif width == 3:
+        _copy(carray(_pointer(at, _INT64), (count,)), out)
+    elif width == 0:
+        _copy(carray(_pointer(at, _INT8), (count,)), out)
+    elif width == 1:
+        _copy(carray(_pointer(at, _INT16), (count,)), out)
+    elif width == 4:
+        _copy(carray(_pointer(at, _UINT8), (count,)), out)
+    else:
+        _copy(carray(_pointer(at, _UINT16), (count,)), out)

@@ -1,0 +1,213 @@
+"""The tasks of a run: pure functions of inputs, configuration and index that leave one file each, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipeline import manifest as manifests
+from pipeline.config import Chosen, PackConfig
+from pipeline.dataset_files import card, dict_file, split_files
+from pipeline.durable import FileFacts, write_file
+from pipeline.engine import LocalEngine
+from pipeline.errors import DataError
+from pipeline.files import FileCache
+from pipeline.inputs import SINGLE, Input
+from pipeline.open_rows import open_inputs
+from pipeline.plan import WindowPlan, WindowSummary, place_window, scan_block, scan_blocks
+from pipeline.progress import bar
+from pipeline.publish import Staging
+from pipeline.rows import Rows
+from pipeline.scan import Facts
+from pipeline.shards import ShardFacts, write_empty_shard, write_shard
+from pipeline.windows import SplitRows, Window
+
+Planned = dict[str, list[tuple[Window, WindowSummary]]]
+"""The planned windows of each split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to be written."""
+
+    name: str
+    """Path in the dataset directory."""
+
+    split: str
+    window: Window
+    shard: int
+    tokens: int
+
+
+class Run:
+    """One run over resolved inputs. A task whose file an earlier run left in staging is skipped."""
+
+    def __init__(
+        self,
+        config: PackConfig,
+        chosen: Chosen,
+        inputs: list[Input],
+        cache: FileCache,
+        engine: LocalEngine,
+        staging: Staging,
+    ) -> None:
+        self._config, self._chosen = config, chosen
+        self._inputs, self._cache, self._engine, self._staging = inputs, cache, engine, staging
+        self._staging.open()
+        self._signatures = {file: cache.signature(file) for entry in inputs for file in entry.files()}
+        self._mapped = open_inputs(inputs, config.column, cache, engine, staging)
+        self.splits = {
+            split: SplitRows([self._mapped[file] for entry in inputs for file in entry.splits[split]])
+            for split in inputs[0].splits
+        }
+
+    def plan(self) -> Planned:
+        """Plan every window; its integers are left in staging."""
+        config = self._config
+        windows = {split: rows.cut(config.window_samples, config.window_tokens) for split, rows in self.splits.items()}
+        todo: list[tuple[str, Window]] = []
+        planned: dict[tuple[str, int], WindowSummary] = {}
+        for split, cut in windows.items():
+            for window in cut:
+                record = self._staging.finished(self._plan_path(split, window))
+                if record is None:
+                    todo.append((split, window))
+                else:
+                    planned[split, window.index] = WindowSummary.from_json(record["summary"])
+        tasks = ((split, block) for split, window in todo for block in scan_blocks(window))
+        with bar("planning", sum(window.num_tokens for _, window in todo)) as advance:
+
+            def scanned(task: tuple[str, tuple[int, int]]) -> Facts:
+                split, (start, stop) = task
+                facts = scan_block(self.splits[split], start, stop, config)
+                advance(facts.num_tokens())
+                self._engine.checkpoint()
+                return facts
+
+            facts = self._engine.map(scanned, tasks)
+            for split, window in todo:
+                joined = Facts.join([next(facts) for _ in scan_blocks(window)])
+                plan, summary = place_window(joined, self.splits[split], window, config, self._chosen)
+                path = self._plan_path(split, window)
+                self._staging.record(path, plan.save(path), summary=summary.to_json())
+                planned[split, window.index] = summary
+        return {split: [(window, planned[split, window.index]) for window in cut] for split, cut in windows.items()}
+
+    def _plan_path(self, split: str, window: Window) -> Path:
+        return self._staging.work / f"plan-{split}-w{window.index:04d}.npz"
+
+    def write(self, planned: Planned, run_id: str, hashes: list[str]) -> dict[str, Any]:
+        """Write every shard and the files around them; returns the manifest."""
+        manifest = self.describe(planned, hashes) | {"run_id": run_id}
+        files = self._write_shards(planned, run_id)
+        packed = sum(facts.targets for facts in files.values() if isinstance(facts, ShardFacts))
+        assert packed == manifest["counts"]["targets_packed"], "targets written and targets planned differ"
+        for file, signature in self._signatures.items():
+            if self._cache.signature(file) != signature:
+                raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
+        root = self._staging.dataset
+        for split in planned:
+            shards = [name for _, name in _shard_names(planned[split], run_id)]
+            for name, text in split_files(shards, run_id, split or self._config.split).items():
+                files[_inside(split, name)] = write_file(root / split / name, text.encode())
+        if SINGLE not in planned:
+            files["dataset_dict.json"] = write_file(root / "dataset_dict.json", dict_file(list(planned)).encode())
+        files["README.md"] = write_file(root / "README.md", card(manifest).encode())
+        sealed = manifests.seal(manifest, files)
+        write_file(root / manifests.MANIFEST, sealed)
+        return manifests.read(root)
+
+    def _write_shards(self, planned: Planned, run_id: str) -> dict[str, FileFacts]:
+        files: dict[str, FileFacts] = {}
+        todo: list[ShardTask] = []
+        for split, windows in planned.items():
+            (self._staging.dataset / split).mkdir(exist_ok=True)
+            for task, shard_name in _shard_names(windows, run_id):
+                name = _inside(split, shard_name)
+                record = self._staging.finished(self._staging.dataset / name)
+                if record is not None:
+                    files[name] = ShardFacts(**record["file"])
+                elif task is None:
+                    files[name] = write_empty_shard(self._staging.dataset / name)
+                else:
+                    window, shard, tokens = task
+                    todo.append(ShardTask(name=name, split=split, window=window, shard=shard, tokens=tokens))
+        with bar("writing", sum(task.tokens for task in todo)) as advance:
+
+            def advance_or_stop(done: int) -> None:
+                advance(done)
+                self._engine.checkpoint()
+
+            def write(loaded: tuple[ShardTask, Rows, WindowPlan]) -> tuple[str, ShardFacts]:
+                task, rows, plan = loaded
+                path = self._staging.dataset / task.name
+                facts = write_shard(
+                    path, rows, task.window.first_row, plan, task.shard, self._config.compression, advance_or_stop
+                )
+                self._staging.record(path, facts)
+                return task.name, facts
+
+            files.update(self._engine.map(write, self._with_rows(todo)))
+        return files
+
+    def _with_rows(self, todo: list[ShardTask]) -> Iterator[tuple[ShardTask, Rows, WindowPlan]]:
+        """Each shard with its window's rows and plan, loaded once a window."""
+        for (split, window), tasks in groupby(todo, key=lambda task: (task.split, task.window)):
+            rows = self.splits[split].read(window.first_row, window.first_row + window.num_rows)
+            plan = WindowPlan.load(self._plan_path(split, window))
+            for task in tasks:
+                yield task, rows, plan
+
+    def describe(self, planned: Planned, hashes: list[str] | None = None) -> dict[str, Any]:
+        """The manifest, but for its identity and files."""
+        capacity = self._chosen.capacity
+        described = {
+            "format_version": manifests.FORMAT_VERSION,
+            "algorithm_version": manifests.ALGORITHM_VERSION,
+            "config": self._config.to_json(),
+            "inputs": [
+                {
+                    "name": entry.name,
+                    "rows": sum(self._mapped[file].num_rows for file in entry.files()),
+                    "bytes": sum(file.size() for file in entry.files()),
+                }
+                for entry in self._inputs
+            ],
+            **manifests.summarise([window for windows in planned.values() for window in windows], capacity),
+        }
+        if hashes is not None:
+            for entry, digest in zip(described["inputs"], hashes, strict=True):
+                entry["xxh3_128"] = digest
+        if SINGLE in planned:
+            return described | {"windows": manifests.describe_windows(planned[SINGLE])}
+        return described | {
+            "splits": {
+                split: manifests.summarise(windows, capacity) | {"windows": manifests.describe_windows(windows)}
+                for split, windows in planned.items()
+            }
+        }
+
+
+def _shard_names(
+    windows: list[tuple[Window, WindowSummary]], run_id: str
+) -> Iterator[tuple[tuple[Window, int, int] | None, str]]:
+    """(window, shard, tokens) and file name of each shard of a split; one empty shard where there are no packs.
+
+    A split without any shard could be saved, but not loaded.
+    """
+
+    def name(window: int, shard: int) -> str:
+        return f"data-{run_id[:8]}-w{window:04d}-s{shard:04d}.arrow"
+
+    if not any(summary.num_packs for _, summary in windows):
+        yield None, name(0, 0)
+    for window, summary in windows:
+        for shard, (_, tokens) in enumerate(summary.shards):
+            yield (window, shard, tokens), name(window.index, shard)
+
+
+def _inside(split: str, name: str) -> str:
+    return f"{split}/{name}" if split else name

@@ -1,0 +1,174 @@
+"""Results as the command line shows them: a short table, or one JSON object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strategies import Strategy, all_strategies
+
+if TYPE_CHECKING:
+    from pipeline.job import Job, Result
+    from pipeline.verify import Verified
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result in its two forms."""
+
+    text: str
+    value: Mapping[str, Any]
+
+
+def pack_table(result: Result, output: Path) -> Shown:
+    """A published dataset, or one that was there already."""
+    manifest = result.manifest
+    value = {
+        "status": result.status,
+        "output": str(output),
+        "run_id": manifest["run_id"],
+        "seconds": round(result.seconds, 3),
+        **_figures(manifest),
+    }
+    shards = [facts for facts in manifest["files"].values() if "packs" in facts]
+    size = sum(facts["bytes"] for facts in manifest["files"].values())
+    rows = _figure_rows(manifest)
+    rows.append(("output", f"{output}: {len(shards)} shards, {size / 1e6:,.1f} MB"))
+    rows.append(("run", manifest["run_id"]))
+    if result.status == "up to date":
+        rows.append(("status", "up to date: this run was done before, nothing was written"))
+    else:
+        tokens = manifest["counts"]["tokens_packed"]
+        rows.append(("time", f"{result.seconds:.1f} s, {tokens / result.seconds / 1e6:,.1f} M tokens/s"))
+    return Shown(_aligned(rows), value)
+
+
+def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown:
+    """Every option with where it came from, and the plan's figures."""
+    options: dict[str, Any] = {}
+    for name, setting in job.config.to_json().items():
+        if isinstance(setting, dict):
+            options[name] = {key: {"value": v, "source": sources[name][key]} for key, v in setting.items()}
+        else:
+            options[name] = {"value": setting, "source": sources[name]}
+    long = {"samples": result.too_long, "longest": result.longest}
+    value = {
+        "status": result.status,
+        "seconds": round(result.seconds, 3),
+        "options": options,
+        "too_long": long,
+        "plan": _figures(result.manifest),
+    }
+    rows = []
+    for name, option in options.items():
+        nested = option if "source" not in option else {"": option}
+        for key, entry in nested.items():
+            rows.append((f"{name}.{key}" if key else name, f"{entry['value']}  ({entry['source']})"))
+    plan = _figure_rows(result.manifest)
+    if result.too_long and job.config.overlong == "error":
+        plan.append(
+            (
+                "too long",
+                f"{result.too_long:,} samples, the longest {result.longest:,} tokens: --overlong error would refuse"
+                " them; these figures leave them out",
+            )
+        )
+    return Shown(f"{_aligned(rows)}\n\n{_aligned(plan)}\n\ndry run: nothing was written", value)
+
+
+def strategies_table() -> Shown:
+    """Every strategy, ours and installed ones."""
+    known = all_strategies()
+    blocks = []
+    for strategy in known:
+        aliases = f" (alias {', '.join(strategy.aliases)})" if strategy.aliases else ""
+        lines = [f"{strategy.name}{aliases}", f"  {strategy.summary}; {strategy.when}"]
+        lines += [f"  --set {name}={_shown(default)}  {told}" for name, default, _, told in _options(strategy)]
+        blocks.append("\n".join(lines))
+    value = {
+        "strategies": [
+            {
+                "name": strategy.name,
+                "aliases": list(strategy.aliases),
+                "summary": strategy.summary,
+                "when": strategy.when,
+                "options": [
+                    {"name": name, "type": kind, "default": default, "help": told}
+                    for name, default, kind, told in _options(strategy)
+                ],
+            }
+            for strategy in known
+        ]
+    }
+    return Shown("\n\n".join(blocks), value)
+
+
+def verify_table(result: Verified) -> Shown:
+    """What was checked, and what was found wrong."""
+    value = dataclasses.asdict(result) | {"ok": not result.problems, "seconds": round(result.seconds, 3)}
+    if result.problems:
+        told = "\n".join(f"  {problem}" for problem in result.problems)
+        return Shown(f"FAILED: {len(result.problems)} problems in {result.directory}\n{told}", value)
+    rows = [
+        (
+            "verified",
+            f"{result.directory}: {result.files} files, {result.bytes / 1e6:,.1f} MB, every checksum and invariant",
+        ),
+        ("content", f"{result.packs:,} packs, {result.segments:,} segments, {result.tokens:,} tokens"),
+        ("source", "every token of every sample accounted for" if result.source else "not compared (give --source)"),
+        ("time", f"{result.seconds:.1f} s"),
+    ]
+    return Shown(_aligned(rows), value)
+
+
+def _options(strategy: Strategy) -> list[tuple[str, Any, str, str]]:
+    """(name, default, type, help) of each option."""
+    return [
+        (field.name, field.default, type(field.default).__name__, field.metadata.get("help", ""))
+        for field in dataclasses.fields(strategy.options)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("capacity", "packs", "fill", "lower_bound", "segments_per_pack", "sum_length_squared", "counts", "report")
+    figures = {key: manifest[key] for key in keys}
+    if "splits" in manifest:
+        figures["splits"] = {name: _figures(split) for name, split in manifest["splits"].items()}
+    return figures
+
+
+def _figure_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    counts, config = manifest["counts"], manifest["config"]
+    rows = [
+        (
+            "packed",
+            f"{counts['samples_packed']:,} of {counts['samples_in']:,} samples, {counts['tokens_packed']:,} of"
+            f" {counts['tokens_in']:,} tokens",
+        ),
+        ("packs", f"{manifest['packs']:,} of {manifest['capacity']:,} tokens, by {config['strategy']}"),
+        ("fill", f"{manifest['fill']:.4%} (lower bound {manifest['lower_bound']:,} packs)"),
+    ]
+    for name, split in manifest.get("splits", {}).items():
+        rows.append((f"  {name}", f"{split['packs']:,} packs, fill {split['fill']:.4%}"))
+    for reason, loss in counts["dropped"].items():
+        if any(loss.values()):
+            rows.append(
+                (
+                    reason,
+                    f"{loss['samples']:,} samples, {loss['tokens']:,} tokens, {loss['targets']:,} targets left out",
+                )
+            )
+    rows += [(name, str(figure)) for name, figure in manifest["report"].items()]
+    return rows
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

@@ -1,0 +1,38 @@
+"""One open pack; it is closed when the next segment does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from strategies.compiled import kernel
+from strategies.contract import Int32Array, Int64Array, Plan, Request, Strategy
+
+
+def place(request: Request) -> Plan:
+    """Fill packs in arrival order. O(num_segments). Source: LongAlign, arXiv 2401.18058."""
+    count = len(request.lengths)
+    offsets = _pack_offsets(request.lengths, request.capacity)
+    return Plan(segment=np.arange(count, dtype=np.int64), pack_offsets=offsets)
+
+
+@kernel
+def _pack_offsets(lengths: Int32Array, capacity: int) -> Int64Array:
+    offsets = np.zeros(lengths.shape[0] + 1, np.int64)
+    num_packs = 0
+    room = 0
+    for i in range(lengths.shape[0]):
+        if lengths[i] > room:
+            offsets[num_packs] = i
+            num_packs += 1
+            room = capacity
+        room -= lengths[i]
+    offsets[num_packs] = lengths.shape[0]
+    return offsets[: num_packs + 1].copy()
+
+
+STRATEGY = Strategy(
+    name="next-fit",
+    place=place,
+    summary="one open pack, closed when the next sample does not fit",
+    when="to keep arrival order exactly",
+)

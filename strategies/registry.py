@@ -1,0 +1,56 @@
+"""The strategies by name: ours, and those that others install."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+
+from strategies import (
+    best_fit_decreasing,
+    first_fit,
+    first_fit_decreasing,
+    minibatch,
+    next_fit,
+    padding,
+    wrapped,
+)
+from strategies.contract import Strategy
+
+ENTRY_POINT_GROUP = "pipeline.strategies"
+
+BUILT_IN: dict[str, Strategy] = {
+    "best-fit-decreasing": best_fit_decreasing.STRATEGY,
+    "first-fit-decreasing": first_fit_decreasing.STRATEGY,
+    "first-fit": first_fit.STRATEGY,
+    "next-fit": next_fit.STRATEGY,
+    "wrapped": wrapped.STRATEGY,
+    "minibatch": minibatch.STRATEGY,
+    "padding": padding.STRATEGY,
+}
+
+
+def find(name: str) -> Strategy:
+    """The strategy called `name`, or with that alias.
+
+    Ours come first: an entry point cannot take one of our names. Raises `ValueError`, suggesting the
+    nearest name, if there is none, and whatever the module of an entry point raises.
+    """
+    for strategy in BUILT_IN.values():
+        if name in (strategy.name, *strategy.aliases):
+            return strategy
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name in installed:
+        strategy = installed[name].load()
+        if not isinstance(strategy, Strategy):
+            raise ValueError(f"the entry point {installed[name].value!r} of strategy {name!r} is no Strategy")
+        return strategy
+    known = [n for s in BUILT_IN.values() for n in (s.name, *s.aliases)] + sorted(installed)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown strategy {name!r}{hint} (known: {', '.join(known)})")
+
+
+def all_strategies() -> list[Strategy]:
+    """Ours, then the installed ones in the order of their names."""
+    installed = sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILT_IN))
+    return [*BUILT_IN.values(), *(find(name) for name in installed)]
