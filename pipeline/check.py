@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def check_shard(path: Path, capacity: int, source: tuple[Rows, int] | None) -> S
     source: the window's rows and its first row, to compare tokens with. Raises `pa.ArrowException` or
     `OSError` if the file cannot be read.
     """
-    parts: list[tuple[npt.NDArray[np.generic], ...]] = []
+    parts: list[tuple[npt.NDArray[Any], ...]] = []
     packs = tokens = targets = 0
     problem = None
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
@@ -83,7 +84,7 @@ def check_shard(path: Path, capacity: int, source: tuple[Rows, int] | None) -> S
     )
 
 
-def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[np.generic]:
+def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     """All values of a list column, end to end."""
     array = batch.column(name)
     offsets = list_offsets(array)
@@ -230,18 +231,18 @@ def _find_difference(
     token = np.empty(_BLOCK, np.int64)
     target = np.empty(_BLOCK, np.int64)
     mask = np.ones(_BLOCK, np.int64)
-    at = np.int64(0)
+    at = 0
     for s in range(row.shape[0]):
         r = row[s]
         form = rows.target_form[r]
         has_mask = rows.mask[r] != 0
         # Without padding the segment's place in the row is known; with it, kept tokens are counted from the first.
-        read = np.int64(0) if has_mask else start[s]
-        position = -start[s] if has_mask else np.int64(0)
+        read = 0 if has_mask else int(start[s])
+        position = -int(start[s]) if has_mask else 0
         while position < length[s]:
-            count = min(_BLOCK, rows.length[r] - read)
+            count = min(_BLOCK, int(rows.length[r]) - read)
             if not has_mask:
-                count = min(count, length[s] - position)
+                count = min(count, int(length[s]) - position)
             if count <= 0:
                 return 3, s, max(position, 0)
             read_values(rows.token[r], rows.token_width[r], read, token[:count])
@@ -266,7 +267,7 @@ def _find_difference(
                         return 2, s, position
                 position += 1
             read += count
-        at += length[s]
+        at += int(length[s])
     return 0, 0, 0
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
 from pipeline.options import Size, load_job, merged, source_of
 
 log = logging.getLogger("pipeline")
+
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -45,7 +49,7 @@ def cli() -> None:
     """Pack tokenised datasets for training, offline: full packs, no token lost, boundaries kept."""
 
 
-_input_options = [
+_input_options: list[Decorator] = [
     click.option("--split", metavar="NAME", help="Pack this split only, as a dataset without splits."),
     click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset."),
     click.option("--revision", metavar="REV", help="Revision of a Hub dataset."),
@@ -59,7 +63,7 @@ _input_options = [
     ),
 ]
 
-_run_options = [
+_run_options: list[Decorator] = [
     click.option("--num-workers", type=click.IntRange(1), metavar="N", help="Parallel tasks [default: the cores]."),
     click.option(
         "--cache-dir",
@@ -87,8 +91,8 @@ _run_options = [
 ]
 
 
-def _options(*groups: list[Any]) -> Any:
-    def decorate(function: Any) -> Any:
+def _options(*groups: list[Decorator]) -> Decorator:
+    def decorate(function: Command) -> Command:
         for group in reversed(groups):
             for option in reversed(group):
                 function = option(function)
@@ -169,7 +173,7 @@ def _options(*groups: list[Any]) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output.")
 @_options(_run_options)
 @click.pass_context
-def pack(ctx: click.Context, **values: Any) -> None:
+def pack(ctx: click.Context, /, **values: Any) -> None:
     """Pack tokenised INPUTs: dataset directories, .parquet, .arrow, .jsonl[.gz|.zst], .json, quoted globs,
     URLs, or a Hub id."""
     from pipeline.config import PackConfig, choose_strategy

@@ -25,6 +25,7 @@ class Columns:
     attention: str | None
 
     def names(self) -> list[str]:
+        """The columns that are there."""
         return [name for name in (self.tokens, self.targets, self.attention) if name is not None]
 
 
@@ -71,6 +72,7 @@ def _looks_raw(schema: pa.Schema) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Whether it is one of the three list types whose values lie end to end."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 

@@ -39,6 +39,7 @@ class PackConfig:
     compression: str = "none"
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
         return {**vars(self), "set": dict(self.set), "column": dict(self.column)}
 
 
@@ -51,6 +52,7 @@ class Chosen:
     capacity: int
 
     def draws(self, config: PackConfig, window: int, purpose: str) -> Draws:
+        """The stream of random integers for one purpose in one window."""
         return Draws(f"seed={config.seed}/window={window}/{purpose}")
 
 
@@ -71,6 +73,7 @@ def choose_strategy(name: str, settings: Mapping[str, str], max_length: int) -> 
 
 
 def resolve_options(strategy: Strategy, settings: Mapping[str, str]) -> Any:
+    """The strategy's options dataclass, from text. Raises `ConfigError`."""
     fields = {f.name: f for f in dataclasses.fields(strategy.options)}
     values: dict[str, Any] = {}
     for key, text in settings.items():

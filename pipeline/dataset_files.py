@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 def split_files(shards: list[str], run_id: str, split: str | None) -> dict[str, str]:
     """state.json and dataset_info.json of one split, by name."""
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": run_id[:16],
         "_format_columns": None,

@@ -24,12 +24,13 @@ class HashingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._part = path.with_name(path.name + ".part")
-        self._file = open(self._part, "wb")
+        self._file = open(self._part, "wb")  # noqa: SIM115 - open until finish or discard
         self._hash = xxhash.xxh3_128()
         self._bytes = 0
         self.closed = False
 
     def write(self, data: bytes | pa.Buffer) -> int:
+        """Append."""
         view = memoryview(data)
         self._hash.update(view)
         self._bytes += view.nbytes
@@ -39,6 +40,7 @@ class HashingFile:
         """Nothing is promised before `close`."""
 
     def close(self) -> None:
+        """Called by Arrow, which believes that it owns the file; see `finish`."""
         self.closed = True
 
     def finish(self) -> FileFacts:

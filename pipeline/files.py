@@ -37,10 +37,12 @@ class InputFile:
 
     @property
     def is_local(self) -> bool:
+        """Whether it can be mapped where it lies."""
         return "file" in _protocols(self.system)
 
     @property
     def name(self) -> str:
+        """Without its folders."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     @property
@@ -49,6 +51,7 @@ class InputFile:
         return self.path if self.is_local else f"{_protocols(self.system)[0]}://{self.path}"
 
     def size(self) -> int:
+        """Bytes."""
         return int(self.system.size(self.path) or 0)
 
 
@@ -141,6 +144,7 @@ def hash_file(path: str) -> str:
 
 
 def default_cache_dir() -> Path:
+    """Under `$XDG_CACHE_HOME`, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "tightpack"
 

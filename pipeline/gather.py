@@ -41,7 +41,8 @@ def are_targets(rows: Rows, row: Int64Array, start: Int32Array, skip: Int32Array
     input_ids, labels, position_ids = (np.empty(2 * num, np.int32) for _ in range(3))
     target_counts = np.empty(num, np.int32)
     gather(rows, row, start - np.int32(1), two, skip, input_ids, labels, position_ids, target_counts)
-    return target_counts == 1
+    found: npt.NDArray[np.bool_] = target_counts == 1
+    return found
 
 
 @kernel

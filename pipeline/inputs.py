@@ -41,6 +41,7 @@ class Input:
     """The local directory that it is, if it is one."""
 
     def files(self) -> list[InputFile]:
+        """Of all splits, in order."""
         return [file for group in self.splits.values() for file in group]
 
 
@@ -149,7 +150,7 @@ def _format(name: str) -> str | None:
 
 def _hub(name: str, subset: str | None, revision: str | None) -> Input:
     """A dataset of the Hub, or a local clone of one, through `datasets`; its Arrow cache files are the data."""
-    import datasets
+    import datasets  # noqa: PLC0415 - takes a second, and only these inputs need it
 
     try:
         loaded = datasets.load_dataset(name, subset, revision=revision)

@@ -79,6 +79,7 @@ def summarise(windows: Sequence[tuple[Window, WindowSummary]], capacity: int) ->
 
 
 def describe_windows(windows: Sequence[tuple[Window, WindowSummary]]) -> list[dict[str, int]]:
+    """Rows, tokens and packs of each window."""
     return [
         {"rows": window.num_rows, "tokens": window.num_tokens, "packs": summary.num_packs}
         for window, summary in windows

@@ -42,6 +42,7 @@ class MappedFile:
 
     @property
     def num_rows(self) -> int:
+        """Rows of all record batches."""
         return int(self.row_offsets[-1])
 
     def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -75,7 +76,7 @@ def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | N
         if is_arrow_file(path):
             reader = pa.ipc.open_file(file)
             schema = reader.schema
-            batches = ((i, reader.get_batch(i)) for i in range(reader.num_record_batches))
+            batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
         else:
             schema, batches = _stream(file, whole, name)
         columns = find_columns(schema, renamed, name)

@@ -16,12 +16,13 @@ for _power, _prefix in enumerate("KMGT", 1):
     _UNITS[f"{_prefix}IB"] = 1024**_power
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Bytes, as in 512MB (powers of 1000) or 512MiB (powers of 1024)."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes, from text."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
         if match is None or match[2].upper() not in _UNITS:
             self.fail(f"{value!r} is no size; write for instance 512MB or 1GiB", param, ctx)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ class WindowPlan:
     """First pack of each shard, and the end.  # shape: (num_shards + 1,)"""
 
     def save(self, path: Path) -> FileFacts:
+        """Write it durably."""
         content = io.BytesIO()
         np.savez(content, **vars(self))
         return write_file(path, content.getvalue())
 
     @staticmethod
     def load(path: Path) -> WindowPlan:
+        """Read what `save` wrote."""
         with np.load(path) as arrays:
             return WindowPlan(**arrays)
 
@@ -72,10 +75,12 @@ class WindowSummary:
     report: dict[str, int | float]
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in the record of the plan task."""
         return {**vars(self), "counts": self.counts.to_json(), "too_long": vars(self.too_long)}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> WindowSummary:
+        """Read what `to_json` gave."""
         return WindowSummary(
             **{
                 **value,
@@ -90,7 +95,7 @@ def scan_blocks(window: Window) -> list[tuple[int, int]]:
     """Row ranges of the window, of about equal size, each a task."""
     num_blocks = max(1, min(window.num_rows, -(-window.num_tokens // _BLOCK_TOKENS)))
     edges = [window.first_row + window.num_rows * i // num_blocks for i in range(num_blocks + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def scan_block(split: SplitRows, start: int, stop: int, config: PackConfig) -> Facts:
@@ -147,7 +152,7 @@ def place_window(
         sum_length_squared=int(np.dot(lengths.astype(np.int64), lengths)),
         shards=tuple(
             (int(last - first), int(token_offsets[last] - token_offsets[first]))
-            for first, last in zip(shard_offsets[:-1], shard_offsets[1:], strict=True)
+            for first, last in pairwise(shard_offsets)
         ),
         report=dict(plan.report),
     )

@@ -91,6 +91,7 @@ class Staging:
         self.work = self.folder / "work"
 
     def open(self) -> None:
+        """Make the folders, and drop files that an earlier run left half-written."""
         self.dataset.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(exist_ok=True)
         for part in self.folder.rglob("*.part"):
@@ -114,6 +115,7 @@ class Staging:
         return self.work / ("-".join(file.relative_to(self.folder).parts) + ".done")
 
     def remove(self) -> None:
+        """Leave nothing."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

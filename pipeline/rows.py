@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
@@ -132,8 +131,10 @@ def list_offsets(array: pa.Array) -> Int64Array:
     """Offsets of each row's values into `array.values`, and the end.  # shape: (num_rows + 1,)"""
     if pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
-        return (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * size
-    return np.asarray(array.offsets).astype(np.int64, copy=False)
+        ends: Int64Array = (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * size
+        return ends
+    offsets: Int64Array = np.asarray(array.offsets).astype(np.int64, copy=False)
+    return offsets
 
 
 def _ragged(
@@ -157,14 +158,16 @@ def _ragged(
     return np.diff(offsets), start + offsets[:-1] * _ITEM_SIZE[code], np.full(len(array), code, np.int8)
 
 
-@intrinsic
-def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
+def _pointer_code(typing_context: Any, address: Any, like: Any) -> Any:
     """(address, array of some type) -> pointer to values of that type."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(like.dtype)(types.int64, like), generate
+
+
+_pointer = intrinsic(_pointer_code)
 
 
 @kernel

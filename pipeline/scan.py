@@ -55,6 +55,7 @@ class Facts:
 
     @staticmethod
     def join(parts: list[Facts]) -> Facts:
+        """Facts of consecutive runs of rows as those of one."""
         return Facts(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Facts)})
 
 

@@ -57,6 +57,7 @@ class Counts:
         return Counts(**sums, dropped={reason: self.dropped[reason] + other.dropped[reason] for reason in REASONS})
 
     def balances(self) -> bool:
+        """Whether everything that came in was packed or is counted under a reason."""
         return all(
             getattr(self, f"{what}_in")
             == getattr(self, f"{what}_packed") + sum(getattr(loss, what) for loss in self.dropped.values())
@@ -64,10 +65,12 @@ class Counts:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
         return {**vars(self), "dropped": {reason: vars(loss) for reason, loss in self.dropped.items()}}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Counts:
+        """Read what `to_json` gave."""
         dropped = {reason: Loss(**loss) for reason, loss in value["dropped"].items()}
         return Counts(**{**value, "dropped": dropped})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
     while edges[-1] < len(token_offsets) - 1:
         upto = int(np.searchsorted(token_offsets, token_offsets[edges[-1]] + _BATCH_TOKENS, side="right")) - 1
         edges.append(max(upto, edges[-1] + 1))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _batch(

@@ -34,6 +34,7 @@ class SplitRows:
 
     @property
     def num_rows(self) -> int:
+        """Rows of all files."""
         return self._offsets[-1]
 
     def read(self, start: int, stop: int) -> Rows:

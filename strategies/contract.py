@@ -56,6 +56,7 @@ class Plan:
 
     @property
     def num_packs(self) -> int:
+        """Packs of the plan."""
         return len(self.pack_offsets) - 1
 
 

@@ -16,6 +16,8 @@ from strategies.contract import Plan, Request, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class MinibatchOptions:
+    """Options of `minibatch`."""
+
     batch_size: int = field(default=8, metadata={"help": "samples a pack; its capacity is batch_size x max_length"})
     shuffle: bool = field(default=False, metadata={"help": "draw the mini-batches from a seeded permutation"})
 
@@ -36,6 +38,7 @@ def place(request: Request) -> Plan:
 
 
 def capacity(max_length: int, options: Any) -> int:
+    """Tokens of a whole mini-batch."""
     return max_length * int(options.batch_size)
 
 

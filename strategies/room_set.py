@@ -28,6 +28,7 @@ def room_set(size: int) -> tuple[Words, Levels]:
 
 @kernel
 def insert(words: Words, levels: Levels, value: int) -> None:
+    """Add a value; nothing changes if it is a member."""
     for level in range(levels.shape[0] - 1):
         words[levels[level] + (value >> 6)] |= np.uint64(1) << np.uint64(value & 63)
         value >>= 6
@@ -35,6 +36,7 @@ def insert(words: Words, levels: Levels, value: int) -> None:
 
 @kernel
 def remove(words: Words, levels: Levels, value: int) -> None:
+    """Take a member out."""
     for level in range(levels.shape[0] - 1):
         at = levels[level] + (value >> 6)
         words[at] &= ~(np.uint64(1) << np.uint64(value & 63))

@@ -14,6 +14,8 @@ from strategies.draws import Draws
 
 @dataclass(frozen=True, kw_only=True)
 class WrappedOptions:
+    """Options of `wrapped`."""
+
     shuffle: bool = field(default=False, metadata={"help": "concatenate in a seeded permutation"})
 
 
