@@ -198,6 +198,8 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         output=values["output"],
         overwrite=values["overwrite"],
     )
+    if chosen.strategy.stream_order is not None and source_of(ctx, "overlong") != "default":
+        log.warning("--overlong has no effect: strategy %s cuts the stream of tokens", chosen.strategy.name)
     if values["dry_run"]:
         result = plan_only(job)
         sources = {name: source_of(ctx, name) for name in fields} | {

@@ -104,6 +104,7 @@ def pack(job: Job) -> Result:
                 publish(staging.dataset, output)
                 staging.remove()
                 cache.forget_downloads()
+                _tell_losses(manifest)
                 return _result("packed", manifest, planned, started)
             except OSError:
                 raise
@@ -118,6 +119,21 @@ def pack(job: Job) -> Result:
     except OSError as error:
         where = error.filename or output
         raise StorageError(f"{where}: {error.strerror or error}; {_kept(staging)}") from error
+
+
+def _tell_losses(manifest: dict[str, Any]) -> None:
+    """Say loudly what was left out unasked."""
+    losses = manifest["counts"]["dropped"]
+    if losses["empty"]["samples"]:
+        log.warning("%s samples are empty and left out (empty)", f"{losses['empty']['samples']:,}")
+    if losses["no_targets"]["samples"]:
+        log.warning(
+            "%s samples (%s tokens) have nothing to train and are left out (no_targets); --keep-untrainable keeps them",
+            f"{losses['no_targets']['samples']:,}",
+            f"{losses['no_targets']['tokens']:,}",
+        )
+    if not manifest["packs"]:
+        log.warning("there was nothing to pack; the output is a valid, empty dataset")
 
 
 def _kept(staging: Staging | None) -> str:

@@ -4,7 +4,7 @@ Segments of one length are alike, and so are packs with the same room, so whole 
 at once: when every pack with room r takes floor(r / l) segments of length l, its new room is below l,
 which is exactly what placing them one by one does. Packs opened together stay together as a run
 (first pack, number of packs) until a shorter class ends inside it, so the work is O(runs touched), and
-the only pass over all segments is the final grouping.
+the only pass over all segments is the final grouping. Among packs with the same room the oldest is taken.
 """
 
 from __future__ import annotations
@@ -34,72 +34,95 @@ def _fill_runs(lengths: Int32Array, capacity: int, words: Words, levels: Levels)
     """Placements, longest class first: rows (first pack, packs, segments for each of them)."""
     placed = np.empty((1024, 3), np.int64)
     num_placed = 0
-    # Runs of packs with the same room form a linked list from `head[room]`; row 2 links to the next.
-    node = np.empty((1024, 3), np.int64)
-    num_nodes = 0
-    free_node = -1
+    # Runs (first pack, packs, next run) with the same room are linked in the order of their packs.
+    run = np.empty((1024, 3), np.int64)
+    num_runs = 0
+    unused = -1
     head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
     num_packs = 0
 
     class_size = np.zeros(capacity + 1, np.int64)
-    for each_length in lengths:
-        class_size[each_length] += 1
+    for length in lengths:
+        class_size[length] += 1
     for length in range(capacity, 0, -1):
         left = class_size[length]
         while left > 0:
             room = smallest_from(words, levels, length)
-            if room >= 0:
-                at = head[room]
-                first, packs = node[at, 0], node[at, 1]
-                each = room // length
-            else:
+            opens = room < 0
+            if opens:
                 room = capacity
-                each = room // length
-                first, packs = num_packs, -(-left // each)
-                num_packs += packs
-                at = -1
+                first, packs = num_packs, left
+            else:
+                first, packs = run[head[room], 0], run[head[room], 1]
+            each = room // length
             if packs * each > left:
                 # Whole packs first; what remains goes into one more pack on the next turn.
                 packs = left // each
                 if packs == 0:
                     packs, each = 1, left
-            if at >= 0:
-                node[at, 0] += packs
-                node[at, 1] -= packs
-                if node[at, 1] == 0:
-                    head[room] = node[at, 2]
-                    node[at, 2] = free_node
-                    free_node = at
-                    if head[room] < 0:
-                        remove(words, levels, room)
-            else:
-                num_packs = first + packs
-
-            if num_placed == placed.shape[0]:
-                grown = np.empty((2 * num_placed, 3), np.int64)
-                grown[:num_placed] = placed
-                placed = grown
-            placed[num_placed, 0], placed[num_placed, 1], placed[num_placed, 2] = first, packs, each
-            num_placed += 1
             left -= packs * each
 
+            if opens:
+                num_packs += packs
+            else:
+                at = head[room]
+                run[at, 0] += packs
+                run[at, 1] -= packs
+                if run[at, 1] == 0:
+                    head[room] = run[at, 2]
+                    run[at, 2] = unused
+                    unused = at
+                    if head[room] < 0:
+                        remove(words, levels, room)
+
+            if num_placed == placed.shape[0]:
+                placed = _doubled(placed)
+            placed[num_placed, 0], placed[num_placed, 1], placed[num_placed, 2] = first, packs, each
+            num_placed += 1
+
             new_room = room - each * length
-            if new_room > 0:
-                if free_node >= 0:
-                    at = free_node
-                    free_node = node[at, 2]
-                else:
-                    if num_nodes == node.shape[0]:
-                        more = np.empty((2 * num_nodes, 3), np.int64)
-                        more[:num_nodes] = node
-                        node = more
-                    at = num_nodes
-                    num_nodes += 1
-                if head[new_room] < 0:
-                    insert(words, levels, new_room)
-                node[at, 0], node[at, 1], node[at, 2] = first, packs, head[new_room]
+            if new_room == 0:
+                continue
+            if head[new_room] < 0:
+                insert(words, levels, new_room)
+                before = -1
+            elif run[tail[new_room], 0] < first:
+                before = tail[new_room]
+            else:
+                before = -1
+                after = head[new_room]
+                while run[after, 0] < first:
+                    before, after = after, run[after, 2]
+            if before >= 0 and run[before, 0] + run[before, 1] == first:
+                run[before, 1] += packs
+                continue
+            if unused >= 0:
+                at = unused
+                unused = run[at, 2]
+            else:
+                if num_runs == run.shape[0]:
+                    run = _doubled(run)
+                at = num_runs
+                num_runs += 1
+            if before >= 0:
+                after = run[before, 2]
+                run[before, 2] = at
+            else:
+                after = head[new_room]
                 head[new_room] = at
+            run[at, 0], run[at, 1], run[at, 2] = first, packs, after
+            if after < 0:
+                tail[new_room] = at
     return placed[:num_placed].copy(), num_packs
+
+
+@kernel
+def _doubled(table: Int64Array) -> Int64Array:
+    """The same rows with room for as many more."""
+    grown = np.empty((2 * table.shape[0], table.shape[1]), np.int64)
+    grown[: table.shape[0]] = table
+    return grown
 
 
 @kernel

@@ -1,0 +1,89 @@
+"""Straightforward packers, one sample at a time, to hold the fast ones against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    room = 0
+    for i, length in enumerate(lengths):
+        if not packs or length > room:
+            packs.append([])
+            room = capacity
+        packs[-1].append(i)
+        room -= length
+    return packs
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    return _fit(lengths, range(len(lengths)), capacity, best=False)
+
+
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    return _fit(lengths, _longest_first(lengths), capacity, best=False)
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    return _fit(lengths, _longest_first(lengths), capacity, best=True)
+
+
+def sweep_down(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Greedy packing as arXiv 2410.08081 words it: open with the longest unused, sweep down the rest."""
+    unused = _longest_first(lengths)
+    packs = []
+    while unused:
+        room, pack, rest = capacity, [], []
+        for i in unused:
+            if lengths[i] <= room:
+                pack.append(i)
+                room -= lengths[i]
+            else:
+                rest.append(i)
+        packs.append(pack)
+        unused = rest
+    return packs
+
+
+def fewest_packs(lengths: Sequence[int], capacity: int) -> int:
+    """The optimum, by branch and bound."""
+    order = sorted(lengths, reverse=True)
+    best = len(order)
+
+    def place(i: int, rooms: list[int]) -> None:
+        nonlocal best
+        if len(rooms) >= best:
+            return
+        if i == len(order):
+            best = len(rooms)
+            return
+        for k in range(len(rooms)):
+            if rooms[k] >= order[i] and rooms[k] not in rooms[:k]:
+                rooms[k] -= order[i]
+                place(i + 1, rooms)
+                rooms[k] += order[i]
+        place(i + 1, [*rooms, capacity - order[i]])
+
+    place(0, [])
+    return best
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def _fit(lengths: Sequence[int], order: Sequence[int], capacity: int, *, best: bool) -> list[list[int]]:
+    packs: list[list[int]] = []
+    rooms: list[int] = []
+    for i in order:
+        fitting = [k for k, room in enumerate(rooms) if room >= lengths[i]]
+        if fitting:
+            k = min(fitting, key=lambda k: (rooms[k], k)) if best else fitting[0]
+        else:
+            k = len(packs)
+            packs.append([])
+            rooms.append(capacity)
+        packs[k].append(i)
+        rooms[k] -= lengths[i]
+    return packs
