@@ -273,8 +273,12 @@ def main() -> NoReturn:
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = cli.main(prog_name="python -m pipeline", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        # Not cli.main(), which would take a KeyboardInterrupt for its own.
+        with cli.make_context("python -m pipeline", sys.argv[1:]) as ctx:
+            cli.invoke(ctx)
+        sys.exit(0)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -282,7 +286,7 @@ def main() -> NoReturn:
         _fail(error.format_message(), 2)
     except PipelineError as error:
         _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except KeyboardInterrupt as error:
         kept = "; ".join(getattr(error, "__notes__", []))
         terminated = isinstance(error, Terminated)
         _fail(

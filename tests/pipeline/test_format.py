@@ -18,8 +18,7 @@ from pipeline.config import PackConfig, choose_strategy
 from pipeline.job import Job, pack
 from tests.conftest import Run
 from tests.pipeline.oracle import assert_packed, expect
-
-INT32 = pa.int32()
+from tests.pipeline.samples import save
 
 WORKED_EXAMPLE = [
     {"input_ids": [11, 12, 13, 14, 15], "labels": [-100, -100, 13, 14, 15]},
@@ -28,15 +27,6 @@ WORKED_EXAMPLE = [
     {"input_ids": [41], "labels": [41]},
     {"input_ids": [51, 52, 53, 54, 55, 56], "labels": [-100, -100, -100, -100, 55, 56]},
 ]
-
-
-def save(rows: list[dict[str, Any]], folder: Path, kind: pa.DataType = INT32) -> Path:
-    """Rows as a dataset directory, two rows a record batch."""
-    names = list(rows[0]) if rows else ["input_ids"]
-    schema = pa.schema([(name, pa.list_(kind)) for name in names])
-    table = pa.Table.from_pylist(rows, schema=schema)
-    datasets.Dataset(table).save_to_disk(str(folder))
-    return folder
 
 
 def test_worked_example(run: Run, tmp_path: Path) -> None:
