@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,18 +78,18 @@ def _resolve(name: str, split: str | None, subset: str | None, revision: str | N
     except (ValueError, ImportError) as error:
         raise DataError(f"input {name}: {error}") from None
     if system.exists(path):
-        return [_at(system, path, name, subset, revision)]
+        return [_at(system, path, name)]
     if any(mark in name for mark in "*?["):
         matches = sorted(str(match) for match in system.glob(path))
         if not matches:
             raise DataError(f"input {name}: nothing matches this pattern")
-        return [_at(system, match, match, subset, revision) for match in matches]
+        return [_at(system, match, match) for match in matches]
     if _HUB_ID.fullmatch(name) and _format(name) is None:
         return [_hub(name, subset, revision)]
     raise DataError(f"input {name}: no such file or directory")
 
 
-def _at(system: fsspec.AbstractFileSystem, path: str, name: str, subset: str | None, revision: str | None) -> Input:
+def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
     base = path.rstrip("/").rsplit("/", 1)[-1]
     if not system.isdir(path):
         kind = _format(base)
@@ -106,15 +107,9 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str, subset: str | N
     inside = [str(entry).rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
     if not inside:
         raise DataError(f"input {name}: the directory is empty")
-    if not any(_format(entry) or system.isdir(f"{path}/{entry}") for entry in inside):
-        raise DataError(
-            f"input {name}: not a dataset: it has neither state.json nor data files ({', '.join(_FORMATS)})"
-        )
-    if folder is None:
-        raise DataError(
-            f"input {name}: not written by save_to_disk; name its files with a pattern, as in '{name}/*.parquet'"
-        )
-    return replace(_hub(path, subset, revision), folder=folder)
+    data = next((ending for ending in _FORMATS if any(entry.endswith(ending) for entry in inside)), None)
+    way_out = f"; name its files with a quoted pattern, as in '{name}/*{data}'" if data else ""
+    raise DataError(f"input {name}: not a dataset written by save_to_disk (it has no state.json){way_out}")
 
 
 def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFile, ...]:
@@ -149,9 +144,11 @@ def _format(name: str) -> str | None:
 
 
 def _hub(name: str, subset: str | None, revision: str | None) -> Input:
-    """A dataset of the Hub, or a local clone of one, through `datasets`; its Arrow cache files are the data."""
+    """A dataset of the Hub, through `datasets`; the Arrow files in its cache are the data."""
     import datasets  # noqa: PLC0415 - takes a second, and only these inputs need it
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, subset, revision=revision)
     except FileNotFoundError as error:  # DatasetNotFoundError, DataFilesNotFoundError and EmptyDatasetError are such

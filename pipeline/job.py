@@ -15,7 +15,7 @@ from pipeline import manifest as manifests
 from pipeline.config import Chosen, PackConfig
 from pipeline.engine import LocalEngine
 from pipeline.errors import ConfigError, DataError, StorageError
-from pipeline.files import FileCache, InputFile
+from pipeline.files import FileCache, InputFile, hash_file
 from pipeline.inputs import Input, resolve
 from pipeline.progress import bar
 from pipeline.publish import Staging, abandoned, output_lock, publish
@@ -187,16 +187,10 @@ def _up_to_date(output: Path, run_id: str, job: Job, inputs: list[Input], hashes
             raise ConfigError(f"--output {output} is no dataset; --overwrite only replaces datasets") from None
         return False
     if old["run_id"] == run_id:
-        damaged = [
-            name
-            for name, facts in old.get("files", {}).items()
-            if not (output / name).is_file() or (output / name).stat().st_size != facts["bytes"]
-        ]
-        if not damaged:
-            return True
-        if not job.overwrite:
-            raise ConfigError(f"--output {output} is this run, but damaged ({damaged[0]}); --overwrite writes it anew")
-        return False
+        damaged = next((name for name, facts in old["files"].items() if not _is_whole(output / name, facts, job)), None)
+        if damaged is not None and not job.overwrite:
+            raise ConfigError(f"--output {output} is this run, but {damaged} is damaged; --overwrite writes it anew")
+        return damaged is None
     if not job.overwrite:
         new = {
             "config": job.config.to_json(),
@@ -210,6 +204,13 @@ def _up_to_date(output: Path, run_id: str, job: Job, inputs: list[Input], hashes
             f" replace it with --overwrite. What differs:{told}"
         )
     return False
+
+
+def _is_whole(file: Path, facts: dict[str, Any], job: Job) -> bool:
+    """Whether a published file is there in full; with `--overwrite`, which would mend it, also by its checksum."""
+    if not file.is_file() or file.stat().st_size != facts["bytes"]:
+        return False
+    return not job.overwrite or hash_file(str(file)) == facts["xxh3_128"]
 
 
 def _refuse_too_long(config: PackConfig, planned: Planned, run: Run) -> None:

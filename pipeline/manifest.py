@@ -98,7 +98,10 @@ def own_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A directory's manifest. Raises `ValueError` if it is missing or no manifest, `OSError` if unreadable."""
+    """A directory's manifest.
+
+    Raises `ValueError` if it is missing, no manifest, or was changed after it was written; `OSError` if unreadable.
+    """
     try:
         value = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -107,21 +110,21 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error})") from None
     if not isinstance(value, dict) or "run_id" not in value:
         raise ValueError(f"{folder / MANIFEST} is not a manifest of ours")
+    if own_hash(value) != value.get("self"):
+        raise ValueError(f"{folder / MANIFEST} was changed after it was written")
     return value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two runs, for the message that refuses to replace one by the other."""
     told = []
-    for key in sorted({*old.get("config", {}), *new["config"]}):
-        before, after = old.get("config", {}).get(key), new["config"].get(key)
+    for key in sorted({*old["config"], *new["config"]}):
+        before, after = old["config"].get(key), new["config"].get(key)
         if before != after:
             told.append(f"{key}: {before} there, {after} now")
-    before, after = ([(entry["name"], entry["xxh3_128"]) for entry in m.get("inputs", [])] for m in (old, new))
-    if [digest for _, digest in before] != [digest for _, digest in after]:
-        told.append(
-            f"inputs: {', '.join(n for n, _ in before)} there, {', '.join(n for n, _ in after)} now (by content)"
-        )
+    if [entry["xxh3_128"] for entry in old["inputs"]] != [entry["xxh3_128"] for entry in new["inputs"]]:
+        there, now = (", ".join(f"{e['name']} ({e['xxh3_128'][:8]})" for e in m["inputs"]) for m in (old, new))
+        told.append(f"content of the inputs: {there} there, {now} now")
     for key in ("format_version", "algorithm_version"):
         if old.get(key) != new[key]:
             told.append(f"{key}: {old.get(key)} there, {new[key]} now")

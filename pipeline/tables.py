@@ -42,7 +42,7 @@ def pack_table(result: Result, output: Path) -> Shown:
         rows.append(("status", "up to date: this run was done before, nothing was written"))
     else:
         tokens = manifest["counts"]["tokens_packed"]
-        rows.append(("time", f"{result.seconds:.1f} s, {tokens / result.seconds / 1e6:,.1f} M tokens/s"))
+        rows.append(("time", f"{result.seconds:.2f} s, {tokens / result.seconds:,.0f} tokens/s"))
     return Shown(_aligned(rows), value)
 
 
@@ -111,7 +111,7 @@ def verify_table(result: Verified) -> Shown:
     value = dataclasses.asdict(result) | {"ok": not result.problems, "seconds": round(result.seconds, 3)}
     if result.problems:
         told = "\n".join(f"  {problem}" for problem in result.problems)
-        return Shown(f"FAILED: {len(result.problems)} problems in {result.directory}\n{told}", value)
+        return Shown(f"FAILED: {result.directory}\n{told}", value)
     rows = [
         (
             "verified",
@@ -119,7 +119,7 @@ def verify_table(result: Verified) -> Shown:
         ),
         ("content", f"{result.packs:,} packs, {result.segments:,} segments, {result.tokens:,} tokens"),
         ("source", "every token of every sample accounted for" if result.source else "not compared (give --source)"),
-        ("time", f"{result.seconds:.1f} s"),
+        ("time", f"{result.seconds:.2f} s"),
     ]
     return Shown(_aligned(rows), value)
 
@@ -158,13 +158,10 @@ def _figure_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, split in manifest.get("splits", {}).items():
         rows.append((f"  {name}", f"{split['packs']:,} packs, fill {split['fill']:.4%}"))
     for reason, loss in counts["dropped"].items():
-        if any(loss.values()):
-            rows.append(
-                (
-                    reason,
-                    f"{loss['samples']:,} samples, {loss['tokens']:,} tokens, {loss['targets']:,} targets left out",
-                )
-            )
+        lost = [f"{loss[what]:,} {what}" for what in ("samples", "tokens", "targets") if loss[what]]
+        if lost:
+            of = "" if loss["samples"] else f" of {loss['samples_affected']:,} samples"
+            rows.append((reason, f"{', '.join(lost)}{of} left out"))
     rows += [(name, str(figure)) for name, figure in manifest["report"].items()]
     return rows
 

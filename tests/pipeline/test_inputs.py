@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from pipeline.inputs import _hub as inputs_of_hub
 from tests.conftest import Run, left_behind
 from tests.pipeline.oracle import assert_packed, expect
 from tests.pipeline.samples import random_rows, save, table
@@ -58,12 +59,6 @@ def as_parquet(rows: Rows, folder: Path, kind: pa.DataType | None = None, **opti
     content = table(rows) if kind is None else table(rows).cast(pa.schema([(n, kind) for n in rows[0]]))
     pq.write_table(content, folder / "x.parquet", **options)
     return folder / "x.parquet"
-
-
-def as_hub_clone(rows: Rows, folder: Path) -> Path:
-    (folder / "clone").mkdir()
-    pq.write_table(table(rows), folder / "clone" / "train-00000-of-00001.parquet")
-    return folder / "clone"
 
 
 def as_several_files(rows: Rows, folder: Path) -> str:
@@ -132,12 +127,18 @@ def test_every_kind_of_input(run: Run, tmp_path: Path, kind: str) -> None:
     assert run("verify", tmp_path / "out", "--source", source).code == 0
 
 
-def test_hub_clone_keeps_its_splits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_dataset_keeps_its_splits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is out of reach here; `load_dataset` reads the same layout from a folder of the same relative name."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
-    source = as_hub_clone(ROWS, tmp_path)
-    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", LONGEST, "--split", "train", "--json")
+    for split, rows in {"train": ROWS[:200], "test": ROWS[200:]}.items():
+        (tmp_path / "org" / "name").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(rows), tmp_path / "org" / "name" / f"{split}-00000-of-00001.parquet")
+    found = inputs_of_hub(str(tmp_path / "org" / "name"), None, None)
+    assert list(found.splits) == ["train", "test"]
+    monkeypatch.setattr("pipeline.job.resolve", lambda *_, **__: [found])
+    ended = run("pack", "org/name", "--output", tmp_path / "out", "--max-length", LONGEST, "--json")
     assert ended.code == 0, ended.err
-    assert_packed(tmp_path / "out", expect(ROWS, LONGEST), ended.json)
+    assert_packed(tmp_path / "out" / "train", expect(ROWS[:200], LONGEST), ended.json["splits"]["train"])
 
 
 def test_fixed_size_lists(run: Run, tmp_path: Path) -> None:
@@ -216,6 +217,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "nothing matches": (lambda folder: f"{folder}/*.parquet", ["*.parquet", "nothing matches"]),
     "empty directory": (lambda folder: (folder / "x").mkdir() or folder / "x", ["the directory is empty"]),
     "not a dataset": (lambda folder: write(folder / "notes.txt", b"hello").parent, ["not a dataset"]),
+    "folder of files": (lambda folder: write(folder / "a.jsonl", b"{}").parent, ["not a dataset", "*.jsonl'"]),
     "unknown type": (lambda folder: write(folder / "x.csv", b"a,b"), ["x.csv", "unknown file type"]),
     "empty arrow file": (lambda folder: write(folder / "x.arrow", b""), ["x.arrow", "truncated"]),
     "truncated arrow stream": (cut_off(KINDS["arrow stream"], 0.7), ["x.arrow", "truncated"]),

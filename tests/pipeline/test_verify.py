@@ -1,0 +1,246 @@
+"""verify finds what is wrong: damage by checksums, mistakes by invariants, losses by comparison with the source."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+
+from pipeline.manifest import canonical, own_hash
+from tests.conftest import Run
+from tests.pipeline.samples import random_rows, save
+
+ROWS = random_rows(200, padded=True)
+FLAGS = ("--max-length", 40, "--overlong", "split", "--window-samples", 60, "--shard-size", 9000)
+
+
+@pytest.fixture
+def packed(run: Run, tmp_path: Path) -> Path:
+    source = save(ROWS, tmp_path / "in")
+    assert run("pack", source, "--output", tmp_path / "out", *FLAGS).code == 0
+    return tmp_path / "out"
+
+
+def test_a_sound_dataset_passes(run: Run, packed: Path) -> None:
+    ended = run("verify", packed, "--source", packed.parent / "in", "--json")
+    assert ended.code == 0
+    assert ended.json["ok"]
+    assert ended.json["problems"] == []
+    assert ended.json["segments"] > 100
+
+
+@pytest.mark.parametrize("form", ["labels", "loss_mask", "none"])
+@pytest.mark.parametrize("overlong", ["drop", "truncate", "split"])
+@pytest.mark.parametrize("strategy", ["best-fit-decreasing", "wrapped", "minibatch"])
+def test_every_kind_passes_against_its_source(
+    run: Run, tmp_path: Path, form: str, overlong: str, strategy: str
+) -> None:
+    rows = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]} for row in ROWS]
+    for row, original in zip(rows, ROWS, strict=True):
+        if form == "labels":
+            row["labels"] = original["labels"]
+        elif form == "loss_mask":
+            row["loss_mask"] = [int(label != -100) for label in original["labels"]]
+    source = save(rows, tmp_path / "in")
+    flags = ["--max-length", 15, "--overlong", overlong, "--strategy", strategy, "--window-samples", 70]
+    assert run("pack", source, "--output", tmp_path / "out", *flags).code == 0
+    ended = run("verify", tmp_path / "out", "--source", source)
+    assert ended.code == 0, ended.out
+
+
+def test_any_flipped_bit_shows(run: Run, packed: Path) -> None:
+    draws = np.random.default_rng(0)
+    for path in sorted(packed.iterdir()):
+        content = path.read_bytes()
+        for at in draws.integers(0, len(content), 6):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << int(draws.integers(0, 8))
+            path.write_bytes(damaged)
+            ended = run("verify", packed)
+            assert ended.code == 4, f"{path.name} byte {at}"
+            assert path.name in ended.out
+        path.write_bytes(content)
+    assert run("verify", packed).code == 0
+
+
+def test_truncated_missing_or_swapped_shards_show(run: Run, packed: Path) -> None:
+    first, second = sorted(packed.glob("*.arrow"))[:2]
+    whole = [first.read_bytes(), second.read_bytes()]
+    first.write_bytes(whole[0][:-100])
+    assert first.name in run("verify", packed).out
+    first.write_bytes(whole[1])
+    second.write_bytes(whole[0])
+    ended = run("verify", packed)
+    assert ended.code == 4
+    assert first.name in ended.out
+    first.unlink()
+    ended = run("verify", packed)
+    assert ended.code == 4
+    assert f"{first.name}: missing" in ended.out
+
+
+def test_missing_manifest_or_directory(run: Run, packed: Path) -> None:
+    (packed / "manifest.json").unlink()
+    ended = run("verify", packed)
+    assert ended.code == 4
+    assert "manifest.json" in ended.out
+    assert run("verify", packed.parent / "nowhere").code == 4
+
+
+def test_a_stray_file_is_told_but_no_failure(run: Run, packed: Path) -> None:
+    (packed / "cache-123.arrow").write_bytes(b"left by map")
+    ended = run("verify", packed)
+    assert ended.code == 0
+    assert "cache-123.arrow" in ended.err
+
+
+def forge(folder: Path, change: Callable[[list[dict[str, Any]]], object], shard: int = 0) -> str:
+    """Change the rows of a shard and make every checksum and figure fit again, as a packer with a bug would."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    path = sorted(folder.glob("*.arrow"))[shard]
+    with pa.ipc.open_stream(str(path)) as stream:
+        schema, rows = stream.schema, stream.read_all().to_pylist()
+    before = _figures(rows)
+    change(rows)
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    after = _figures(rows)
+    content = path.read_bytes()
+    manifest["files"][path.name] = {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content), **after}
+    manifest["packs"] += after["packs"] - before["packs"]
+    for what in ("tokens", "targets"):
+        manifest["counts"][f"{what}_packed"] += after[what] - before[what]
+        manifest["counts"]["dropped"]["cut"][what] -= after[what] - before[what]
+    manifest["self"] = own_hash(manifest)
+    (folder / "manifest.json").write_bytes(canonical(manifest))
+    return path.name
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "packs": len(rows),
+        "segments": sum(len(row["seq_lengths"]) for row in rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "targets": sum(sum(row["target_counts"]) for row in rows),
+    }
+
+
+def set_item(column: str, position: int, value: int) -> Callable[[list[dict[str, Any]]], object]:
+    return lambda rows: rows[2][column].__setitem__(position, value)
+
+
+def drop_last_token(rows: list[dict[str, Any]]) -> None:
+    for column in ("input_ids", "labels", "position_ids"):
+        rows[2][column].pop()
+
+
+def merge_two_segments(rows: list[dict[str, Any]]) -> None:
+    row = next(row for row in rows if len(row["seq_lengths"]) > 1)
+    del row["boundaries"][1]
+    row["seq_lengths"][:2] = [sum(row["seq_lengths"][:2])]
+    row["target_counts"][:2] = [sum(row["target_counts"][:2])]
+    del row["sample_ids"][1], row["segment_starts"][1]
+
+
+def overfill(rows: list[dict[str, Any]]) -> None:
+    for column in (
+        "input_ids",
+        "labels",
+        "position_ids",
+        "seq_lengths",
+        "sample_ids",
+        "segment_starts",
+        "target_counts",
+    ):
+        rows[2][column] += rows[3][column]
+    rows[2]["boundaries"] += [rows[2]["boundaries"][-1] + b for b in rows[3]["boundaries"][1:]]
+    del rows[3]
+
+
+INVARIANTS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "boundaries do not begin at 0": (set_item("boundaries", 0, 1), "boundaries do not begin at 0"),
+    "boundaries do not end at T": (drop_last_token, "boundaries do not end at the pack's length"),
+    "seq_lengths": (set_item("seq_lengths", 0, 99), "seq_lengths"),
+    "positions": (set_item("position_ids", -1, 0), "position_ids"),
+    "two segments made one": (merge_two_segments, "position_ids"),
+    "first label": (set_item("labels", 0, 5), "first label"),
+    "negative token": (set_item("input_ids", 1, -1), "token id is negative"),
+    "bad label": (set_item("labels", 1, -7), "neither -100"),
+    "target_counts": (set_item("target_counts", 0, 40), "target_counts"),
+    "over capacity": (overfill, "over capacity"),
+    "sample of another window": (set_item("sample_ids", 0, 199), "not in the shard's window"),
+    "sample twice": (lambda rows: rows.append(rows[2]), "twice"),
+    "start moved": (set_item("segment_starts", 0, 39), "misses its tokens"),
+}
+
+
+@pytest.mark.parametrize("what", INVARIANTS)
+def test_broken_invariants_show_without_the_source(run: Run, packed: Path, what: str) -> None:
+    change, told = INVARIANTS[what]
+    name = forge(packed, change)
+    ended = run("verify", packed)
+    assert ended.code == 4, ended.out
+    assert told in ended.out
+    assert name in ended.out
+    assert "pack" in ended.out
+
+
+def change_last_token(rows: list[dict[str, Any]]) -> None:
+    rows[2]["input_ids"][-1] += 1
+
+
+def change_last_label(rows: list[dict[str, Any]]) -> None:
+    label = next(i for i, label in enumerate(rows[2]["labels"]) if label != -100)
+    rows[2]["labels"][label] += 1
+
+
+LOSSES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "token": (change_last_token, "the token is not that of the source"),
+    "label": (change_last_label, "the label is not that of the source"),
+    "pack lost": (lambda rows: rows.pop(2), "tokens are packed"),
+    "sample exchanged": (lambda rows: rows[2]["sample_ids"].__setitem__(0, rows[3]["sample_ids"][0]), "sample"),
+}
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_losses_show_against_the_source(run: Run, packed: Path, what: str) -> None:
+    change, told = LOSSES[what]
+    forge(packed, change)
+    ended = run("verify", packed, "--source", packed.parent / "in")
+    assert ended.code == 4, ended.out
+    assert told in ended.out
+
+
+def test_another_source_shows(run: Run, packed: Path, tmp_path: Path) -> None:
+    fewer = save(ROWS[:-1], tmp_path / "fewer")
+    ended = run("verify", packed, "--source", fewer)
+    assert ended.code == 4
+    assert "199 rows" in ended.out
+    rows = [dict(row) for row in ROWS]
+    rows[0] = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
+    assert run("verify", packed, "--source", save(rows, tmp_path / "other")).code == 4
+
+
+def test_counts_that_hide_a_loss_show(run: Run, packed: Path) -> None:
+    manifest = json.loads((packed / "manifest.json").read_bytes())
+    manifest["counts"]["dropped"]["empty"]["samples"] += 1
+    manifest["counts"]["samples_packed"] -= 1
+    manifest["self"] = own_hash(manifest)
+    (packed / "manifest.json").write_bytes(canonical(manifest))
+    assert run("verify", packed).code == 0, "the counts balance, so only the source can tell"
+    ended = run("verify", packed, "--source", packed.parent / "in")
+    assert ended.code == 4
+    assert "empty" in ended.out
+
+
+def test_a_copy_elsewhere_is_as_good(run: Run, packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "copy")
+    shutil.rmtree(packed)
+    assert run("verify", tmp_path / "copy", "--source", tmp_path / "in").code == 0
