@@ -14,7 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dataset_files import COLUMNS, SCHEMA
-from pipeline.rows import IGNORE, LABELS, NO_TARGET_COLUMN, Addresses, Int64Array, Rows, list_offsets, read_values
+from pipeline.rows import (
+    IGNORE,
+    LABELS,
+    NO_TARGET_COLUMN,
+    Addresses,
+    Int64Array,
+    Rows,
+    as_numpy,
+    list_offsets,
+    read_values,
+)
 from strategies.compiled import kernel
 
 Int32Array = npt.NDArray[np.int32]
@@ -88,7 +98,7 @@ def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     """All values of a list column, end to end."""
     array = batch.column(name)
     offsets = list_offsets(array)
-    return np.asarray(array.values)[offsets[0] : offsets[-1]]
+    return as_numpy(array.values)[offsets[0] : offsets[-1]]
 
 
 def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str | None:

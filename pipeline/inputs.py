@@ -77,6 +77,7 @@ def _resolve(name: str, split: str | None, subset: str | None, revision: str | N
         system, path = fsspec.url_to_fs(name)
     except (ValueError, ImportError) as error:
         raise DataError(f"input {name}: {error}") from None
+    system.invalidate_cache()  # what an earlier call of this process saw may be gone
     if system.exists(path):
         return [_at(system, path, name)]
     if any(mark in name for mark in "*?["):

@@ -133,8 +133,24 @@ def list_offsets(array: pa.Array) -> Int64Array:
         size = array.type.list_size
         ends: Int64Array = (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * size
         return ends
-    offsets: Int64Array = np.asarray(array.offsets).astype(np.int64, copy=False)
+    offsets: Int64Array = as_numpy(array.offsets).astype(np.int64, copy=False)
     return offsets
+
+
+def as_numpy(array: pa.Array) -> Integers:
+    """The values of an integer array without nulls, as a view.
+
+    `to_numpy` would do, but imports pandas first where that is installed.
+    """
+    if not len(array):
+        return np.zeros(0, array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())[array.offset : array.offset + len(array)]
+
+
+def as_arrow(values: Integers, kind: pa.DataType) -> pa.Array:
+    """A contiguous vector as an array of the given type, as a view where the type is the vector's own."""
+    own = np.ascontiguousarray(values, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(own), [None, pa.py_buffer(own)])
 
 
 def _ragged(

@@ -15,7 +15,7 @@ from pipeline.dataset_files import COLUMNS, SCHEMA
 from pipeline.durable import FileFacts, HashingFile
 from pipeline.gather import gather
 from pipeline.plan import WindowPlan
-from pipeline.rows import Int64Array, Rows
+from pipeline.rows import Int64Array, Rows, as_arrow
 
 _BATCH_TOKENS = 1 << 19  # in a record batch, unless one pack has more: small enough to stay in cache until written
 
@@ -122,7 +122,7 @@ def _batch(
         "target_counts": (by_segment, target_counts),
     }
     columns = [
-        pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, COLUMNS[name]))
+        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, COLUMNS[name]))
         for name, (offsets, values) in content.items()
     ]
     return pa.record_batch(columns, schema=SCHEMA), int(target_counts.sum())

@@ -68,11 +68,15 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
     found: Counter[str] = Counter()
     if manifest is not None:
         with tempfile.TemporaryDirectory(prefix="verify-") as folder, LocalEngine(num_workers) as engine:
-            opened = _open_sources(manifest, sources, cache_dir, engine, Path(folder)) if sources else None
-            problems += _check_small_files(directory, manifest)
-            checker = _Checker(directory, manifest, engine, opened)
-            problems += checker.run()
-            found = checker.found
+            cache = FileCache(cache_dir)
+            try:
+                opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
+                problems += _check_small_files(directory, manifest)
+                checker = _Checker(directory, manifest, engine, opened)
+                problems += checker.run()
+                found = checker.found
+            finally:
+                cache.forget_downloads()
     return Verified(
         directory=str(directory),
         problems=problems[:_MOST_PROBLEMS],
@@ -152,11 +156,10 @@ class _Source:
 
 
 def _open_sources(
-    manifest: Mapping[str, Any], sources: tuple[str, ...], cache_dir: Path, engine: LocalEngine, folder: Path
+    manifest: Mapping[str, Any], sources: tuple[str, ...], cache: FileCache, engine: LocalEngine, folder: Path
 ) -> _Source:
     config = PackConfig(**manifest["config"])
     inputs = resolve(sources, split=config.split, subset=config.subset, revision=config.revision)
-    cache = FileCache(cache_dir)
     staging = Staging(folder / "source", "verify")
     staging.open()
     mapped = open_inputs(inputs, config.column, cache, engine, staging)
