@@ -119,10 +119,7 @@ def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str |
         offsets["input_ids"],
         offsets["seq_lengths"],
         capacity,
-        *(
-            _values(batch, name)
-            for name in ("input_ids", "labels", "position_ids", "boundaries", "seq_lengths", "target_counts")
-        ),
+        *(_values(batch, name) for name in COLUMNS if name != "sample_ids"),
     )
     return f"pack {first_pack + pack}, segment {segment}: {_FAULTS[code]}" if code else None
 
@@ -139,6 +136,7 @@ _FAULTS = {
     9: "a token id is negative",
     10: "a label is neither -100 nor a token id",
     11: "target_counts is not the number of targets",
+    12: "the segment's start is negative",
 }
 
 
@@ -152,6 +150,7 @@ def _find_fault(
     position_ids: Int32Array,
     boundaries: Int32Array,
     seq_lengths: Int32Array,
+    segment_starts: Int32Array,
     target_counts: Int32Array,
 ) -> tuple[int, int, int]:
     """(code of the fault, pack, segment); code 0 for none."""
@@ -172,6 +171,8 @@ def _find_fault(
                 return 4, pack, s
             if seq_lengths[first + s] != edges[s + 1] - edges[s]:
                 return 5, pack, s
+            if segment_starts[first + s] < 0:
+                return 12, pack, s
         if edges[num_segments] != size:
             return 6, pack, num_segments - 1
         for s in range(num_segments):

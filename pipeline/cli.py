@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
-from pipeline.options import Size, load_job, merged, source_of
+from pipeline.options import Size, did_you_mean, load_job, merged, source_of
 
 log = logging.getLogger("pipeline")
 
@@ -23,6 +24,7 @@ Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 EXIT_BUG = 70
+EXIT_STORAGE = 74
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -202,7 +204,11 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         log.warning("--overlong has no effect: strategy %s cuts the stream of tokens", chosen.strategy.name)
     if values["dry_run"]:
         result = plan_only(job)
-        sources = {name: source_of(ctx, name) for name in fields} | {
+        runtime = {"inputs": "input", "output": "output", "overwrite": "overwrite"}
+        runtime |= {"num_workers": "num_workers", "cache_dir": "cache_dir"}
+        sources: dict[str, Any] = {name: source_of(ctx, name) for name in fields}
+        sources |= {shown: source_of(ctx, name) for name, shown in runtime.items()}
+        sources |= {
             "set": {name: set_sources.get(name, "default") for name in vars(chosen.options)},
             "column": column_sources,
         }
@@ -250,19 +256,20 @@ def strategies(as_json: bool) -> None:
 
 
 def _check_roles(column: dict[str, str]) -> None:
-    import difflib
-
     from pipeline.columns import ROLES
 
     for role in column:
         if role not in ROLES:
-            near = difflib.get_close_matches(role, ROLES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"--column {role}: no such role{hint} (known: {', '.join(ROLES)})")
+            raise ConfigError(f"--column {role}: no such role{did_you_mean(role, ROLES)}")
 
 
 def _print(shown: Any, as_json: bool) -> None:
-    click.echo(json.dumps(shown.value) if as_json else shown.text)
+    try:
+        click.echo(json.dumps(shown.value) if as_json else shown.text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has seen enough; what was done stays done, and keeps its exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> NoReturn:
@@ -293,9 +300,8 @@ def main() -> NoReturn:
             ("terminated" if terminated else "interrupted") + (f"; {kept}" if kept else ""),
             EXIT_TERMINATED if terminated else EXIT_INTERRUPTED,
         )
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), EXIT_STORAGE)
     except Exception as error:
         _report_bug(error)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.options import did_you_mean
 from strategies import Draws, Strategy, find
 
 MOST_MAX_LENGTH = 1 << 24
@@ -78,10 +78,8 @@ def resolve_options(strategy: Strategy, settings: Mapping[str, str]) -> Any:
     values: dict[str, Any] = {}
     for key, text in settings.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            known = ", ".join(fields) or "none"
-            raise ConfigError(f"--set {key}: strategy {strategy.name!r} has no such option{hint} (it has: {known})")
+            hint = did_you_mean(key, fields) if fields else "; it has none"
+            raise ConfigError(f"--set {key}: strategy {strategy.name!r} has no such option{hint}")
         values[key] = _parse(key, text, type(fields[key].default))
     try:
         return strategy.options(**values)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from pipeline.columns import ROLES, TOKENS, Columns, find_columns
+from pipeline.columns import ROLES, Columns, find_columns
 from pipeline.errors import DataError
 
 BATCH_VALUES = 1 << 22
@@ -76,8 +76,6 @@ def json_batches(
             batch = _parse_block(block, schema, absent, where, first_row)
             first_row += batch.num_rows
             yield batch
-        if schema is None:
-            yield pa.record_batch([pa.array([], pa.list_(pa.int64()))], names=[renamed.get(TOKENS, TOKENS)])
 
 
 def _line_blocks(file: io.BufferedReader) -> Iterator[bytes]:
@@ -106,9 +104,13 @@ def _array_blocks(file: io.BufferedReader, where: str) -> Iterator[bytes]:
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         if position < len(text) and text[position] == "]":
+            if (text[position + 1 :] + characters.read()).strip():
+                raise DataError(f"{where}: there is more after the end of the JSON array")
             break
         try:
             value, end = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise DataError(f"{where}: the JSON array is nested too deeply") from None
         except json.JSONDecodeError as error:
             more = characters.read(_BLOCK_BYTES)
             if not more:
@@ -126,30 +128,46 @@ def _array_blocks(file: io.BufferedReader, where: str) -> Iterator[bytes]:
 
 
 def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[pa.Schema, list[str]]:
-    """Types of the token columns, judged by the first row, and the token columns that it lacks."""
-    first = next(line for line in block.split(b"\n") if line.strip())
+    """Types of the token columns, judged by the first row, and the token columns that it lacks.
+
+    A mask that is empty in the first row is judged by the first row where it is not.
+    """
+    rows = (_json_row(line, f"{where}, row {i}") for i, line in enumerate(_lines(block)))
+    first = next(rows)
+    found = find_columns(pa.schema([(name, _json_type(value)) for name, value in first.items()]), renamed, where)
+    kinds = {name: pa.int64() for name in found.names()}
+    masks = {name for name in found.names() if name != found.tokens and first[name] == []}
+    if masks:
+        for row in rows:
+            first |= {name: row[name] for name in masks if first[name] == [] and row.get(name)}
+            if all(first[name] for name in masks):
+                break
+    for name in found.names():
+        if first[name] and isinstance(first[name][0], bool):
+            kinds[name] = pa.bool_()
+    schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
+    return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in first]
+
+
+def _lines(block: bytes) -> Iterator[bytes]:
+    return (line for line in block.split(b"\n") if line.strip())
+
+
+def _json_row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(first)
-    except ValueError as error:
-        raise DataError(f"{where}, row 0: not valid JSON ({error})") from None
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}, row 0: a JSON object is needed, not {type(row).__name__}")
-    found = find_columns(pa.schema([(name, _json_type(value)) for name, value in row.items()]), renamed, where)
-    schema = pa.schema(
-        [(name, pa.list_(pa.bool_() if _is_boolean(row[name]) else pa.int64())) for name in found.names()]
-    )
-    return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in row]
+        raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+    return row
 
 
 def _json_type(value: Any) -> pa.DataType:
     try:
         return pa.infer_type([value])
-    except (pa.ArrowException, ValueError):
+    except (pa.ArrowException, ValueError, RecursionError):
         return pa.string()  # a mixture; only token columns are looked at, and they are refused by name
-
-
-def _is_boolean(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], bool)
 
 
 def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str, first_row: int) -> pa.RecordBatch:
@@ -172,14 +190,11 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
 
 def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, error: Exception) -> DataError:
     """The row at which a block cannot be read."""
-    rows = (line for line in block.split(b"\n") if line.strip())
-    for row, line in enumerate(rows, first_row):
+    for row, line in enumerate(_lines(block), first_row):
         try:
-            value = json.loads(line)
-        except ValueError as fault:
-            return DataError(f"{where}, row {row}: not valid JSON ({fault})")
-        if not isinstance(value, dict):
-            return DataError(f"{where}, row {row}: a JSON object is needed, not {type(value).__name__}")
+            value = _json_row(line, f"{where}, row {row}")
+        except DataError as fault:
+            return fault
         for field in schema:
             kind = bool if pa.types.is_boolean(field.type.value_type) else int
             values = value.get(field.name)
@@ -205,6 +220,7 @@ def plain(batch: pa.RecordBatch, columns: Columns) -> Iterator[pa.RecordBatch]:
     arrays = []
     for name in columns.names():
         array = batch.column(batch.schema.get_field_index(name))
+        array.validate(full=True)
         if pa.types.is_boolean(array.type.value_type):
             array = array.cast(pa.large_list(pa.uint8()))
         arrays.append(array)

@@ -53,8 +53,12 @@ class HashingFile:
 
     def discard(self) -> None:
         """Leave nothing; does nothing after `finish`."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError:
+            pass  # what is still buffered has no place either
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> FileFacts:

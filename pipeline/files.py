@@ -10,13 +10,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import xxhash
+
+from pipeline.errors import BusyError, DataError, PipelineError
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +108,8 @@ class FileCache:
             log.info("fetching %s (%.1f MB) into %s", file.shown, (info.get("size") or 0) / 1e6, self._downloads)
             part = self._downloads / f"{name}.{os.getpid()}.part"
             try:
-                file.system.get_file(file.path, str(part))
+                with reaching(file.shown, file.system):
+                    file.system.get_file(file.path, str(part))
                 os.replace(part, copy)
             finally:
                 part.unlink(missing_ok=True)
@@ -129,6 +133,24 @@ class FileCache:
             return ""
         path = os.path.realpath(file.path) if file.is_local else file.shown
         return hashlib.sha256(f"{path} {sorted(map(str, info.items()))}".encode()).hexdigest()[:32]
+
+
+@contextmanager
+def reaching(name: str, system: fsspec.AbstractFileSystem) -> Iterator[None]:
+    """Turn whatever a remote file system's library raises into one message; local faults pass as they are.
+
+    Raises `DataError` for what is missing or forbidden, `BusyError` for what may pass.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        if "file" in _protocols(system):
+            raise
+        told = f"input {name}: {' '.join(str(error).split()) or type(error).__name__}"
+        final = isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
+        raise (DataError if final else BusyError)(told) from None
 
 
 def hash_file(path: str) -> str:

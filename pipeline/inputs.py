@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import BusyError, DataError
-from pipeline.files import InputFile
+from pipeline.files import InputFile, reaching
 
 _FORMATS = {
     ".arrow": "arrow",
@@ -78,13 +78,14 @@ def _resolve(name: str, split: str | None, subset: str | None, revision: str | N
     except (ValueError, ImportError) as error:
         raise DataError(f"input {name}: {error}") from None
     system.invalidate_cache()  # what an earlier call of this process saw may be gone
-    if system.exists(path):
-        return [_at(system, path, name)]
-    if any(mark in name for mark in "*?["):
-        matches = sorted(str(match) for match in system.glob(path))
-        if not matches:
-            raise DataError(f"input {name}: nothing matches this pattern")
-        return [_at(system, match, match) for match in matches]
+    with reaching(name, system):
+        if system.exists(path):
+            return [_at(system, path, name)]
+        if any(mark in name for mark in "*?["):
+            matches = sorted(str(match) for match in system.glob(path))
+            if not matches:
+                raise DataError(f"input {name}: nothing matches this pattern")
+            return [_at(system, match, match) for match in matches]
     if _HUB_ID.fullmatch(name) and _format(name) is None:
         return [_hub(name, subset, revision)]
     raise DataError(f"input {name}: no such file or directory")
@@ -141,7 +142,7 @@ def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
 
 
 def _format(name: str) -> str | None:
-    return next((kind for ending, kind in _FORMATS.items() if name.endswith(ending)), None)
+    return next((kind for ending, kind in _FORMATS.items() if name.lower().endswith(ending)), None)
 
 
 def _hub(name: str, subset: str | None, revision: str | None) -> Input:

@@ -75,11 +75,12 @@ def pack(job: Job) -> Result:
     """
     assert job.output is not None
     started = time.monotonic()
-    output = Path(os.path.abspath(job.output))
+    output = Path(os.path.realpath(job.output))
     inputs = _resolve(job)
     _refuse_nesting(output, inputs)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file")
+    in_the_way = next((path for path in (output, *output.parents) if path.exists()), output)
+    if not in_the_way.is_dir():
+        raise ConfigError(f"--output {output}: {in_the_way} is a file")
     cache = FileCache(job.cache_dir)
     staging = None
     try:
@@ -148,13 +149,12 @@ def _resolve(job: Job) -> list[Input]:
 
 
 def _refuse_nesting(output: Path, inputs: list[Input]) -> None:
-    real = Path(os.path.realpath(output))
     for entry in inputs:
         for file in (file for file in entry.files() if file.is_local):
             path = Path(os.path.realpath(file.path))
-            if path == real or real in path.parents:
+            if path == output or output in path.parents:
                 raise ConfigError(f"--output {output} holds the input {path}; choose another output")
-        if entry.folder is not None and real.is_relative_to(os.path.realpath(entry.folder)):
+        if entry.folder is not None and output.is_relative_to(os.path.realpath(entry.folder)):
             raise ConfigError(f"--output {output} lies inside the input {entry.folder}; choose another output")
 
 
@@ -191,19 +191,28 @@ def _up_to_date(output: Path, run_id: str, job: Job, inputs: list[Input], hashes
         if damaged is not None and not job.overwrite:
             raise ConfigError(f"--output {output} is this run, but {damaged} is damaged; --overwrite writes it anew")
         return damaged is None
-    if not job.overwrite:
-        new = {
-            "config": job.config.to_json(),
-            "inputs": [{"name": entry.name, "xxh3_128": digest} for entry, digest in zip(inputs, hashes, strict=True)],
-            "format_version": manifests.FORMAT_VERSION,
-            "algorithm_version": manifests.ALGORITHM_VERSION,
-        }
-        told = "".join(f"\n  {line}" for line in manifests.differences(old, new))
-        raise ConfigError(
-            f"--output {output} holds another run ({old['run_id']} there, {run_id} now); choose another output, or"
-            f" replace it with --overwrite. What differs:{told}"
-        )
-    return False
+    if job.overwrite:
+        _refuse_foreign_files(output, old)
+        return False
+    new = {
+        "config": job.config.to_json(),
+        "inputs": [{"name": entry.name, "xxh3_128": digest} for entry, digest in zip(inputs, hashes, strict=True)],
+        "format_version": manifests.FORMAT_VERSION,
+        "algorithm_version": manifests.ALGORITHM_VERSION,
+    }
+    told = "".join(f"\n  {line}" for line in manifests.differences(old, new))
+    raise ConfigError(
+        f"--output {output} holds another run ({old['run_id']} there, {run_id} now); choose another output, or"
+        f" replace it with --overwrite. What differs:{told}"
+    )
+
+
+def _refuse_foreign_files(output: Path, old: dict[str, Any]) -> None:
+    """Replacing removes the whole directory, so nothing may lie in it but the dataset and what readers cache there."""
+    known = {*old["files"], manifests.MANIFEST}
+    for path in sorted(output.rglob("*")):
+        if path.is_file() and str(path.relative_to(output)) not in known and not path.match("cache-*.arrow"):
+            raise ConfigError(f"--output {output}: {path} is not part of the dataset there; move it away first")
 
 
 def _is_whole(file: Path, facts: dict[str, Any], job: Job) -> bool:

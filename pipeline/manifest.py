@@ -12,7 +12,7 @@ import xxhash
 
 from pipeline.config import PackConfig
 from pipeline.plan import WindowSummary
-from pipeline.segments import Counts
+from pipeline.segments import REASONS, Counts
 from pipeline.windows import Window
 
 FORMAT_VERSION = 1
@@ -27,11 +27,11 @@ def canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=True) + "\n").encode()
 
 
-def identity(config: PackConfig, input_hashes: Sequence[str]) -> str:
+def identity(config: PackConfig, input_hashes: Sequence[str], algorithm_version: int = ALGORITHM_VERSION) -> str:
     """run_id: the hash of everything that decides the output's bytes, in hex."""
     told = {
         "format_version": FORMAT_VERSION,
-        "algorithm_version": ALGORITHM_VERSION,
+        "algorithm_version": algorithm_version,
         "config": config.to_json(),
         "inputs": [list(input_hashes)],  # one list for each append
     }
@@ -39,8 +39,8 @@ def identity(config: PackConfig, input_hashes: Sequence[str]) -> str:
 
 
 def combine(hashes: Mapping[str, Sequence[str]]) -> str:
-    """One hash for the files of an input: split -> the content hashes of its files, in order."""
-    return xxhash.xxh3_128_hexdigest(canonical({split: list(digests) for split, digests in hashes.items()}))
+    """One hash for the files of an input: split -> the content hashes of its files, all in their order."""
+    return xxhash.xxh3_128_hexdigest(canonical({"splits": [[split, *digests] for split, digests in hashes.items()]}))
 
 
 def figures(
@@ -100,19 +100,77 @@ def own_hash(manifest: Mapping[str, Any]) -> str:
 def read(folder: Path) -> dict[str, Any]:
     """A directory's manifest.
 
-    Raises `ValueError` if it is missing, no manifest, or was changed after it was written; `OSError` if unreadable.
+    Raises `ValueError` if it is missing, not of this format, or was changed after it was written; `OSError` if
+    unreadable.
     """
     try:
         value = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{folder / MANIFEST} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error})") from None
-    if not isinstance(value, dict) or "run_id" not in value:
-        raise ValueError(f"{folder / MANIFEST} is not a manifest of ours")
+    shape = _DICT_MANIFEST if isinstance(value, dict) and "splits" in value else _MANIFEST
+    unlike = _unlike(value, shape, "")
+    if unlike is not None:
+        raise ValueError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {unlike}")
+    assert isinstance(value, dict)
     if own_hash(value) != value.get("self"):
         raise ValueError(f"{folder / MANIFEST} was changed after it was written")
     return value
+
+
+class _Each:
+    """The shape of every value of a mapping whose keys are free."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+
+_LOSS = {"samples": int, "tokens": int, "targets": int, "samples_affected": int}
+_FIGURES = {
+    "capacity": int,
+    "counts": {
+        **{f"{what}_{way}": int for what in ("samples", "tokens", "targets") for way in ("in", "packed")},
+        "dropped": dict.fromkeys(REASONS, _LOSS),
+    },
+    "packs": int,
+    "fill": float,
+    "lower_bound": int,
+    "segments_per_pack": {"mean": float, "max": int},
+    "sum_length_squared": int,
+    "report": _Each(int | float),
+}
+_SPLIT = {**_FIGURES, "windows": [{"rows": int, "tokens": int, "packs": int}]}
+_IDENTITY = {
+    "format_version": int,
+    "algorithm_version": int,
+    "run_id": str,
+    "config": _Each(object),
+    "inputs": [{"name": str, "rows": int, "bytes": int, "xxh3_128": str}],
+    "files": _Each({"bytes": int, "xxh3_128": str}),
+    "self": str,
+}
+_MANIFEST = {**_IDENTITY, **_SPLIT}
+_DICT_MANIFEST = {**_IDENTITY, **_FIGURES, "splits": _Each(_SPLIT)}
+
+
+def _unlike(value: Any, shape: Any, at: str) -> str | None:
+    """Where a JSON value lacks something of a shape, or has another type there; None if it fits."""
+    if isinstance(shape, list):
+        parts = [(f"{at}[{i}]", one, shape[0]) for i, one in enumerate(value)] if isinstance(value, list) else None
+    elif isinstance(shape, _Each):
+        parts = [(f"{at}.{key}", one, shape.shape) for key, one in value.items()] if isinstance(value, dict) else None
+    elif isinstance(shape, dict):
+        missing = [key for key in shape if key not in value] if isinstance(value, dict) else []
+        if missing:
+            return f"{at}.{missing[0]} is missing".lstrip(".")
+        parts = [(f"{at}.{key}", value[key], one) for key, one in shape.items()] if isinstance(value, dict) else None
+    else:
+        fits = isinstance(value, shape) and (shape is object or not isinstance(value, bool))
+        return None if fits else f"{at.lstrip('.')} has the wrong type"
+    if parts is None:
+        return f"{at.lstrip('.') or 'it'} has the wrong type"
+    return next((told for name, one, of in parts if (told := _unlike(one, of, name)) is not None), None)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.columns import Columns, find_columns
+from pipeline.columns import TOKENS, Columns, find_columns
 from pipeline.decode import is_arrow_file
 from pipeline.errors import DataError
 from pipeline.rows import Int64Array, list_offsets
@@ -88,6 +88,8 @@ def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | N
             arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns.names()]
             if not all(_lies_in(array, whole) for array in arrays):
                 return None
+            for array in arrays:
+                array.validate(full=True)  # offsets that rise and stay inside the values
             offsets = list_offsets(arrays[0])
             positions.append(position)
             rows.append(rows[-1] + batch.num_rows)
@@ -100,6 +102,21 @@ def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | N
         position=np.array(positions, np.int64),
         row_offsets=np.array(rows, np.int64),
         token_offsets=np.array(tokens, np.int64),
+    )
+
+
+def empty_file(name: str) -> MappedFile:
+    """A file without rows."""
+    nothing, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    columns = Columns(tokens=TOKENS, targets=None, targets_are_labels=False, attention=None)
+    return MappedFile(
+        path="",
+        name=name,
+        columns=columns,
+        schema=pa.schema([]),
+        position=nothing,
+        row_offsets=zero,
+        token_offsets=zero,
     )
 
 

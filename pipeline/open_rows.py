@@ -18,7 +18,7 @@ from pipeline.engine import LocalEngine
 from pipeline.errors import DataError
 from pipeline.files import FileCache, InputFile, free_bytes
 from pipeline.inputs import Input
-from pipeline.mapped import MappedFile, map_file
+from pipeline.mapped import MappedFile, empty_file, map_file
 from pipeline.progress import bar
 from pipeline.publish import Staging
 
@@ -51,8 +51,14 @@ def open_inputs(
         def decode(task: tuple[int, InputFile, str]) -> MappedFile:
             number, file, path = task
             into = staging.work / f"spool-{number:05d}.arrow"
-            if staging.finished(into) is None:
-                staging.record(into, _spool(file, path, renamed, into, engine.checkpoint))
+            record = staging.finished(into)
+            if record is None:
+                facts, num_rows = _spool(file, path, renamed, into, engine.checkpoint)
+                staging.record(into, facts, rows=num_rows)
+            else:
+                num_rows = record["rows"]
+            if num_rows == 0:
+                return empty_file(file.shown)
             mapped = map_file(str(into), renamed, file.shown)
             assert mapped is not None
             return mapped
@@ -106,18 +112,19 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
                 for c in range(metadata.num_columns)
             ]
         return sum(8 * c.num_values for c in columns if c.physical_type in ("INT32", "INT64"))
-    growth = next(factor for ending, factor in _GROWTH.items() if file.name.endswith(ending))
+    growth = next(factor for ending, factor in _GROWTH.items() if file.name.lower().endswith(ending))
     return growth * Path(path).stat().st_size
 
 
 def _spool(
     file: InputFile, path: str, renamed: Mapping[str, str], into: Path, checkpoint: Callable[[], None]
-) -> FileFacts:
-    """Decode an input file into an Arrow stream with its token columns, durably.
+) -> tuple[FileFacts, int]:
+    """Decode an input file into an Arrow stream with its token columns, durably; returns its rows as well.
 
     Raises `DataError` for content that cannot be read, `OSError` for storage faults.
     """
     target = HashingFile(into)
+    num_rows = 0
     try:
         with _reading(file.shown):
             batches = _decode(file, path, renamed)
@@ -126,9 +133,10 @@ def _spool(
             with pa.ipc.new_stream(pa.PythonFile(target, mode="w"), schema) as writer:
                 while first is not None:
                     writer.write_batch(first)
+                    num_rows += first.num_rows
                     checkpoint()
                     first = next(batches, None)
-        return target.finish()
+        return target.finish(), num_rows
     finally:
         target.discard()
 
@@ -147,10 +155,12 @@ def _decode(file: InputFile, path: str, renamed: Mapping[str, str]) -> Iterator[
 
 
 def _open_text(file: InputFile, path: str) -> io.BufferedReader:
-    """The file's bytes, decompressed as its name says."""
+    """The file's bytes, decompressed as its name says. Raises `EOFError` where a compressed stream is missing."""
     compression = next(
-        (kind for ending, kind in ((".gz", "gzip"), (".zst", "zstd")) if file.name.endswith(ending)), None
+        (kind for ending, kind in ((".gz", "gzip"), (".zst", "zstd")) if file.name.lower().endswith(ending)), None
     )
+    if compression and not Path(path).stat().st_size:
+        raise EOFError("no compressed stream in it")
     return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,6 +33,13 @@ class Size(click.ParamType[int]):
         return size
 
 
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(text, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(names)})"
+
+
 def pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
     """KEY=VALUE texts of a repeated flag as a mapping; a later one wins."""
     found = {}
@@ -44,41 +52,66 @@ def pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    """Callback of `--config`: its values become defaults of the other options.
+    """Callback of `--config`: the file's values become defaults of the other options.
 
     `set` and `column` stay mappings, kept in `ctx.meta` to be merged with the flags key by key.
     """
     if path is None:
         return None
+    where = f"--config {path}"
     try:
-        with open(path, encoding="utf-8") as file:
-            job = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise click.UsageError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
+        job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise click.UsageError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
     if job is None:
         job = {}
     if not isinstance(job, dict):
-        raise click.UsageError(f"--config {path}: a mapping of option names to values is needed")
-    known = {p.name: p for p in ctx.command.params if p.name and p is not param and p.name != "help"}
-    names = {"input" if name == "inputs" else name: name for name in known}
+        raise click.UsageError(f"{where}: a mapping of option names to values is needed")
+    known = {_name_in_file(p): p for p in ctx.command.params if p is not param}
     defaults: dict[str, Any] = {}
     for key, value in job.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(names))})"
-            raise click.UsageError(f"--config {path}: unknown key {key!r}{hint}")
+        if key not in known:
+            raise click.UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)}")
+        option = known[key]
         if key in ("set", "column"):
-            if not isinstance(value, Mapping):
-                raise click.UsageError(f"--config {path}: {key!r} must be a mapping")
-            ctx.meta[f"job.{key}"] = {str(k): _text(v) for k, v in value.items()}
-        elif key == "input":
-            defaults[names[key]] = value if isinstance(value, list) else [value]
-        elif isinstance(value, list | dict):
-            raise click.UsageError(f"--config {path}: {key!r} must be a single value")
-        elif value is not None:
-            defaults[names[key]] = value
+            ctx.meta[f"job.{key}"] = _texts(where, key, value)
+        else:
+            _require_type(where, key, value, option)
+            defaults[str(option.name)] = [value] if key == "input" and isinstance(value, str) else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
+
+
+def _name_in_file(param: click.Parameter) -> str:
+    """The long flag with underscores; `input` for the argument."""
+    return "input" if isinstance(param, click.Argument) else param.opts[0].lstrip("-").replace("-", "_")
+
+
+def _require_type(where: str, key: str, value: Any, option: click.Parameter) -> None:
+    """Raise unless a YAML value has the type that the option needs: nothing is guessed."""
+    if isinstance(option, click.Argument):
+        fits = isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+        wanted = "a text or a list of texts"
+    elif isinstance(option, click.Option) and option.is_flag:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(option.type, type(click.INT)):
+        fits, wanted = type(value) is int, "an integer"
+    elif isinstance(option.type, Size):
+        fits, wanted = type(value) is int or isinstance(value, str), "a size"
+    else:
+        fits, wanted = isinstance(value, str), "a text"
+    if not fits:
+        raise click.UsageError(f"{where}: {key!r} must be {wanted}, not {value!r}")
+
+
+def _texts(where: str, key: str, value: Any) -> dict[str, str]:
+    """The mapping of `set` or `column`, as flags would have it."""
+    if not isinstance(value, Mapping):
+        raise click.UsageError(f"{where}: {key!r} must be a mapping")
+    for name, setting in value.items():
+        if not isinstance(setting, str | int | float | bool):
+            raise click.UsageError(f"{where}: {key}.{name} must be a single value, not {setting!r}")
+    return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
 
 
 def merged(ctx: click.Context, name: str, texts: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -86,10 +119,6 @@ def merged(ctx: click.Context, name: str, texts: Iterable[str]) -> tuple[dict[st
     file = ctx.meta.get(f"job.{name}", {})
     flags = pairs(f"--{name}", texts)
     return {**file, **flags}, {**dict.fromkeys(file, "file"), **dict.fromkeys(flags, "flag")}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def source_of(ctx: click.Context, name: str) -> str:

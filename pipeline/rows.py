@@ -25,20 +25,9 @@ Int8Array = npt.NDArray[np.int8]
 Int64Array = npt.NDArray[np.int64]
 Integers = npt.NDArray[Any]
 
-# How to read a value: signed and unsigned share a code where every valid token id looks the same, and
-# an invalid one turns negative, which the scan reports.
-_WIDTH_CODE = {
-    pa.int8(): 0,
-    pa.int16(): 1,
-    pa.int32(): 2,
-    pa.uint32(): 2,
-    pa.int64(): 3,
-    pa.uint64(): 3,
-    pa.uint8(): 4,
-    pa.uint16(): 5,
-}
-_WIDTHS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16)
-_INT8, _INT16, _INT32, _INT64, _UINT8, _UINT16 = (np.empty(0, width) for width in _WIDTHS)
+_WIDTHS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_INT8, _INT16, _INT32, _INT64, _UINT8, _UINT16, _UINT32, _UINT64 = (np.empty(0, width) for width in _WIDTHS)
+_WIDTH_CODE = {pa.from_numpy_dtype(width): code for code, width in enumerate(_WIDTHS)}
 _ITEM_SIZE = np.array([np.dtype(width).itemsize for width in _WIDTHS], np.int64)
 
 NO_TARGET_COLUMN, LABELS, MASK = 0, 1, 2
@@ -193,6 +182,13 @@ def _copy(source: Integers, out: Integers) -> None:
 
 
 @kernel
+def _copy_capped(source: Integers, out: Integers) -> None:
+    """What has no place in int64 becomes its largest value, which is no valid token id either."""
+    for i in range(out.shape[0]):
+        out[i] = min(source[i], np.uint64(2**63 - 1))
+
+
+@kernel
 def read_values(address: int, width: int, offset: int, out: Integers) -> None:
     """Read `out.shape[0]` values from the `offset`-th on, converted to the type of `out`."""
     count = out.shape[0]
@@ -207,5 +203,9 @@ def read_values(address: int, width: int, offset: int, out: Integers) -> None:
         _copy(carray(_pointer(at, _INT16), (count,)), out)
     elif width == 4:
         _copy(carray(_pointer(at, _UINT8), (count,)), out)
-    else:
+    elif width == 5:
         _copy(carray(_pointer(at, _UINT16), (count,)), out)
+    elif width == 6:
+        _copy(carray(_pointer(at, _UINT32), (count,)), out)
+    else:
+        _copy_capped(carray(_pointer(at, _UINT64), (count,)), out)

@@ -49,7 +49,15 @@ def pack_table(result: Result, output: Path) -> Shown:
 def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown:
     """Every option with where it came from, and the plan's figures."""
     options: dict[str, Any] = {}
-    for name, setting in job.config.to_json().items():
+    resolved = {
+        "input": list(job.inputs),
+        "output": str(job.output) if job.output else None,
+        **job.config.to_json(),
+        "num_workers": job.num_workers,
+        "cache_dir": str(job.cache_dir),
+        "overwrite": job.overwrite,
+    }
+    for name, setting in resolved.items():
         if isinstance(setting, dict):
             options[name] = {key: {"value": v, "source": sources[name][key]} for key, v in setting.items()}
         else:
@@ -66,7 +74,7 @@ def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown
     for name, option in options.items():
         nested = option if "source" not in option else {"": option}
         for key, entry in nested.items():
-            rows.append((f"{name}.{key}" if key else name, f"{entry['value']}  ({entry['source']})"))
+            rows.append((f"{name}.{key}" if key else name, f"{_shown(entry['value'])}  ({entry['source']})"))
     plan = _figure_rows(result.manifest)
     if result.too_long and job.config.overlong == "error":
         plan.append(
@@ -133,7 +141,9 @@ def _options(strategy: Strategy) -> list[tuple[str, Any, str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list):
+        return " ".join(value)
+    return str(value).lower() if isinstance(value, bool) else "-" if value is None else str(value)
 
 
 def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import logging
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from pipeline import manifest as manifests
 from pipeline.check import ShardCheck, check_shard, misplaced
 from pipeline.config import PackConfig
 from pipeline.engine import LocalEngine
-from pipeline.errors import VerificationError
 from pipeline.files import FileCache, hash_file
 from pipeline.inputs import SINGLE, resolve
 from pipeline.open_rows import open_inputs
@@ -65,13 +63,16 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
     """
     started = time.monotonic()
     problems, manifest = _check_manifest(directory)
-    found: Counter[str] = Counter()
+    found = _Found()
     if manifest is not None:
         with tempfile.TemporaryDirectory(prefix="verify-") as folder, LocalEngine(num_workers) as engine:
             cache = FileCache(cache_dir)
             try:
-                opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
                 problems += _check_small_files(directory, manifest)
+                opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
+                if opened is not None and set(opened.splits) != set(_splits(manifest)):
+                    problems.append(f"source: its splits are not those packed ({', '.join(opened.splits) or 'none'})")
+                    opened = None
                 checker = _Checker(directory, manifest, engine, opened)
                 problems += checker.run()
                 found = checker.found
@@ -82,9 +83,9 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
         problems=problems[:_MOST_PROBLEMS],
         files=len(manifest["files"]) + 1 if manifest else 0,
         bytes=sum(facts["bytes"] for facts in manifest["files"].values()) if manifest else 0,
-        packs=found["packs"],
-        segments=found["segments"],
-        tokens=found["tokens"],
+        packs=found.packs,
+        segments=found.segments,
+        tokens=found.tokens,
         source=bool(sources),
         seconds=time.monotonic() - started,
     )
@@ -103,6 +104,13 @@ def _check_manifest(directory: Path) -> tuple[list[str], dict[str, Any] | None]:
         return [f"{manifests.MANIFEST}: was changed after it was written"], None
     if manifest["format_version"] != manifests.FORMAT_VERSION:
         return [f"{manifests.MANIFEST}: format version {manifest['format_version']} is not known to this release"], None
+    try:
+        config = PackConfig(**manifest["config"])
+    except TypeError as error:
+        return [f"{manifests.MANIFEST}: its config is not one of ours ({error})"], None
+    hashes = [entry["xxh3_128"] for entry in manifest["inputs"]]
+    if manifests.identity(config, hashes, manifest["algorithm_version"]) != manifest["run_id"]:
+        return [f"{manifests.MANIFEST}: run_id is not that of its config and inputs"], None
     return [], manifest
 
 
@@ -163,11 +171,6 @@ def _open_sources(
     staging = Staging(folder / "source", "verify")
     staging.open()
     mapped = open_inputs(inputs, config.column, cache, engine, staging)
-    names = set(inputs[0].splits)
-    if names != set(_splits(manifest)):
-        raise VerificationError(
-            f"the source has the splits {sorted(names)}, the packed dataset {sorted(_splits(manifest))}"
-        )
     return _Source(
         splits={s: SplitRows([mapped[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
         config=config,
@@ -182,6 +185,35 @@ def _cuts_stream(name: str) -> bool:
         return False  # somebody else's strategy, not installed here; all of ours are known
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the shards of a split, or of all splits, hold."""
+
+    counts: Counts = field(default_factory=Counts)
+    packs: int = 0
+    segments: int = 0
+    most_segments: int = 0
+    sum_length_squared: int = 0
+    samples: int = 0
+    tokens: int = 0
+    targets: int = 0
+
+    def __add__(self, other: _Found) -> _Found:
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return _Found(**{**sums, "most_segments": max(self.most_segments, other.most_segments)})
+
+    @staticmethod
+    def of(check: ShardCheck) -> _Found:
+        return _Found(
+            packs=check.packs,
+            segments=len(check.sample),
+            most_segments=int(np.bincount(check.pack).max()) if check.packs else 0,
+            sum_length_squared=int(np.dot(check.length, check.length)),
+            tokens=check.tokens,
+            targets=check.targets,
+        )
+
+
 class _Checker:
     """Checks the shards, window by window."""
 
@@ -189,29 +221,40 @@ class _Checker:
         self, directory: Path, manifest: Mapping[str, Any], engine: LocalEngine, source: _Source | None
     ) -> None:
         self._directory, self._manifest, self._engine, self._source = directory, manifest, engine, source
-        self.found: Counter[str] = Counter()
+        self.found = _Found()
 
     def run(self) -> list[str]:
         tokens = sum(facts.get("tokens", 0) for facts in self._manifest["files"].values())
+        problems: list[str] = []
         with bar("verifying", tokens) as advance:
-            problems = [
-                problem
-                for split, described in _splits(self._manifest).items()
-                for problem in self._check_split(split, described, advance)
-            ]
-        if not problems and not Counts.from_json(self._manifest["counts"]).balances():
-            problems.append(f"{manifests.MANIFEST}: the counts do not balance")
+            for split, described in _splits(self._manifest).items():
+                wrong, found = self._check_split(split, described, advance)
+                problems += wrong
+                self.found += found
+        if not problems and "splits" in self._manifest:
+            problems += _compare_figures(self._manifest, self.found)
         return problems
 
-    def _check_split(self, split: str, described: Mapping[str, Any], advance: Callable[[int], object]) -> list[str]:
+    def _check_split(
+        self, split: str, described: Mapping[str, Any], advance: Callable[[int], object]
+    ) -> tuple[list[str], _Found]:
         windows = _windows(described)
         rows = self._source.splits[split] if self._source is not None else None
-        if rows is not None and rows.num_rows != sum(window.num_rows for window in windows):
-            packed_rows = sum(window.num_rows for window in windows)
-            return [f"{split or 'source'}: it has {rows.num_rows:,} rows, but {packed_rows:,} were packed"]
+        if self._source is not None and rows is not None:
+            config = self._source.config
+            cut = [(w.num_rows, w.num_tokens) for w in rows.cut(config.window_samples, config.window_tokens)]
+            if cut != [(window["rows"], window["tokens"]) for window in described["windows"]]:
+                packed_rows = sum(window.num_rows for window in windows)
+                told = f"{rows.num_rows:,} rows, but {packed_rows:,} were packed"
+                if rows.num_rows == packed_rows:
+                    told = "rows of other lengths than those packed"
+                return [f"{split or 'source'}: it has {told}"], _Found()
         names: dict[int, list[str]] = {window.index: [] for window in windows}
         for index, name in _shards(self._manifest, split):
             names.setdefault(index, []).append(name)
+        stray = [name for index in names if index >= len(windows) for name in names[index]]
+        if stray:
+            return [f"{stray[0]}: the manifest has no such window"], _Found()
 
         def tasks() -> Iterator[tuple[str, tuple[Rows, int] | None]]:
             for window in windows:
@@ -224,12 +267,12 @@ class _Checker:
         def check(task: tuple[str, tuple[Rows, int] | None]) -> tuple[str, ShardCheck | str]:
             self._engine.checkpoint()
             result = self._check_shard(*task, described["capacity"])
-            advance(self._manifest["files"][task[0]]["tokens"])
+            advance(self._manifest["files"][task[0]].get("tokens", 0))
             return task[0], result
 
         checked = self._engine.map(check, tasks())
         problems: list[str] = []
-        counts, found = Counts(), Counter[str]()
+        total = _Found()
         for window in windows:
             shards: list[tuple[str, ShardCheck]] = []
             wrong: list[str] = []
@@ -238,20 +281,24 @@ class _Checker:
                     wrong.append(f"{name}: {result}")
                 else:
                     shards.append((name, result))
-                    found.update(
-                        packs=result.packs, segments=len(result.sample), tokens=result.tokens, targets=result.targets
-                    )
+                    total += _Found.of(result)
             if not wrong:
                 problem, packed = misplaced(shards, window.first_row, window.num_rows)
                 wrong += [problem] if problem is not None else []
+                total += _Found(samples=int(np.count_nonzero(packed)))
+                stated = described["windows"][window.index]["packs"] if described["windows"] else 0
+                num_packs = sum(result.packs for _, result in shards)
+                if not wrong and num_packs != stated:
+                    wrong.append(f"{manifests.MANIFEST}: window {window.index} has {num_packs} packs, not {stated}")
                 if not wrong and self._source is not None:
-                    wrong, window_counts = _account(self._source, split, window, packed, shards)
-                    counts += window_counts
+                    wrong, counts = _account(self._source, split, window, packed, shards)
+                    total += _Found(counts=counts)
             problems += wrong
-        self.found.update(found)
         if not problems:
-            problems += _compare_counts(described, found, counts if self._source is not None else None)
-        return problems
+            problems += _compare_figures(described, total)
+            if self._source is not None:
+                problems += _compare_counts(described, total.counts)
+        return problems, total
 
     def _check_shard(self, name: str, source: tuple[Rows, int] | None, capacity: int) -> ShardCheck | str:
         """The content of a shard, or what is wrong with it."""
@@ -260,22 +307,19 @@ class _Checker:
             size = path.stat().st_size
             if size != facts["bytes"]:
                 return f"it has {size:,} bytes, the manifest says {facts['bytes']:,}"
-            told = None if hash_file(str(path)) == facts["xxh3_128"] else "its checksum is not the manifest's"
+            if hash_file(str(path)) != facts["xxh3_128"]:
+                return "its checksum is not the manifest's"
             result = check_shard(path, capacity, source)
         except FileNotFoundError:
             return "missing"
-        except (OSError, pa.ArrowException, IndexError) as error:
+        except (OSError, ValueError, pa.ArrowException, IndexError) as error:
             return f"it cannot be read ({' '.join(str(error).split())})"
         if result.problem is not None:
-            return f"{result.problem} ({told})" if told else result.problem
-        if told is None and (result.packs, len(result.sample), result.tokens, result.targets) != (
-            facts["packs"],
-            facts["segments"],
-            facts["tokens"],
-            facts["targets"],
-        ):
-            told = "its packs, segments, tokens or targets are not those in the manifest"
-        return told or result
+            return result.problem
+        stated = tuple(facts.get(key) for key in ("packs", "segments", "tokens", "targets"))
+        if stated != (result.packs, len(result.sample), result.tokens, result.targets):
+            return "its packs, segments, tokens or targets are not those in the manifest"
+        return result
 
 
 def _windows(described: Mapping[str, Any]) -> list[Window]:
@@ -315,20 +359,37 @@ def _account(
     return [], replace(counts, targets_packed=counts.targets_packed - len(cut), dropped={**counts.dropped, "cut": loss})
 
 
-def _compare_counts(described: Mapping[str, Any], found: Mapping[str, int], source: Counts | None) -> list[str]:
-    """Does the manifest state what the shards hold, and what the source has?"""
+def _compare_figures(described: Mapping[str, Any], found: _Found) -> list[str]:
+    """Does the manifest state what the shards hold?"""
     stated = Counts.from_json(described["counts"])
+    if not stated.balances():
+        return [f"{manifests.MANIFEST}: the counts do not balance"]
     problems = []
-    for what, value, other in (
-        ("packs", described["packs"], found["packs"]),
-        ("tokens_packed", stated.tokens_packed, found["tokens"]),
-        ("targets_packed", stated.targets_packed, found["targets"]),
-    ):
+    for what in ("samples", "tokens", "targets"):
+        value, other = getattr(stated, f"{what}_packed"), getattr(found, what)
         if value != other:
-            problems.append(f"{manifests.MANIFEST}: it states {value:,} {what}, the shards have {other:,}")
-    if source is not None and source != stated:
-        differing = [
-            key for key, value in source.to_json().items() if value != stated.to_json()[key] and key != "dropped"
-        ] + [reason for reason, loss in source.dropped.items() if loss != stated.dropped[reason]]
-        problems.append(f"{manifests.MANIFEST}: its counts are not those of the source ({', '.join(differing)})")
+            problems.append(f"{manifests.MANIFEST}: it states {value:,} packed {what}, the shards have {other:,}")
+    figures = manifests.figures(
+        stated, found.packs, found.segments, found.most_segments, found.sum_length_squared, described["capacity"]
+    )
+    if "windows" in described:
+        for what, key in (("samples_in", "rows"), ("tokens_in", "tokens")):
+            total = sum(window[key] for window in described["windows"])
+            if total != getattr(stated, what):
+                problems.append(
+                    f"{manifests.MANIFEST}: {what} is {getattr(stated, what):,}, its windows have {total:,}"
+                )
+    for name, value in figures.items():
+        if described[name] != value:
+            problems.append(f"{manifests.MANIFEST}: {name} is {described[name]}, by the shards it is {value}")
     return problems
+
+
+def _compare_counts(described: Mapping[str, Any], source: Counts) -> list[str]:
+    """Does the manifest account for what the source has?"""
+    stated = Counts.from_json(described["counts"])
+    if source == stated:
+        return []
+    differing = [key for key, value in vars(source).items() if key != "dropped" and value != getattr(stated, key)]
+    differing += [reason for reason, loss in source.dropped.items() if loss != stated.dropped[reason]]
+    return [f"{manifests.MANIFEST}: its counts are not those of the source ({', '.join(differing)})"]

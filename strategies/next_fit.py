@@ -11,12 +11,12 @@ from strategies.contract import Int32Array, Int64Array, Plan, Request, Strategy
 def place(request: Request) -> Plan:
     """Fill packs in arrival order. O(num_segments). Source: LongAlign, arXiv 2401.18058."""
     count = len(request.lengths)
-    offsets = _pack_offsets(request.lengths, request.capacity)
-    return Plan(segment=np.arange(count, dtype=np.int64), pack_offsets=offsets)
+    return Plan(segment=np.arange(count, dtype=np.int64), pack_offsets=pack_offsets(request.lengths, request.capacity))
 
 
 @kernel
-def _pack_offsets(lengths: Int32Array, capacity: int) -> Int64Array:
+def pack_offsets(lengths: Int32Array, capacity: int) -> Int64Array:
+    """First segment of each pack when packs are filled in the order given, and the end.  # shape: (num_packs + 1,)"""
     offsets = np.zeros(lengths.shape[0] + 1, np.int64)
     num_packs = 0
     room = 0

@@ -45,7 +45,7 @@ def find(name: str) -> Strategy:
             raise ValueError(f"the entry point {installed[name].value!r} of strategy {name!r} is no Strategy")
         return strategy
     known = [n for s in BUILT_IN.values() for n in (s.name, *s.aliases)] + sorted(installed)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = [n for n in known if n.startswith(name)] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown strategy {name!r}{hint} (known: {', '.join(known)})")
 

@@ -122,6 +122,8 @@ def test_dry_run_shows_options_with_their_sources_and_writes_nothing(run: Run, t
     options = ended.json["options"]
     assert options["max_length"] == {"value": 60, "source": "file"}
     assert options["seed"] == {"value": 4, "source": "flag"}
+    assert options["input"] == {"value": [str(source)], "source": "flag"}
+    assert options["num_workers"]["source"] == "default"
     assert options["overlong"] == {"value": "error", "source": "default"}
     assert options["set"] == {
         "batch_size": {"value": 5, "source": "flag"},
@@ -158,7 +160,14 @@ def test_job_file_alone(run: Run, tmp_path: Path, source: Path) -> None:
     [
         ("max_lenght: 60", ["unknown key 'max_lenght'", "did you mean 'max_length'"]),
         ("[1, 2]", ["a mapping"]),
-        ("max_length: [60]", ["'max_length' must be a single value"]),
+        ("max_length: [60]", ["'max_length' must be an integer"]),
+        ("max_length: 60.5", ["'max_length' must be an integer"]),
+        ("max_length: true", ["'max_length' must be an integer"]),
+        ("seed: 2024-01-01", ["'seed' must be an integer"]),
+        ("keep_untrainable: 3", ["'keep_untrainable' must be true or false"]),
+        ("input: [null]", ["'input' must be a text or a list"]),
+        ("column: {input_ids: null}", ["column.input_ids must be a single value"]),
+        ("[" * 5000, ["cannot be read"]),
         ("set: 5", ["'set' must be a mapping"]),
         ("max_length: sixty", ["sixty"]),
         ("a: b: c", ["cannot be read"]),
@@ -207,8 +216,31 @@ def test_unwritable_places(run: Run, tmp_path: Path, source: Path) -> None:
     assert "/proc" in ended.err
     (tmp_path / "file").touch()
     ended = run("pack", source, "--output", tmp_path / "file" / "out", "--max-length", 60)
-    assert ended.code in (2, 74)
+    assert ended.code == 2
     assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_storage_faults_anywhere_are_told(run: Run, tmp_path: Path, source: Path) -> None:
+    assert run("pack", source, "--output", tmp_path / ("x" * 240), "--max-length", 60).code == 74
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipeline", "strategies"], check=False, cwd=ROOT, stdout=full, stderr=subprocess.PIPE
+        )
+    assert ended.returncode == 74
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_closed_pipe_keeps_the_exit_code(tmp_path: Path) -> None:
+    for command, code in ((["strategies"], 0), (["verify", str(tmp_path)], 4)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait() == code
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.stderr.close()
 
 
 def test_a_bug_is_told_with_a_log_and_a_traceback_only_on_request(

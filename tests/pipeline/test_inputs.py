@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -168,6 +169,34 @@ def test_masks_of_any_type(run: Run, tmp_path: Path, kind: pa.DataType, role: st
     assert_packed(tmp_path / "out", expect(rows, LONGEST), ended.json)
 
 
+def test_a_json_mask_that_is_empty_in_the_first_row(run: Run, tmp_path: Path) -> None:
+    rows: Rows = [{"input_ids": [], "loss_mask": []}, {"input_ids": [1, 2, 3], "loss_mask": [False, True, True]}]
+    source = write(tmp_path / "x.jsonl", json_lines(rows))
+    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 8, "--json")
+    assert_packed(tmp_path / "out", expect(rows, 8), ended.json)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow lz4", "jsonl", "saved"])
+def test_no_rows_under_other_names(run: Run, tmp_path: Path, kind: str) -> None:
+    rows = [{"tokens": [1], "goals": [1]}]
+    source = KINDS[kind](rows, tmp_path)
+    empty = table(rows).slice(0, 0)
+    if kind == "parquet":
+        pq.write_table(empty, source)
+    elif kind == "jsonl":
+        write(Path(source), b"\n\n")
+    elif kind == "saved":
+        source = tmp_path / "none"
+        datasets.Dataset(empty).save_to_disk(str(source))
+    else:
+        stream([], Path(source), empty, "lz4")
+    flags = ["--column", "input_ids=tokens", "--column", "loss_mask=goals"]
+    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 8, *flags, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["packs"] == 0
+    assert run("verify", tmp_path / "out", "--source", source).code == 0
+
+
 def test_renamed_columns(run: Run, tmp_path: Path) -> None:
     rows = [{"tokens": row["input_ids"], "goals": row["labels"], "labels": row["input_ids"]} for row in ROWS]
     source = save(rows, tmp_path / "in")
@@ -209,6 +238,19 @@ def cut_at_a_batch(folder: Path) -> Path:
 def with_row(row: dict[str, Any], kind: pa.DataType = pa.int64()) -> Callable[[Path], Path]:  # noqa: B008
     rows: Rows = [{"input_ids": [1, 2], "labels": [1, 2]}, row]
     return lambda folder: save(rows, folder / "x", kind)
+
+
+def offsets_of(offsets: list[int]) -> Callable[[Path], Path]:
+    """Four values in three lists, whose offsets in the file are then replaced."""
+
+    def make(folder: Path) -> Path:
+        path = stream([], folder / "x.arrow", table([{"input_ids": [1, 2]}, {"input_ids": [3]}, {"input_ids": [4]}]))
+        sound, damaged = (np.array(numbers, np.int32).tobytes() for numbers in ([0, 2, 3, 4], offsets))
+        content = path.read_bytes()
+        assert content.count(sound) == 1
+        return write(path, content.replace(sound, damaged))
+
+    return make
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
@@ -263,6 +305,28 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "id of 2^31": (bad_lists(pa.list_(pa.int64()), [[1], [2**31]]), ["row 1", "'input_ids'", "2147483648"]),
     "unsigned id of 2^31": (bad_lists(pa.list_(pa.uint32()), [[2**31]]), ["row 0", "2147483648"]),
     "unsigned id of 2^63": (bad_lists(pa.list_(pa.uint64()), [[2**63]]), ["row 0", "9223372036854775808"]),
+    "unsigned label of 2^32 - 100": (
+        with_row({"input_ids": [1], "labels": [2**32 - 100]}, pa.uint32()),
+        ["row 1", "'labels'", "4294967196"],
+    ),
+    "unsigned label of 2^64 - 100": (
+        with_row({"input_ids": [1], "labels": [2**64 - 100]}, pa.uint64()),
+        ["row 1", "'labels'", "18446744073709551516"],
+    ),
+    "offsets that fall": (offsets_of([0, 4, 3, 4]), ["x.arrow", "truncated"]),
+    "offsets that begin below": (offsets_of([-5, 2, 3, 4]), ["x.arrow", "truncated"]),
+    "offsets beyond the values": (offsets_of([0, 2, 3, 9]), ["x.arrow", "truncated"]),
+    "gz of nothing": (lambda folder: write(folder / "x.jsonl.gz", b""), ["x.jsonl.gz", "truncated"]),
+    "zst of nothing": (lambda folder: write(folder / "x.jsonl.zst", b""), ["x.jsonl.zst", "truncated"]),
+    "json after the array": (
+        lambda folder: write(folder / "x.json", b'[{"input_ids": [1]}] [{"input_ids": [2]}]'),
+        ["x.json", "after the end"],
+    ),
+    "json nested too deeply": (lambda folder: write(folder / "x.jsonl", b"[" * 100_000), ["x.jsonl", "nested"]),
+    "json row nested too deeply": (
+        lambda folder: write(folder / "x.jsonl", b'{"input_ids": ' + b"[" * 100_000 + b"}"),
+        ["row 0", "not valid JSON"],
+    ),
     "labels too short": (with_row({"input_ids": [1, 2], "labels": [1]}), ["row 1", "'labels'", "1 values", "has 2"]),
     "label of -5": (with_row({"input_ids": [1, 2], "labels": [-100, -5]}), ["row 1", "'labels'", "-5"]),
     "label of 2^31": (with_row({"input_ids": [1, 2], "labels": [-100, 2**31]}), ["row 1", "'labels'", "2147483648"]),

@@ -104,6 +104,41 @@ def test_overwrite_replaces_everything(run: Run, tmp_path: Path, source: Path) -
     assert [name for name in left_behind(tmp_path) if name.startswith(".")] == []
 
 
+def test_overwrite_mends_damage_and_spares_foreign_files(run: Run, tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    run("pack", source, "--output", out, *FLAGS)
+    whole = contents(out)
+    shard = next(out.glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert run("pack", source, "--output", out, *FLAGS).code == 0, "by names and sizes it is up to date"
+    assert run("pack", source, "--output", out, *FLAGS, "--overwrite").code == 0
+    assert contents(out) == whole
+    (out / "notes.txt").write_text("precious")
+    ended = run("pack", source, "--output", out, *FLAGS, "--seed", 1, "--overwrite")
+    assert ended.code == 2
+    assert "notes.txt" in ended.err
+    assert (out / "notes.txt").read_text() == "precious"
+
+
+def test_an_output_that_is_a_link_is_followed(run: Run, tmp_path: Path, source: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for seed in (0, 1):
+        assert run("pack", source, "--output", tmp_path / "link", *FLAGS, "--seed", seed, "--overwrite").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert run("verify", tmp_path / "target", "--source", source).code == 0
+
+
+def test_the_order_of_splits_is_part_of_the_identity(run: Run, tmp_path: Path) -> None:
+    parts = {"a": datasets.Dataset.from_list(ROWS[:9]), "b": datasets.Dataset.from_list(ROWS[9:20])}
+    ids = []
+    for order in ("ab", "ba"):
+        datasets.DatasetDict({split: parts[split] for split in order}).save_to_disk(str(tmp_path / order))
+        ids.append(
+            run("pack", tmp_path / order, "--output", tmp_path / f"out-{order}", *FLAGS, "--json").json["run_id"]
+        )
+    assert ids[0] != ids[1]
+
+
 def test_a_reader_during_replacement_sees_one_version(run: Run, tmp_path: Path, source: Path) -> None:
     run("pack", source, "--output", tmp_path / "out", *FLAGS)
     old = datasets.load_from_disk(str(tmp_path / "out"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -118,8 +119,7 @@ def forge(folder: Path, change: Callable[[list[dict[str, Any]]], object], shard:
     for what in ("tokens", "targets"):
         manifest["counts"][f"{what}_packed"] += after[what] - before[what]
         manifest["counts"]["dropped"]["cut"][what] -= after[what] - before[what]
-    manifest["self"] = own_hash(manifest)
-    (folder / "manifest.json").write_bytes(canonical(manifest))
+    reseal(folder, manifest)
     return path.name
 
 
@@ -177,6 +177,8 @@ INVARIANTS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "over capacity": (overfill, "over capacity"),
     "sample of another window": (set_item("sample_ids", 0, 199), "not in the shard's window"),
     "sample twice": (lambda rows: rows.append(rows[2]), "twice"),
+    "pack lost": (lambda rows: rows.pop(2), "window 0 has"),
+    "start negative": (set_item("segment_starts", 0, -(2**31)), "start is negative"),
     "start moved": (set_item("segment_starts", 0, 39), "misses its tokens"),
 }
 
@@ -188,8 +190,9 @@ def test_broken_invariants_show_without_the_source(run: Run, packed: Path, what:
     ended = run("verify", packed)
     assert ended.code == 4, ended.out
     assert told in ended.out
-    assert name in ended.out
+    assert name in ended.out or what == "pack lost"
     assert "pack" in ended.out
+    assert run("verify", packed, "--source", packed.parent / "in").code == 4
 
 
 def change_last_token(rows: list[dict[str, Any]]) -> None:
@@ -204,7 +207,6 @@ def change_last_label(rows: list[dict[str, Any]]) -> None:
 LOSSES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "token": (change_last_token, "the token is not that of the source"),
     "label": (change_last_label, "the label is not that of the source"),
-    "pack lost": (lambda rows: rows.pop(2), "tokens are packed"),
     "sample exchanged": (lambda rows: rows[2]["sample_ids"].__setitem__(0, rows[3]["sample_ids"][0]), "sample"),
 }
 
@@ -228,16 +230,94 @@ def test_another_source_shows(run: Run, packed: Path, tmp_path: Path) -> None:
     assert run("verify", packed, "--source", save(rows, tmp_path / "other")).code == 4
 
 
-def test_counts_that_hide_a_loss_show(run: Run, packed: Path) -> None:
-    manifest = json.loads((packed / "manifest.json").read_bytes())
-    manifest["counts"]["dropped"]["empty"]["samples"] += 1
-    manifest["counts"]["samples_packed"] -= 1
+def change(manifest: dict[str, Any], path: str, value: Any) -> None:
+    *folders, last = path.split("/")
+    at: Any = manifest
+    for key in folders:
+        at = at[int(key) if isinstance(at, list) else key]
+    at[last] = value
+
+
+def reseal(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["self"] = own_hash(manifest)
-    (packed / "manifest.json").write_bytes(canonical(manifest))
+    (folder / "manifest.json").write_bytes(canonical(manifest))
+
+
+FALSE_FIGURES = {
+    "fill": 0.5,
+    "capacity": 41,
+    "lower_bound": 3,
+    "packs": 1,
+    "sum_length_squared": 5,
+    "segments_per_pack/max": 9999,
+    "counts/samples_packed": 5,
+    "counts/targets_in": 5,
+    "windows/0/packs": 1,
+    "windows/0/rows": 1,
+    "run_id": "0" * 32,
+    "config/seed": 1,
+    "inputs/0/xxh3_128": "0" * 32,
+    "format_version": 2,
+}
+
+
+@pytest.mark.parametrize("path", FALSE_FIGURES)
+def test_false_figures_in_the_manifest_show(run: Run, packed: Path, path: str) -> None:
+    manifest = json.loads((packed / "manifest.json").read_bytes())
+    change(manifest, path, FALSE_FIGURES[path])
+    reseal(packed, manifest)
+    ended = run("verify", packed)
+    assert ended.code == 4, ended.out
+    assert "manifest.json" in ended.out or "not in the shard's window" in ended.out
+
+
+def test_a_manifest_of_another_shape_is_told_and_is_in_the_way(run: Run, packed: Path) -> None:
+    whole = json.loads((packed / "manifest.json").read_bytes())
+    for key in whole:
+        for value in (5, None, [], {}, "x", [5], {"x": 5}):
+            if key == "self" or (type(value) is type(whole[key]) and key != "files"):
+                continue
+            reseal(packed, {**whole, key: value})
+            assert run("verify", packed).code == 4, (key, value)
+        reseal(packed, {other: value for other, value in whole.items() if other != key})
+        if key == "self":
+            continue
+        ended = run("verify", packed)
+        assert ended.code == 4, key
+        assert "manifest.json" in ended.out
+        ended = run("pack", packed.parent / "in", "--output", packed, *FLAGS)
+        assert ended.code == 2, (key, ended.err)
+
+
+def test_root_totals_of_several_splits_show(run: Run, tmp_path: Path) -> None:
+    parts = {"train": datasets.Dataset.from_list(ROWS[:50]), "test": datasets.Dataset.from_list(ROWS[50:80])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "in"))
+    out = tmp_path / "out"
+    assert run("pack", tmp_path / "in", "--output", out, *FLAGS).code == 0
+    assert run("verify", out, "--source", tmp_path / "in").code == 0
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    for key in ("tokens_in", "tokens_packed"):
+        manifest["counts"][key] += 5
+    reseal(out, manifest)
+    assert run("verify", out).code == 4
+
+
+def test_an_invented_loss_shows_against_the_source(run: Run, packed: Path) -> None:
+    manifest = json.loads((packed / "manifest.json").read_bytes())
+    manifest["counts"]["dropped"]["first_token"]["targets"] += 1
+    manifest["counts"]["targets_in"] += 1
+    reseal(packed, manifest)
     assert run("verify", packed).code == 0, "the counts balance, so only the source can tell"
     ended = run("verify", packed, "--source", packed.parent / "in")
     assert ended.code == 4
-    assert "empty" in ended.out
+    assert "first_token" in ended.out
+
+
+def test_a_source_of_another_kind_shows(run: Run, packed: Path, tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "dict"))
+    ended = run("verify", packed, "--source", tmp_path / "dict", "--json")
+    assert ended.code == 4
+    assert not ended.json["ok"]
 
 
 def test_a_copy_elsewhere_is_as_good(run: Run, packed: Path, tmp_path: Path) -> None:
