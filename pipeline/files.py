@@ -28,6 +28,9 @@ _VERSION_MARKS = ("mtime", "ETag", "LastModified", "Last-Modified", "Content-MD5
 _SETTLED_SECONDS = 2.0  # a file younger than this may change again within the same timestamp
 _HASH_BYTES = 1 << 26
 
+Info = Mapping[str, Any]
+"""What a file system says of a file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
@@ -69,6 +72,7 @@ class FileCache:
         self._hashes = folder / "hashes"
         self._downloads = folder / "downloads"
         self._fetched: list[Path] = []
+        self._seen: dict[InputFile, Info] = {}
 
     def content_hash(self, file: InputFile) -> str:
         """xxh3_128 of the file's bytes, in hex; remembered by path, size and time stamps.
@@ -76,6 +80,7 @@ class FileCache:
         A cache that cannot be read or written only costs time.
         """
         info = file.system.info(file.path)
+        self._seen[file] = info
         key = self._key(file, info)
         entry = self._hashes / key
         if key:
@@ -117,9 +122,14 @@ class FileCache:
             self._fetched.append(copy)
         return str(copy)
 
-    def signature(self, file: InputFile) -> str:
-        """Changes when a local file is written to or replaced; remote files are packed from a copy."""
-        return str(sorted(map(str, file.system.info(file.path).items()))) if file.is_local else ""
+    def require_unchanged(self) -> None:
+        """Raise `DataError` if a local file was written to or replaced since it was hashed.
+
+        Remote files are packed from a copy.
+        """
+        for file, info in self._seen.items():
+            if file.is_local and file.system.info(file.path) != info:
+                raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
 
     def forget_downloads(self) -> None:
         """Remove the copies that this run made or used."""
@@ -128,7 +138,7 @@ class FileCache:
         self._fetched.clear()
 
     @staticmethod
-    def _key(file: InputFile, info: Mapping[str, Any]) -> str:
+    def _key(file: InputFile, info: Info) -> str:
         if not any(mark in info for mark in _VERSION_MARKS):
             return ""
         path = os.path.realpath(file.path) if file.is_local else file.shown

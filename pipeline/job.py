@@ -14,8 +14,9 @@ from typing import Any
 from pipeline import manifest as manifests
 from pipeline.config import Chosen, PackConfig
 from pipeline.engine import LocalEngine
-from pipeline.errors import ConfigError, DataError, StorageError
-from pipeline.files import FileCache, InputFile, hash_file
+from pipeline.errors import BusyError, DataError, StorageError
+from pipeline.existing import refuse_nesting, up_to_date
+from pipeline.files import FileCache, InputFile
 from pipeline.inputs import Input, resolve
 from pipeline.progress import bar
 from pipeline.publish import Staging, abandoned, output_lock, publish
@@ -77,10 +78,7 @@ def pack(job: Job) -> Result:
     started = time.monotonic()
     output = Path(os.path.realpath(job.output))
     inputs = _resolve(job)
-    _refuse_nesting(output, inputs)
-    in_the_way = next((path for path in (output, *output.parents) if path.exists()), output)
-    if not in_the_way.is_dir():
-        raise ConfigError(f"--output {output}: {in_the_way} is a file")
+    refuse_nesting(output, inputs)
     cache = FileCache(job.cache_dir)
     staging = None
     try:
@@ -89,15 +87,14 @@ def pack(job: Job) -> Result:
                 with LocalEngine(job.num_workers) as engine:
                     hashes = _content_hashes(inputs, cache, engine)
                     run_id = manifests.identity(job.config, hashes)
-                    if _up_to_date(output, run_id, job, inputs, hashes):
+                    if up_to_date(output, run_id, job.config, inputs, hashes, job.overwrite):
+                        _remove_abandoned(output, but=None)
+                        cache.forget_downloads()
                         return Result(
                             status="up to date", manifest=manifests.read(output), seconds=time.monotonic() - started
                         )
                     staging = Staging(output, run_id)
-                    for folder in abandoned(output, but=staging.folder):
-                        log.info("removing the staging of an abandoned run: %s", folder)
-                        shutil.rmtree(folder)
-                    staging.open()
+                    _remove_abandoned(output, but=staging.folder)
                     run = Run(job.config, job.chosen, inputs, cache, engine, staging)
                     planned = run.plan()
                     _refuse_too_long(job.config, planned, run)
@@ -107,7 +104,7 @@ def pack(job: Job) -> Result:
                 cache.forget_downloads()
                 _tell_losses(manifest)
                 return _result("packed", manifest, planned, started)
-            except OSError:
+            except (OSError, BusyError):
                 raise
             except Exception:
                 if staging is not None:
@@ -120,6 +117,12 @@ def pack(job: Job) -> Result:
     except OSError as error:
         where = error.filename or output
         raise StorageError(f"{where}: {error.strerror or error}; {_kept(staging)}") from error
+
+
+def _remove_abandoned(output: Path, but: Path | None) -> None:
+    for folder in abandoned(output, but):
+        log.info("removing the staging of an abandoned run: %s", folder)
+        shutil.rmtree(folder)
 
 
 def _tell_losses(manifest: dict[str, Any]) -> None:
@@ -148,16 +151,6 @@ def _resolve(job: Job) -> list[Input]:
     return resolve(job.inputs, split=config.split, subset=config.subset, revision=config.revision)
 
 
-def _refuse_nesting(output: Path, inputs: list[Input]) -> None:
-    for entry in inputs:
-        for file in (file for file in entry.files() if file.is_local):
-            path = Path(os.path.realpath(file.path))
-            if path == output or output in path.parents:
-                raise ConfigError(f"--output {output} holds the input {path}; choose another output")
-        if entry.folder is not None and output.is_relative_to(os.path.realpath(entry.folder)):
-            raise ConfigError(f"--output {output} lies inside the input {entry.folder}; choose another output")
-
-
 def _content_hashes(inputs: list[Input], cache: FileCache, engine: LocalEngine) -> list[str]:
     """One hash for each input, over its files in order, split by split."""
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
@@ -170,56 +163,6 @@ def _content_hashes(inputs: list[Input], cache: FileCache, engine: LocalEngine) 
         manifests.combine({split: [digests[file] for file in group] for split, group in entry.splits.items()})
         for entry in inputs
     ]
-
-
-def _up_to_date(output: Path, run_id: str, job: Job, inputs: list[Input], hashes: list[str]) -> bool:
-    """Whether the output is there already. Raises `ConfigError` if something else is in its place."""
-    if not output.exists() or not any(output.iterdir()):
-        return False
-    try:
-        old = manifests.read(output)
-    except ValueError as error:
-        if not job.overwrite:
-            raise ConfigError(
-                f"--output {output} exists and is no packed dataset ({error}); choose another output"
-            ) from None
-        if not any((output / name).exists() for name in (manifests.MANIFEST, "state.json", "dataset_dict.json")):
-            raise ConfigError(f"--output {output} is no dataset; --overwrite only replaces datasets") from None
-        return False
-    if old["run_id"] == run_id:
-        damaged = next((name for name, facts in old["files"].items() if not _is_whole(output / name, facts, job)), None)
-        if damaged is not None and not job.overwrite:
-            raise ConfigError(f"--output {output} is this run, but {damaged} is damaged; --overwrite writes it anew")
-        return damaged is None
-    if job.overwrite:
-        _refuse_foreign_files(output, old)
-        return False
-    new = {
-        "config": job.config.to_json(),
-        "inputs": [{"name": entry.name, "xxh3_128": digest} for entry, digest in zip(inputs, hashes, strict=True)],
-        "format_version": manifests.FORMAT_VERSION,
-        "algorithm_version": manifests.ALGORITHM_VERSION,
-    }
-    told = "".join(f"\n  {line}" for line in manifests.differences(old, new))
-    raise ConfigError(
-        f"--output {output} holds another run ({old['run_id']} there, {run_id} now); choose another output, or"
-        f" replace it with --overwrite. What differs:{told}"
-    )
-
-
-def _refuse_foreign_files(output: Path, old: dict[str, Any]) -> None:
-    """Replacing removes the whole directory, so nothing may lie in it but the dataset and what readers cache there."""
-    known = {*old["files"], manifests.MANIFEST}
-    for path in sorted(output.rglob("*")):
-        if path.is_file() and str(path.relative_to(output)) not in known and not path.match("cache-*.arrow"):
-            raise ConfigError(f"--output {output}: {path} is not part of the dataset there; move it away first")
-
-
-def _is_whole(file: Path, facts: dict[str, Any], job: Job) -> bool:
-    """Whether a published file is there in full; with `--overwrite`, which would mend it, also by its checksum."""
-    if not file.is_file() or file.stat().st_size != facts["bytes"]:
-        return False
-    return not job.overwrite or hash_file(str(file)) == facts["xxh3_128"]
 
 
 def _refuse_too_long(config: PackConfig, planned: Planned, run: Run) -> None:

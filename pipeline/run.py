@@ -13,7 +13,6 @@ from pipeline.config import Chosen, PackConfig
 from pipeline.dataset_files import card, dict_file, split_files
 from pipeline.durable import FileFacts, write_file
 from pipeline.engine import LocalEngine
-from pipeline.errors import DataError
 from pipeline.files import FileCache
 from pipeline.inputs import SINGLE, Input
 from pipeline.open_rows import open_inputs
@@ -57,7 +56,6 @@ class Run:
         self._config, self._chosen = config, chosen
         self._inputs, self._cache, self._engine, self._staging = inputs, cache, engine, staging
         self._staging.open()
-        self._signatures = {file: cache.signature(file) for entry in inputs for file in entry.files()}
         self._mapped = open_inputs(inputs, config.column, cache, engine, staging)
         self.splits = {
             split: SplitRows([self._mapped[file] for entry in inputs for file in entry.splits[split]])
@@ -105,9 +103,7 @@ class Run:
         files = self._write_shards(planned, run_id)
         packed = sum(facts.targets for facts in files.values() if isinstance(facts, ShardFacts))
         assert packed == manifest["counts"]["targets_packed"], "targets written and targets planned differ"
-        for file, signature in self._signatures.items():
-            if self._cache.signature(file) != signature:
-                raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
+        self._cache.require_unchanged()
         root = self._staging.dataset
         for split in planned:
             shards = [name for _, name in _shard_names(planned[split], run_id)]
