@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ _FORMATS = {
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
+log = logging.getLogger(__name__)
+
 SINGLE = ""
 """Name of the only split of an input that has no splits."""
 
@@ -41,6 +44,8 @@ class Input:
     folder: str | None = None
     """The local directory that it is, if it is one."""
 
+    from_hub: bool = False
+
     def files(self) -> list[InputFile]:
         """Of all splits, in order."""
         return [file for group in self.splits.values() for file in group]
@@ -55,6 +60,8 @@ def resolve(inputs: Iterable[str], *, split: str | None, subset: str | None, rev
     found: list[Input] = []
     for name in inputs:
         found += _resolve(name, split, subset, revision)
+    if (subset or revision) and not any(entry.from_hub for entry in found):
+        log.warning("--subset and --revision have no effect: no input is a Hub id")
     if split is not None:
         found = [_only(entry, split) for entry in found]
     kinds = {tuple(sorted(entry.splits)) for entry in found}
@@ -169,6 +176,7 @@ def _hub(name: str, subset: str | None, revision: str | None) -> Input:
             )
             for split, part in loaded.items()
         },
+        from_hub=True,
     )
 
 

@@ -201,6 +201,10 @@ def test_overlong_without_effect_is_told(run: Run, tmp_path: Path, source: Path)
     assert "has no effect" in run("pack", source, "--output", tmp_path / "out", *flags).err
 
 
+def test_hub_options_without_a_hub_id_are_told(run: Run, source: Path) -> None:
+    assert "no effect" in run("pack", source, "--max-length", 60, "--dry-run", "--revision", "main").err
+
+
 def test_log_file_holds_the_log(run: Run, tmp_path: Path) -> None:
     ended = run(
         "pack", tmp_path / "nowhere", "--output", tmp_path / "out", "--max-length", 9, "--log-file", tmp_path / "l"
