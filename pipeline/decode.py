@@ -104,7 +104,12 @@ def _array_blocks(file: io.BufferedReader, where: str) -> Iterator[bytes]:
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         if position < len(text) and text[position] == "]":
-            if (text[position + 1 :] + characters.read()).strip():
+            rest = text[position + 1 :]
+            while not rest.strip():
+                rest = characters.read(_BLOCK_BYTES)
+                if not rest:
+                    break
+            if rest:
                 raise DataError(f"{where}: there is more after the end of the JSON array")
             break
         try:
