@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -133,6 +138,23 @@ def test_dry_run_shows_options_with_their_sources_and_writes_nothing(run: Run, t
     real = run("pack", source, "--output", tmp_path / "out", *flags[:-1], "--json").json
     assert {key: real[key] for key in ended.json["plan"]} == ended.json["plan"]
     assert "4  (flag)" in run("pack", source, *flags).out
+
+
+def test_progress_bars_on_a_terminal_only(run: Run, tmp_path: Path, source: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = ["-m", "pipeline", "pack", str(source), "--output", str(tmp_path / "out"), "--max-length", "60"]
+    ended = subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    assert b"writing" in shown
+    assert b"tok/s" in shown
+    assert b"writing" not in ended.stdout
+    assert "tok/s" not in run("pack", source, "--output", tmp_path / "again", "--max-length", 60).err
 
 
 def test_dry_run_reports_what_is_too_long(run: Run, source: Path) -> None:
