@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
-from pipeline.options import Size, did_you_mean, load_job, merged, source_of
+from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated, did_you_mean
+from pipeline.options import Size, load_job, merged, source_of
 
 log = logging.getLogger("pipeline")
 

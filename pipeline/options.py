@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import click
 import yaml
+
+from pipeline.errors import did_you_mean
 
 _UNITS = {"": 1, "B": 1}
 for _power, _prefix in enumerate("KMGT", 1):
@@ -31,13 +32,6 @@ class Size(click.ParamType[int]):
         if size < 1:
             self.fail("a size must be at least one byte", param, ctx)
         return size
-
-
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the nearest known one, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(text, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(names)})"
 
 
 def pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
