@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated, did_you_mean
+from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
 from pipeline.options import Size, load_job, merged, source_of
+from pipeline.words import did_you_mean
 
 log = logging.getLogger("pipeline")
 
@@ -185,6 +186,9 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     from pipeline.job import pack as pack_job
     from pipeline.tables import dry_run_table, pack_table
 
+    if ctx.meta.get("job.set") and source_of(ctx, "strategy") == "flag":
+        log.info("`set` of the job file is for its own strategy and has no effect beside --strategy")
+        ctx.meta["job.set"] = {}
     settings, set_sources = merged(ctx, "set", values["set"])
     column, column_sources = merged(ctx, "column", values["column"])
     _check_roles(column)
@@ -299,6 +303,12 @@ def main() -> NoReturn:
         _fail(
             ("terminated" if terminated else "interrupted") + (f"; {kept}" if kept else ""),
             EXIT_TERMINATED if terminated else EXIT_INTERRUPTED,
+        )
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("pipeline", "strategies"):
+            _report_bug(error)
+        _fail(
+            f"{error.name} is not installed for {sys.executable}; use the environment that has it, or pip install .", 2
         )
     except OSError as error:
         _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), EXIT_STORAGE)

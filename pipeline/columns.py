@@ -47,6 +47,8 @@ def find_columns(schema: pa.Schema, renamed: Mapping[str, str], where: str) -> C
             raise DataError(f"{where}: no column {name!r} (the columns are: {has}){way_out}{hint}")
         return None
 
+    if "position_ids" in schema.names and {"boundaries", "seq_lengths"} & set(schema.names):
+        raise DataError(f"{where}: this is a packed dataset; packing it again would lose where its samples begin")
     tokens = present(TOKENS)
     assert tokens is not None
     chosen = [role for role in TARGET_ROLES if role in renamed] or list(TARGET_ROLES)

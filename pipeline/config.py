@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError
+from pipeline.words import did_you_mean
 from strategies import Draws, Strategy, find
 
 MOST_MAX_LENGTH = 1 << 24

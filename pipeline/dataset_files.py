@@ -78,6 +78,7 @@ def card(manifest: Mapping[str, Any]) -> str:
     sources = "\n".join(
         f"- {entry['name']}: {entry['rows']:,} rows, xxh3_128 {entry['xxh3_128']}" for entry in manifest["inputs"]
     )
+    split = f'["{next(iter(manifest["splits"]))}"]' if "splits" in manifest else ""
     return f"""---
 tags: [packed]
 ---
@@ -104,7 +105,7 @@ Packed from:
 ```python
 import datasets
 
-packs = datasets.load_from_disk("this folder")
+packs = datasets.load_from_disk("this folder"){split}
 ```
 
 Give `position_ids` to the model, one pack a row, batch size 1, **and no attention mask**: an all-ones mask makes

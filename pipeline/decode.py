@@ -161,6 +161,8 @@ def _lines(block: bytes) -> Iterator[bytes]:
 def _json_row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg} at character {error.pos})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(row, dict):

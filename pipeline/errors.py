@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class PipelineError(Exception):
     """Ends the run with one message and `exit_code`; never with a traceback."""
@@ -50,10 +47,3 @@ class StrategyError(PipelineError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; handled like Ctrl-C, with an exit code of its own."""
-
-
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the nearest known one, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(text, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(names)})"

@@ -83,7 +83,8 @@ def _resolve(name: str, split: str | None, subset: str | None, revision: str | N
     try:
         system, path = fsspec.url_to_fs(name)
     except (ValueError, ImportError) as error:
-        raise DataError(f"input {name}: {error}") from None
+        extra = "; pip install 'tightpack[s3]'" if isinstance(error, ImportError) and name.startswith("s3") else ""
+        raise DataError(f"input {name}: {error}{extra}") from None
     system.invalidate_cache()  # what an earlier call of this process saw may be gone
     with reaching(name, system):
         if system.exists(path):

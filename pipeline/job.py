@@ -21,6 +21,7 @@ from pipeline.inputs import Input, resolve
 from pipeline.progress import bar
 from pipeline.publish import Staging, abandoned, output_lock, publish
 from pipeline.run import Planned, Run
+from pipeline.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def plan_only(job: Job) -> Result:
             planned = run.plan()
         finally:
             cache.forget_downloads()
+        run.tell_targets()
         return _result("planned", run.describe(planned), planned, started)
 
 
@@ -102,6 +104,7 @@ def pack(job: Job) -> Result:
                 publish(staging.dataset, output)
                 staging.remove()
                 cache.forget_downloads()
+                run.tell_targets()
                 _tell_losses(manifest)
                 return _result("packed", manifest, planned, started)
             except (OSError, BusyError):
@@ -129,12 +132,12 @@ def _tell_losses(manifest: dict[str, Any]) -> None:
     """Say loudly what was left out unasked."""
     losses = manifest["counts"]["dropped"]
     if losses["empty"]["samples"]:
-        log.warning("%s samples are empty and left out (empty)", f"{losses['empty']['samples']:,}")
+        log.warning("%s without tokens left out (empty)", counted(losses["empty"]["samples"], "sample"))
     if losses["no_targets"]["samples"]:
         log.warning(
-            "%s samples (%s tokens) have nothing to train and are left out (no_targets); --keep-untrainable keeps them",
-            f"{losses['no_targets']['samples']:,}",
-            f"{losses['no_targets']['tokens']:,}",
+            "%s (%s) without anything to train left out (no_targets); --keep-untrainable keeps them",
+            counted(losses["no_targets"]["samples"], "sample"),
+            counted(losses["no_targets"]["tokens"], "token"),
         )
     if not manifest["packs"]:
         log.warning("there was nothing to pack; the output is a valid, empty dataset")
@@ -177,8 +180,9 @@ def _refuse_too_long(config: PackConfig, planned: Planned, run: Run) -> None:
     if found:
         worst, split, window = max(found, key=lambda entry: entry[0].longest)
         where = run.splits[split].locate(window.first_row + worst.longest_row)
+        total = sum(entry.samples for entry, _, _ in found)
         raise DataError(
-            f"{sum(entry[0].samples for entry in found):,} samples are longer than --max-length {config.max_length};"
+            f"longer than --max-length {config.max_length}: {counted(total, 'sample')};"
             f" the longest has {worst.longest:,} tokens ({where}). Choose --overlong drop (leave them out),"
             " truncate (keep their beginning) or split (cut them into several), or a larger --max-length"
         )

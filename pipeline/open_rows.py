@@ -21,6 +21,7 @@ from pipeline.inputs import Input
 from pipeline.mapped import MappedFile, empty_file, map_file
 from pipeline.progress import bar
 from pipeline.publish import Staging
+from pipeline.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +96,10 @@ def _announce(files: list[tuple[InputFile, str]], folder: Path) -> None:
     """Say beforehand what decoding will take on disk."""
     size = sum(_spooled_bytes(file, path) for file, path in files)
     free = free_bytes(folder)
-    told = f"{len(files)} input files cannot be memory-mapped; decoding them once into {folder}"
+    told = f"{counted(len(files), 'input file')} to be decoded once, because only plain Arrow can be memory-mapped"
     log.log(
         logging.WARNING if size > free else logging.INFO,
-        f"{told}: about {size / 1e6:,.0f} MB for the time of the run, {free / 1e6:,.0f} MB are free",
+        f"{told}: about {size / 1e6:,.1f} MB in {folder} for the time of the run, {free / 1e6:,.0f} MB are free",
     )
 
 

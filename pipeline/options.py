@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from pipeline.errors import did_you_mean
+from pipeline.words import did_you_mean
 
 _UNITS = {"": 1, "B": 1}
 for _power, _prefix in enumerate("KMGT", 1):
@@ -63,9 +63,10 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
         raise click.UsageError(f"{where}: a mapping of option names to values is needed")
     known = {_name_in_file(p): p for p in ctx.command.params if p is not param}
     defaults: dict[str, Any] = {}
-    for key, value in job.items():
+    for written, value in job.items():
+        key = str(written).replace("-", "_")
         if key not in known:
-            raise click.UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)}")
+            raise click.UsageError(f"{where}: unknown key {written!r}{did_you_mean(key, known)}")
         option = known[key]
         if key in ("set", "column"):
             ctx.meta[f"job.{key}"] = _texts(where, key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,6 +24,9 @@ from pipeline.rows import Rows
 from pipeline.scan import Facts
 from pipeline.shards import ShardFacts, write_empty_shard, write_shard
 from pipeline.windows import SplitRows, Window
+from pipeline.words import counted
+
+log = logging.getLogger(__name__)
 
 Planned = dict[str, list[tuple[Window, WindowSummary]]]
 """The planned windows of each split."""
@@ -61,6 +65,16 @@ class Run:
             split: SplitRows([self._mapped[file] for entry in inputs for file in entry.splits[split]])
             for split in inputs[0].splits
         }
+
+    def tell_targets(self) -> None:
+        """Say where nothing decides which tokens are trained."""
+        filled = [mapped for mapped in self._mapped.values() if mapped.num_rows]
+        silent = [mapped.name for mapped in filled if mapped.columns.targets is None]
+        way_out = "if yours has another name, give it with --column labels=NAME"
+        if silent and len(silent) < len(filled):
+            log.warning("%s has no labels or mask, others have: every token of it is trained; %s", silent[0], way_out)
+        elif silent:
+            log.info("no labels or mask column: every token is trained; %s", way_out)
 
     def plan(self) -> Planned:
         """Plan every window; its integers are left in staging."""
@@ -131,6 +145,8 @@ class Run:
                 else:
                     window, shard, tokens = task
                     todo.append(ShardTask(name=name, split=split, window=window, shard=shard, tokens=tokens))
+        if files and todo:
+            log.info("resuming: %s of an earlier run kept, %s to write", counted(len(files), "shard"), len(todo))
         with bar("writing", sum(task.tokens for task in todo)) as advance:
 
             def advance_or_stop(done: int) -> None:

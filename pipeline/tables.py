@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strategies import Strategy, all_strategies
+from pipeline.words import counted
+from strategies import Strategy, all_names, find
 
 if TYPE_CHECKING:
     from pipeline.job import Job, Result
     from pipeline.verify import Verified
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ def pack_table(result: Result, output: Path) -> Shown:
     }
     shards = [facts for facts in manifest["files"].values() if "packs" in facts]
     size = sum(facts["bytes"] for facts in manifest["files"].values())
-    rows = _figure_rows(manifest)
-    rows.append(("output", f"{output}: {len(shards)} shards, {size / 1e6:,.1f} MB"))
+    rows = _figure_rows(manifest, "packed")
+    rows.append(("output", f"{output}: {counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB"))
     rows.append(("run", manifest["run_id"]))
     if result.status == "up to date":
         rows.append(("status", "up to date: this run was done before, nothing was written"))
@@ -75,7 +80,7 @@ def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown
         nested = option if "source" not in option else {"": option}
         for key, entry in nested.items():
             rows.append((f"{name}.{key}" if key else name, f"{_shown(entry['value'])}  ({entry['source']})"))
-    plan = _figure_rows(result.manifest)
+    plan = _figure_rows(result.manifest, "would pack")
     if result.too_long and job.config.overlong == "error":
         plan.append(
             (
@@ -89,12 +94,20 @@ def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown
 
 def strategies_table() -> Shown:
     """Every strategy, ours and installed ones."""
-    known = all_strategies()
+    known: list[Strategy] = []
+    for name in all_names():
+        try:
+            known.append(find(name))
+        except ValueError as error:
+            log.warning("%s", error)
     blocks = []
     for strategy in known:
         aliases = f" (alias {', '.join(strategy.aliases)})" if strategy.aliases else ""
         lines = [f"{strategy.name}{aliases}", f"  {strategy.summary}; {strategy.when}"]
-        lines += [f"  --set {name}={_shown(default)}  {told}" for name, default, _, told in _options(strategy)]
+        lines += [
+            f"  --set {name}=...  {told} ({kind}, default {_shown(default)})"
+            for name, default, kind, told in _options(strategy)
+        ]
         blocks.append("\n".join(lines))
     value = {
         "strategies": [
@@ -154,24 +167,30 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _figure_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _share(counts: Mapping[str, Any]) -> str:
+    return f"{counts['targets_packed'] / max(1, counts['tokens_packed']):.1%}"
+
+
+def _figure_rows(manifest: Mapping[str, Any], verb: str) -> list[tuple[str, str]]:
     counts, config = manifest["counts"], manifest["config"]
     rows = [
         (
-            "packed",
+            verb,
             f"{counts['samples_packed']:,} of {counts['samples_in']:,} samples, {counts['tokens_packed']:,} of"
             f" {counts['tokens_in']:,} tokens",
         ),
+        ("targets", f"{counts['targets_packed']:,}, {_share(counts)} of the tokens are trained"),
         ("packs", f"{manifest['packs']:,} of {manifest['capacity']:,} tokens, by {config['strategy']}"),
         ("fill", f"{manifest['fill']:.4%} (lower bound {manifest['lower_bound']:,} packs)"),
     ]
     for name, split in manifest.get("splits", {}).items():
         rows.append((f"  {name}", f"{split['packs']:,} packs, fill {split['fill']:.4%}"))
     for reason, loss in counts["dropped"].items():
-        lost = [f"{loss[what]:,} {what}" for what in ("samples", "tokens", "targets") if loss[what]]
+        lost = [counted(loss[f"{what}s"], what) for what in ("sample", "token", "target") if loss[f"{what}s"]]
         if lost:
-            of = "" if loss["samples"] else f" of {loss['samples_affected']:,} samples"
-            rows.append((reason, f"{', '.join(lost)}{of} left out"))
+            of = "" if loss["samples"] else f" in {counted(loss['samples_affected'], 'sample')}"
+            masked = reason in ("first_token", "cut")  # the token stays, only its label goes
+            rows.append((reason, f"{', '.join(lost)}{of} {'masked' if masked else 'left out'}"))
     rows += [(name, str(figure)) for name, figure in manifest["report"].items()]
     return rows
 

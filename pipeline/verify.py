@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,9 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
                 problems += _check_small_files(directory, manifest)
                 opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
                 if opened is not None and set(opened.splits) != set(splits_of(manifest)):
-                    problems.append(f"source: its splits are not those packed ({', '.join(opened.splits) or 'none'})")
+                    problems.append(
+                        f"source: it has {_told(opened.splits)}, the packed dataset {_told(splits_of(manifest))}"
+                    )
                     opened = None
                 checker = Checker(directory, manifest, engine, opened)
                 problems += checker.run()
@@ -78,6 +80,10 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
         source=bool(sources),
         seconds=time.monotonic() - started,
     )
+
+
+def _told(splits: Iterable[str]) -> str:
+    return "no splits" if list(splits) == [SINGLE] else f"the splits {', '.join(splits)}"
 
 
 def _check_manifest(directory: Path) -> tuple[list[str], dict[str, Any] | None]:

@@ -75,6 +75,9 @@ def comparison(outcomes: list[Outcome]) -> str:
         )
     lines = [f"{a:<20} {b:>6}  {c:<{BAR}} {d:>6} {e:>10}  {f:<14} {g:>15}" for a, b, c, d, e, f, g in rows]
     lines.append(f"padding: tokens computed for nothing in every epoch, packs being padded to {baseline.capacity}")
+    lines.append(
+        "training steps: at the same number of packs a step; samples over the maximum length are cut in pieces"
+    )
     return "\n".join(lines)
 
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from strategies.contract import ContractError, NoOptions, Plan, Request, Strategy, check
 from strategies.draws import Draws
-from strategies.registry import all_strategies, find
+from strategies.registry import all_names, find
 
-__all__ = ["ContractError", "Draws", "NoOptions", "Plan", "Request", "Strategy", "all_strategies", "find", "pack"]
+__all__ = ["ContractError", "Draws", "NoOptions", "Plan", "Request", "Strategy", "all_names", "find", "pack"]
 
 
 def pack(

@@ -63,5 +63,5 @@ STRATEGY = Strategy(
     name="first-fit",
     place=place,
     summary="each sample into the oldest pack with room",
-    when="to stay near arrival order and still pack well",
+    when="to keep most neighbours together and still pack well",
 )

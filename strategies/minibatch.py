@@ -19,7 +19,7 @@ class MinibatchOptions:
     """Options of `minibatch`."""
 
     batch_size: int = field(default=8, metadata={"help": "samples a pack; its capacity is batch_size x max_length"})
-    shuffle: bool = field(default=False, metadata={"help": "draw the mini-batches from a seeded permutation"})
+    shuffle: bool = field(default=False, metadata={"help": "true draws the mini-batches from a seeded permutation"})
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -34,5 +34,5 @@ STRATEGY = Strategy(
     name="next-fit",
     place=place,
     summary="one open pack, closed when the next sample does not fit",
-    when="to keep arrival order exactly",
+    when="to keep neighbours together (with --pack-order plan also the order of packs)",
 )

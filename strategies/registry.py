@@ -32,15 +32,19 @@ BUILT_IN: dict[str, Strategy] = {
 def find(name: str) -> Strategy:
     """The strategy called `name`, or with that alias.
 
-    Ours come first: an entry point cannot take one of our names. Raises `ValueError`, suggesting the
-    nearest name, if there is none, and whatever the module of an entry point raises.
+    Ours come first: an entry point cannot take one of our names. Raises `ValueError` if there is none, suggesting
+    the nearest name, or if an entry point cannot be loaded.
     """
     for strategy in BUILT_IN.values():
         if name in (strategy.name, *strategy.aliases):
             return strategy
     installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name in installed:
-        strategy = installed[name].load()
+        try:
+            strategy = installed[name].load()
+        except Exception as error:
+            told = f"strategy {name!r} cannot be loaded from {installed[name].value}"
+            raise ValueError(f"{told} ({type(error).__name__}: {error})") from error
         if not isinstance(strategy, Strategy):
             raise ValueError(f"the entry point {installed[name].value!r} of strategy {name!r} is no Strategy")
         return strategy
@@ -50,7 +54,6 @@ def find(name: str) -> Strategy:
     raise ValueError(f"unknown strategy {name!r}{hint} (known: {', '.join(known)})")
 
 
-def all_strategies() -> list[Strategy]:
-    """Ours, then the installed ones in the order of their names."""
-    installed = sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILT_IN))
-    return [*BUILT_IN.values(), *(find(name) for name in installed)]
+def all_names() -> list[str]:
+    """Ours, then the installed ones in alphabetical order."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(BUILT_IN))]

@@ -16,7 +16,7 @@ from strategies.draws import Draws
 class WrappedOptions:
     """Options of `wrapped`."""
 
-    shuffle: bool = field(default=False, metadata={"help": "concatenate in a seeded permutation"})
+    shuffle: bool = field(default=False, metadata={"help": "true concatenates in a seeded permutation"})
 
 
 def stream_order(num_samples: int, draws: Draws, options: Any) -> Int64Array:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -215,7 +216,30 @@ def test_strategies_lists_every_name_and_option(run: Run) -> None:
     assert {option["name"] for option in listed["minibatch"]["options"]} == {"batch_size", "shuffle"}
     text = run("strategies").out
     assert "alias greedy" in text
-    assert "--set batch_size=8" in text
+    assert "--set batch_size=..." in text
+
+
+def test_what_decides_the_targets_is_told(run: Run, tmp_path: Path, source: Path) -> None:
+    bare = save([{"input_ids": row["input_ids"], "goals": row["labels"]} for row in ROWS], tmp_path / "bare")
+    assert "every token is trained" in run("pack", bare, "--max-length", 60, "--dry-run").err
+    ended = run("pack", source, bare, "--max-length", 60, "--dry-run")
+    assert "WARNING" in ended.err
+    assert "others have" in ended.err
+    ended = run("pack", source, "--max-length", 60, "--dry-run")
+    assert "trained" not in ended.err
+    trained = sum(label != -100 for row in ROWS for label in row["labels"][1:])
+    assert re.search(rf"^targets +{trained:,}, ", ended.out, re.MULTILINE)
+
+
+def test_a_job_file_may_use_hyphens_and_its_set_is_for_its_own_strategy(run: Run, tmp_path: Path, source: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("max-length: 60\nstrategy: minibatch\nset: {batch_size: 2}\n")
+    assert (
+        run("pack", source, "--config", job, "--dry-run", "--json").json["options"]["set"]["batch_size"]["value"] == 2
+    )
+    ended = run("pack", source, "--config", job, "--strategy", "next-fit", "--dry-run", "--json")
+    assert ended.code == 0
+    assert ended.json["options"]["set"] == {}
 
 
 def test_overlong_without_effect_is_told(run: Run, tmp_path: Path, source: Path) -> None:
@@ -325,7 +349,18 @@ def test_a_strategy_of_another_package(tmp_path: Path, source: Path) -> None:
     result = json.loads(ended.stdout)
     assert result["packs"] == result["counts"]["samples_packed"]
     assert result["report"] == {"seen": result["packs"]}
-    assert "--set backwards=true" in python("-m", "pipeline", "strategies", PYTHONPATH=str(package)).stdout
+    assert (
+        "--set backwards=...  last sample first (bool, default true)"
+        in python("-m", "pipeline", "strategies", PYTHONPATH=str(package)).stdout
+    )
+    (package / "elsewhere-1.0.dist-info" / "entry_points.txt").write_text(points + "gone = nowhere:SOLO\n")
+    listed = python("-m", "pipeline", "strategies", PYTHONPATH=str(package))
+    assert listed.returncode == 0
+    assert "solo" in listed.stdout
+    assert "'gone' cannot be loaded from nowhere:SOLO" in listed.stderr
+    ended = python(*pack, "--strategy", "gone", PYTHONPATH=str(package))
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr
     ended = python(*pack, "--strategy", "broken", "--overwrite", PYTHONPATH=str(package))
     assert ended.returncode == 70
     assert "strategy 'broken' broke its contract" in ended.stderr

@@ -291,6 +291,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["row 1", "'labels'", "row 0 lacks"],
     ),
     "column missing": (lambda folder: save([{"ids": [1]}], folder / "x"), ["'input_ids'", "the columns are: ids"]),
+    "packed already": (
+        lambda folder: save(
+            [{"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 0], "seq_lengths": [1, 1]}], folder / "x"
+        ),
+        ["packed dataset", "where its samples begin"],
+    ),
     "raw text": (
         lambda folder: write(folder / "x.jsonl", b'{"text": "hello"}\n'),
         ["'input_ids'", "text", "tokenised first"],
@@ -338,7 +344,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: save([{"input_ids": [1], "labels": [1], "loss_mask": [1]}], folder / "x"),
         ["'labels'", "'loss_mask'", "--column labels=labels"],
     ),
-    "too long": (with_row({"input_ids": [1] * 90, "labels": [1] * 90}), ["1 samples", "90 tokens", "row 1", "split"]),
+    "too long": (with_row({"input_ids": [1] * 90, "labels": [1] * 90}), ["1 sample;", "90 tokens", "row 1", "split"]),
     "shard missing": (
         lambda folder: next(save(ROWS, folder / "x").glob("*.arrow")).unlink() or folder / "x",
         ["listed in state.json is missing"],
@@ -358,7 +364,7 @@ def test_bad_input_is_told_and_leaves_nothing(run: Run, tmp_path: Path, what: st
     ended = run("pack", source, "--output", tmp_path / "new" / "out", "--max-length", LONGEST)
     assert ended.code == 3, ended.err
     assert ended.out == ""
-    assert len(ended.err.strip().splitlines()) == 1 or "decoding" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1 or "to be decoded once" in ended.err
     for word in told:
         assert word in ended.err
     assert left_behind(tmp_path) == before

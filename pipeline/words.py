@@ -1,0 +1,18 @@
+"""Pieces of messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 shard, 2,000 shards."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(text, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(names)})"
