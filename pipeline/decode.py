@@ -27,18 +27,18 @@ _BLOCK_BYTES = 1 << 23
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
     """Record batches of an Arrow IPC stream or file, compressed or not."""
     with pa.memory_map(path) as file:
-        if is_arrow_file(path):
-            reader = pa.ipc.open_file(file)
-            for i in range(reader.num_record_batches):
-                yield reader.get_batch(i)
-        else:
-            yield from pa.ipc.open_stream(file)
+        content = file.read_buffer(file.size())
+    if is_arrow_file(content):
+        reader = pa.ipc.open_file(content)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+    else:
+        yield from pa.ipc.open_stream(content)
 
 
-def is_arrow_file(path: str) -> bool:
-    """Whether `path` is in the IPC *file* format, which starts with a magic word."""
-    with open(path, "rb") as file:
-        return file.read(6) == b"ARROW1"
+def is_arrow_file(content: pa.Buffer) -> bool:
+    """Whether it is in the IPC *file* format, which starts with a magic word."""
+    return bool(content.slice(0, 6).to_pybytes() == b"ARROW1")
 
 
 def parquet_batches(path: str, renamed: Mapping[str, str], where: str) -> Iterator[pa.RecordBatch]:

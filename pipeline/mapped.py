@@ -25,7 +25,9 @@ _END_OF_STREAM = struct.pack("<iI", -1, 0)
 class MappedFile:
     """An uncompressed Arrow file whose token columns can be addressed in place."""
 
-    path: str
+    content: pa.Buffer
+    """The whole file; pages are read when they are touched, and stay mapped for the next window."""
+
     name: str
     """How messages name it."""
 
@@ -48,18 +50,18 @@ class MappedFile:
     def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """The record batches of rows start..stop-1, cut to them; their buffers are views of the file."""
         first = int(np.searchsorted(self.row_offsets, start, side="right")) - 1
-        with pa.memory_map(self.path) as file:
-            reader = pa.ipc.open_file(file) if is_arrow_file(self.path) else None
-            for i in range(first, len(self.position)):
-                begin, end = int(self.row_offsets[i]), int(self.row_offsets[i + 1])
-                if begin >= stop:
-                    break
-                if reader is not None:
-                    batch = reader.get_batch(int(self.position[i]))
-                else:
-                    file.seek(int(self.position[i]))
-                    batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
-                yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
+        file = pa.BufferReader(self.content)
+        reader = pa.ipc.open_file(file) if is_arrow_file(self.content) else None
+        for i in range(first, len(self.position)):
+            begin, end = int(self.row_offsets[i]), int(self.row_offsets[i + 1])
+            if begin >= stop:
+                break
+            if reader is not None:
+                batch = reader.get_batch(int(self.position[i]))
+            else:
+                file.seek(int(self.position[i]))
+                batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
+            yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
 
 
 def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | None:
@@ -70,32 +72,32 @@ def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | N
     positions: list[int] = []
     rows = [0]
     tokens = [0]
-    with pa.memory_map(path) as file:
-        whole = file.read_buffer(file.size())
-        file.seek(0)
-        if is_arrow_file(path):
-            reader = pa.ipc.open_file(file)
-            schema = reader.schema
-            batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
-        else:
-            schema, batches = _stream(file, whole, name)
-        columns = find_columns(schema, renamed, name)
-        if _has_dictionary(schema) or any(
-            pa.types.is_boolean(schema.field(column).type.value_type) for column in columns.names()
-        ):
+    with pa.memory_map(path) as mapped:
+        content = mapped.read_buffer(mapped.size())
+    file = pa.BufferReader(content)
+    if is_arrow_file(content):
+        reader = pa.ipc.open_file(file)
+        schema = reader.schema
+        batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
+    else:
+        schema, batches = _stream(file, content, name)
+    columns = find_columns(schema, renamed, name)
+    if _has_dictionary(schema) or any(
+        pa.types.is_boolean(schema.field(column).type.value_type) for column in columns.names()
+    ):
+        return None
+    for position, batch in batches:
+        arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns.names()]
+        if not all(_lies_in(array, content) for array in arrays):
             return None
-        for position, batch in batches:
-            arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns.names()]
-            if not all(_lies_in(array, whole) for array in arrays):
-                return None
-            for array in arrays:
-                array.validate(full=True)  # offsets that rise and stay inside the values
-            offsets = list_offsets(arrays[0])
-            positions.append(position)
-            rows.append(rows[-1] + batch.num_rows)
-            tokens.append(tokens[-1] + int(offsets[-1] - offsets[0]))
+        for array in arrays:
+            array.validate(full=True)  # offsets that rise and stay inside the values
+        offsets = list_offsets(arrays[0])
+        positions.append(position)
+        rows.append(rows[-1] + batch.num_rows)
+        tokens.append(tokens[-1] + int(offsets[-1] - offsets[0]))
     return MappedFile(
-        path=path,
+        content=content,
         name=name,
         columns=columns,
         schema=schema,
@@ -110,7 +112,7 @@ def empty_file(name: str) -> MappedFile:
     nothing, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
     columns = Columns(tokens=TOKENS, targets=None, targets_are_labels=False, attention=None)
     return MappedFile(
-        path="",
+        content=pa.py_buffer(b""),
         name=name,
         columns=columns,
         schema=pa.schema([]),
@@ -121,7 +123,7 @@ def empty_file(name: str) -> MappedFile:
 
 
 def _stream(
-    file: pa.MemoryMappedFile, whole: pa.Buffer, name: str
+    file: pa.BufferReader, whole: pa.Buffer, name: str
 ) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
     """Schema of an IPC stream, and its record batches with their byte positions."""
     if whole.size < 8 or whole.slice(whole.size - 8).to_pybytes() != _END_OF_STREAM:
