@@ -11,7 +11,6 @@ from pipeline.errors import ConfigError
 from pipeline.words import did_you_mean
 from strategies import Draws, Strategy, find
 
-MOST_MAX_LENGTH = 1 << 24
 MOST_CAPACITY = 1 << 30
 """Values in one list column of one pack: far enough from the 2^31 of Arrow's 32-bit offsets."""
 

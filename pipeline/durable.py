@@ -19,7 +19,7 @@ class FileFacts:
 
 
 class HashingFile:
-    """A binary file that is hashed while it is written, and durable under its name once closed without error."""
+    """A binary file that is hashed while it is written, and durable under its name after `finish`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,7 +37,7 @@ class HashingFile:
         return self._file.write(view)
 
     def flush(self) -> None:
-        """Nothing is promised before `close`."""
+        """Nothing is promised before `finish`."""
 
     def close(self) -> None:
         """Called by Arrow, which believes that it owns the file; see `finish`."""

@@ -21,12 +21,6 @@ class DataError(PipelineError):
     exit_code = 3
 
 
-class VerificationError(PipelineError):
-    """A packed dataset is not what its manifest says."""
-
-    exit_code = 4
-
-
 class StorageError(PipelineError):
     """Full disk, missing permission, I/O error. Finished work is kept for resuming."""
 

@@ -10,11 +10,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import xxhash
@@ -23,13 +22,10 @@ from pipeline.errors import BusyError, DataError, PipelineError
 
 log = logging.getLogger(__name__)
 
-# Said by a file system of a file that may be replaced under its name; without one of them, nothing is remembered.
-_VERSION_MARKS = ("mtime", "ETag", "LastModified", "Last-Modified", "Content-MD5", "created")
+# What a file system says of a remote file's version, the most telling first; without any, nothing is remembered.
+_VERSION_MARKS = ("ETag", "Content-MD5", "LastModified", "Last-Modified", "mtime", "created")
 _SETTLED_SECONDS = 2.0  # a file younger than this may change again within the same timestamp
 _HASH_BYTES = 1 << 26
-
-Info = Mapping[str, Any]
-"""What a file system says of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +52,19 @@ class InputFile:
         """How messages name it."""
         return self.path if self.is_local else f"{_protocols(self.system)[0]}://{self.path}"
 
+    def version(self) -> str:
+        """Changes when the file is written to or replaced; empty where the file system does not tell."""
+        with reaching(self.shown, self.system):
+            info = self.system.info(self.path)
+        if self.is_local:
+            return str(sorted(map(str, info.items())))
+        mark = next((mark for mark in _VERSION_MARKS if mark in info), None)
+        return f"{mark}={info[mark]}" if mark else ""
+
     def size(self) -> int:
         """Bytes."""
-        return int(self.system.size(self.path) or 0)
+        with reaching(self.shown, self.system):
+            return int(self.system.size(self.path) or 0)
 
 
 def _protocols(system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
@@ -66,32 +72,40 @@ def _protocols(system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 class FileCache:
-    """The folder under `--cache-dir`: remembered content hashes, and copies of remote files while a run needs them."""
+    """Remembers content hashes under `--cache-dir`, and holds copies of remote files there until it is left."""
 
     def __init__(self, folder: Path) -> None:
         self._hashes = folder / "hashes"
         self._downloads = folder / "downloads"
-        self._fetched: list[Path] = []
-        self._seen: dict[InputFile, Info] = {}
+        self._seen: dict[InputFile, str] = {}
+        self._copies: dict[InputFile, str] = {}
+
+    def __enter__(self) -> FileCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for copy in self._copies.values():
+            Path(copy).unlink(missing_ok=True)
 
     def content_hash(self, file: InputFile) -> str:
         """xxh3_128 of the file's bytes, in hex; remembered by path, size and time stamps.
 
         A cache that cannot be read or written only costs time.
         """
-        info = file.system.info(file.path)
-        self._seen[file] = info
-        key = self._key(file, info)
+        version = self._seen.setdefault(file, file.version())
+        if not version:
+            return hash_file(self.local_path(file))
+        path = os.path.realpath(file.path) if file.is_local else file.shown
+        key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
         entry = self._hashes / key
-        if key:
-            try:
-                return str(json.loads(entry.read_text())["xxh3_128"])
-            except (OSError, ValueError, KeyError):
-                pass
+        try:
+            return str(json.loads(entry.read_text())["xxh3_128"])
+        except (OSError, ValueError, KeyError):
+            pass
         seen_at = time.time()
         digest = hash_file(self.local_path(file))
-        settled = max(float(info.get("mtime", 0)), float(info.get("created", 0))) if file.is_local else 0.0
-        if key and seen_at - settled > _SETTLED_SECONDS:
+        settled = os.stat(file.path).st_ctime if file.is_local else 0.0
+        if seen_at - settled > _SETTLED_SECONDS:
             try:
                 self._hashes.mkdir(parents=True, exist_ok=True)
                 with tempfile.NamedTemporaryFile("w", dir=self._hashes, delete=False) as new:
@@ -102,47 +116,38 @@ class FileCache:
         return digest
 
     def local_path(self, file: InputFile) -> str:
-        """A path that can be opened and memory-mapped; remote files are fetched once."""
+        """A path that can be opened and memory-mapped; remote files are fetched once.
+
+        The copy is this run's own, so that runs beside it cannot take it away. Raises `DataError` if what is
+        fetched is not the version that was looked at.
+        """
         if file.is_local:
             return file.path
-        info = file.system.info(file.path)
-        name = hashlib.sha256(f"{file.shown} {sorted(map(str, info.items()))}".encode()).hexdigest()[:32]
-        copy = self._downloads / name
-        if not copy.exists():
+        if file not in self._copies:
+            self._seen.setdefault(file, file.version())
             self._downloads.mkdir(parents=True, exist_ok=True)
-            log.info("fetching %s (%.1f MB) into %s", file.shown, (info.get("size") or 0) / 1e6, self._downloads)
-            part = self._downloads / f"{name}.{os.getpid()}.part"
-            try:
-                with reaching(file.shown, file.system):
-                    file.system.get_file(file.path, str(part))
-                os.replace(part, copy)
-            finally:
-                part.unlink(missing_ok=True)
-        if copy not in self._fetched:
-            self._fetched.append(copy)
-        return str(copy)
+            log.info("fetching %s (%.1f MB) into %s", file.shown, file.size() / 1e6, self._downloads)
+            descriptor, copy = tempfile.mkstemp(dir=self._downloads)
+            os.close(descriptor)
+            self._copies[file] = copy
+            with reaching(file.shown, file.system):
+                file.system.get_file(file.path, copy)
+                file.system.invalidate_cache()
+                self._require_same(file)
+        return self._copies[file]
 
     def require_unchanged(self) -> None:
         """Raise `DataError` if a local file was written to or replaced since it was hashed.
 
         Remote files are packed from a copy.
         """
-        for file, info in self._seen.items():
-            if file.is_local and file.system.info(file.path) != info:
-                raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
+        for file in self._seen:
+            if file.is_local:
+                self._require_same(file)
 
-    def forget_downloads(self) -> None:
-        """Remove the copies that this run made or used."""
-        for copy in self._fetched:
-            copy.unlink(missing_ok=True)
-        self._fetched.clear()
-
-    @staticmethod
-    def _key(file: InputFile, info: Info) -> str:
-        if not any(mark in info for mark in _VERSION_MARKS):
-            return ""
-        path = os.path.realpath(file.path) if file.is_local else file.shown
-        return hashlib.sha256(f"{path} {sorted(map(str, info.items()))}".encode()).hexdigest()[:32]
+    def _require_same(self, file: InputFile) -> None:
+        if file.version() != self._seen[file]:
+            raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
 
 
 @contextmanager

@@ -58,14 +58,14 @@ def plan_only(job: Job) -> Result:
     Samples that are too long are reported, not refused.
     """
     started = time.monotonic()
-    cache = FileCache(job.cache_dir)
     inputs = _resolve(job)
-    with tempfile.TemporaryDirectory(prefix="pack-dry-run-") as folder, LocalEngine(job.num_workers) as engine:
+    with (
+        FileCache(job.cache_dir) as cache,
+        tempfile.TemporaryDirectory(prefix="pack-dry-run-") as folder,
+        LocalEngine(job.num_workers) as engine,
+    ):
         run = Run(job.config, job.chosen, inputs, cache, engine, Staging(Path(folder) / "plan", "dry-run"))
-        try:
-            planned = run.plan()
-        finally:
-            cache.forget_downloads()
+        planned = run.plan()
         run.tell_targets()
         return _result("planned", run.describe(planned), planned, started)
 
@@ -81,17 +81,15 @@ def pack(job: Job) -> Result:
     output = Path(os.path.realpath(job.output))
     inputs = _resolve(job)
     refuse_nesting(output, inputs)
-    cache = FileCache(job.cache_dir)
     staging = None
     try:
-        with output_lock(output):
+        with output_lock(output), FileCache(job.cache_dir) as cache:
             try:
                 with LocalEngine(job.num_workers) as engine:
                     hashes = _content_hashes(inputs, cache, engine)
                     run_id = manifests.identity(job.config, hashes)
                     if up_to_date(output, run_id, job.config, inputs, hashes, job.overwrite):
                         _remove_abandoned(output, but=None)
-                        cache.forget_downloads()
                         return Result(
                             status="up to date", manifest=manifests.read(output), seconds=time.monotonic() - started
                         )
@@ -103,7 +101,6 @@ def pack(job: Job) -> Result:
                     manifest = run.write(planned, run_id, hashes)
                 publish(staging.dataset, output)
                 staging.remove()
-                cache.forget_downloads()
                 run.tell_targets()
                 _tell_losses(manifest)
                 return _result("packed", manifest, planned, started)
@@ -112,7 +109,6 @@ def pack(job: Job) -> Result:
             except Exception:
                 if staging is not None:
                     staging.remove()
-                cache.forget_downloads()
                 raise
     except KeyboardInterrupt as interruption:
         interruption.add_note(_kept(staging))

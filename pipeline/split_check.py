@@ -111,14 +111,9 @@ class Checker:
         windows = _windows(described)
         rows = self._source.splits[split] if self._source is not None else None
         if self._source is not None and rows is not None:
-            config = self._source.config
-            cut = [(w.num_rows, w.num_tokens) for w in rows.cut(config.window_samples, config.window_tokens)]
-            if cut != [(window["rows"], window["tokens"]) for window in described["windows"]]:
-                packed_rows = sum(window.num_rows for window in windows)
-                told = f"{rows.num_rows:,} rows, but {packed_rows:,} were packed"
-                if rows.num_rows == packed_rows:
-                    told = "rows of other lengths than those packed"
-                return [f"{split or 'source'}: it has {told}"], Found()
+            told = _other_rows(rows, self._source.config, described)
+            if told is not None:
+                return [f"{split or 'source'}: {told}"], Found()
         names: dict[int, list[str]] = {window.index: [] for window in windows}
         for index, name in shards_of(self._manifest, split):
             names.setdefault(index, []).append(name)
@@ -144,31 +139,36 @@ class Checker:
         problems: list[str] = []
         total = Found()
         for window in windows:
-            shards: list[tuple[str, ShardCheck]] = []
-            wrong: list[str] = []
-            for name, result in islice(checked, len(names[window.index])):
-                if isinstance(result, str):
-                    wrong.append(f"{name}: {result}")
-                else:
-                    shards.append((name, result))
-                    total += Found.of(result)
-            if not wrong:
-                problem, packed = misplaced(shards, window.first_row, window.num_rows)
-                wrong += [problem] if problem is not None else []
-                total += Found(samples=int(np.count_nonzero(packed)))
-                stated = described["windows"][window.index]["packs"] if described["windows"] else 0
-                num_packs = sum(result.packs for _, result in shards)
-                if not wrong and num_packs != stated:
-                    wrong.append(f"{manifests.MANIFEST}: window {window.index} has {num_packs} packs, not {stated}")
-                if not wrong and self._source is not None:
-                    wrong, counts = _account(self._source, split, window, packed, shards)
-                    total += Found(counts=counts)
+            results = list(islice(checked, len(names[window.index])))
+            wrong, found = self._check_window(split, window, described, results)
             problems += wrong
+            total += found
         if not problems:
             problems += _compare_figures(described, total)
             if self._source is not None:
                 problems += _compare_counts(described, total.counts)
         return problems, total
+
+    def _check_window(
+        self, split: str, window: Window, described: Mapping[str, Any], results: list[tuple[str, ShardCheck | str]]
+    ) -> tuple[list[str], Found]:
+        """What only shows when all shards of a window are seen together: samples lost, doubled or unaccounted for."""
+        shards = [(name, result) for name, result in results if not isinstance(result, str)]
+        found = sum((Found.of(result) for _, result in shards), Found())
+        wrong = [f"{name}: {result}" for name, result in results if isinstance(result, str)]
+        if wrong:
+            return wrong, found
+        problem, packed = misplaced(shards, window.first_row, window.num_rows)
+        if problem is not None:
+            return [problem], found
+        found += Found(samples=int(np.count_nonzero(packed)))
+        stated = described["windows"][window.index]["packs"] if described["windows"] else 0
+        if found.packs != stated:
+            return [f"{manifests.MANIFEST}: window {window.index} has {found.packs} packs, not {stated}"], found
+        if self._source is None:
+            return [], found
+        wrong, counts = _account(self._source, split, window, packed, shards)
+        return wrong, found + Found(counts=counts)
 
     def _check_shard(self, name: str, source: tuple[Rows, int] | None, capacity: int) -> ShardCheck | str:
         """The content of a shard, or what is wrong with it."""
@@ -190,6 +190,18 @@ class Checker:
         if stated != (result.packs, len(result.sample), result.tokens, result.targets):
             return "its packs, segments, tokens or targets are not those in the manifest"
         return result
+
+
+def _other_rows(rows: SplitRows, config: PackConfig, described: Mapping[str, Any]) -> str | None:
+    """How the source's rows differ from those packed, by the windows they are cut into."""
+    cut = [(window.num_rows, window.num_tokens) for window in rows.cut(config.window_samples, config.window_tokens)]
+    stated = [(window["rows"], window["tokens"]) for window in described["windows"]]
+    if cut == stated:
+        return None
+    packed = sum(num_rows for num_rows, _ in stated)
+    if rows.num_rows == packed:
+        return "it has rows of other lengths than those packed"
+    return f"it has {rows.num_rows:,} rows, but {packed:,} were packed"
 
 
 def _windows(described: Mapping[str, Any]) -> list[Window]:

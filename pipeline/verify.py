@@ -54,21 +54,20 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
     problems, manifest = _check_manifest(directory)
     found = Found()
     if manifest is not None:
-        with tempfile.TemporaryDirectory(prefix="verify-") as folder, LocalEngine(num_workers) as engine:
-            cache = FileCache(cache_dir)
-            try:
-                problems += _check_small_files(directory, manifest)
-                opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
-                if opened is not None and set(opened.splits) != set(splits_of(manifest)):
-                    problems.append(
-                        f"source: it has {_told(opened.splits)}, the packed dataset {_told(splits_of(manifest))}"
-                    )
-                    opened = None
-                checker = Checker(directory, manifest, engine, opened)
-                problems += checker.run()
-                found = checker.found
-            finally:
-                cache.forget_downloads()
+        with (
+            FileCache(cache_dir) as cache,
+            tempfile.TemporaryDirectory(prefix="verify-") as folder,
+            LocalEngine(num_workers) as engine,
+        ):
+            problems += _check_small_files(directory, manifest)
+            opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
+            if opened is not None and set(opened.splits) != set(splits_of(manifest)):
+                packed = _told(splits_of(manifest))
+                problems.append(f"source: it has {_told(opened.splits)}, the packed dataset {packed}")
+                opened = None
+            checker = Checker(directory, manifest, engine, opened)
+            problems += checker.run()
+            found = checker.found
     return Verified(
         directory=str(directory),
         problems=problems[:_MOST_PROBLEMS],

@@ -206,7 +206,7 @@ def test_renamed_columns(run: Run, tmp_path: Path) -> None:
     assert run("verify", tmp_path / "out", "--source", source).code == 0
 
 
-def test_a_row_of_a_hundred_thousand_tokens_in_json(run: Run, tmp_path: Path) -> None:
+def test_a_row_of_two_million_tokens_in_json(run: Run, tmp_path: Path) -> None:
     rows = [{"input_ids": [7] * 3}, {"input_ids": [123456789] * 2_000_000}]
     source = write(tmp_path / "x.jsonl", json_lines(rows))
     ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 2_000_000, "--json")
@@ -364,7 +364,8 @@ def test_bad_input_is_told_and_leaves_nothing(run: Run, tmp_path: Path, what: st
     ended = run("pack", source, "--output", tmp_path / "new" / "out", "--max-length", LONGEST)
     assert ended.code == 3, ended.err
     assert ended.out == ""
-    assert len(ended.err.strip().splitlines()) == 1 or "to be decoded once" in ended.err
+    said = [line for line in ended.err.splitlines() if not line.startswith("INFO: 1 input file to be decoded once")]
+    assert len(said) == 1
     for word in told:
         assert word in ended.err
     assert left_behind(tmp_path) == before

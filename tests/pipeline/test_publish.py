@@ -104,6 +104,16 @@ def test_overwrite_replaces_everything(run: Run, tmp_path: Path, source: Path) -
     assert [name for name in left_behind(tmp_path) if name.startswith(".")] == []
 
 
+def test_overwrite_where_directories_cannot_be_exchanged(
+    run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.publish.ctypes.CDLL", lambda *_, **__: object())
+    for seed in (0, 1):
+        assert run("pack", source, "--output", tmp_path / "out", *FLAGS, "--seed", seed, "--overwrite").code == 0
+    assert run("verify", tmp_path / "out", "--source", source).code == 0
+    assert [name for name in left_behind(tmp_path) if name.startswith(".")] == []
+
+
 def test_overwrite_mends_damage_and_spares_foreign_files(run: Run, tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     run("pack", source, "--output", out, *FLAGS)

@@ -62,6 +62,29 @@ def test_dataset_directory_and_parquet_on_s3(run: Run, tmp_path: Path, store: fs
     assert "content of the inputs" in ended.err
 
 
+def test_an_object_that_is_replaced_while_it_is_fetched(
+    run: Run, tmp_path: Path, store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(rows: list[dict[str, object]]) -> None:
+        with store.open(f"{BUCKET}/x.parquet", "wb") as file:
+            pq.write_table(table(rows), file)
+
+    put(ROWS)
+    kind = type(store)
+    get_file = kind.get_file
+
+    def replaced_first(system: fsspec.AbstractFileSystem, *arguments: object) -> object:
+        put(ROWS[1:])
+        return get_file(system, *arguments)
+
+    monkeypatch.setattr(kind, "get_file", replaced_first)
+    ended = run("pack", f"s3://{BUCKET}/x.parquet", "--output", tmp_path / "out", "--max-length", 60)
+    assert ended.code == 3
+    assert "changed while it was being packed" in ended.err
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "cache").rglob("downloads/*"))
+
+
 def test_missing_on_s3(run: Run, tmp_path: Path, store: fsspec.AbstractFileSystem) -> None:
     ended = run("pack", f"s3://{BUCKET}/nothing.parquet", "--output", tmp_path / "out", "--max-length", 60)
     assert ended.code == 3
