@@ -12,13 +12,17 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
 from pipeline.options import Size, load_job, merged, source_of
 from pipeline.words import did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.inputs import Input
+    from pipeline.tokenize.tokenization import Tokenization
 
 log = logging.getLogger("pipeline")
 
@@ -57,14 +61,51 @@ _input_options: list[Decorator] = [
     click.option("--split", metavar="NAME", help="Pack this split only, as a dataset without splits."),
     click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset."),
     click.option("--revision", metavar="REV", help="Revision of a Hub dataset."),
+]
+
+_column_option: Decorator = click.option(
+    "--column",
+    "column",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help="Column that plays a role: input_ids, attention_mask, and one of labels, completion_mask,"
+    " assistant_masks, loss_mask. Repeatable.",
+)
+
+_tokenize_options: list[Decorator] = [
     click.option(
-        "--column",
-        "column",
-        multiple=True,
-        metavar="ROLE=NAME",
-        help="Column that plays a role: input_ids, attention_mask, and one of labels, completion_mask,"
-        " assistant_masks, loss_mask. Repeatable.",
+        "--format",
+        type=click.Choice(["auto", "messages", "prompt-completion", "instruction", "text"]),
+        default="auto",
+        show_default=True,
+        help="What a row is; auto tells by the columns.",
     ),
+    click.option(
+        "--train-on",
+        type=click.Choice(["assistant", "completion", "all"]),
+        help="Which tokens are targets [default: assistant for chats, completion for pairs, all for text].",
+    ),
+    click.option(
+        "--chat-template",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Jinja chat template [default: the tokenizer's].",
+    ),
+    click.option(
+        "--map",
+        multiple=True,
+        metavar="FIELD=COLUMN,...",
+        help="Column that holds a field, as in prompt=question,completion=answer.",
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="What to do with rows that cannot be used; skipped ones are listed in skipped.jsonl.",
+    ),
+    click.option("--append-eos", is_flag=True, help="End token after text, pairs and turns that have none."),
+    click.option("--show", type=click.IntRange(1), metavar="N", help="Print N samples: targets bright, the rest dim."),
 ]
 
 _run_options: list[Decorator] = [
@@ -111,6 +152,58 @@ def _options(*groups: list[Decorator]) -> Decorator:
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
+    help="Directory to publish. Required, except to --show samples only.",
+)
+@click.option("--tokenizer", required=True, metavar="PATH_OR_ID", help="Directory, tokenizer.json or Hub id.")
+@_options(_tokenize_options)
+@click.option("--keep-text", is_flag=True, help="Keep what the user said in a column `text`, for embedding.")
+@_options(_input_options)
+@click.option(
+    "--config",
+    type=click.Path(),
+    is_eager=True,
+    callback=load_job,
+    metavar="JOB.YAML",
+    help="File with the same options by name; flags win over it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output.")
+@_options(_run_options)
+@click.pass_context
+def tokenize(ctx: click.Context, /, **values: Any) -> None:
+    """Turn raw rows (chats, prompts with completions, instructions, text) into tokens and targets, for `pack`."""
+    from pipeline.engine import available_cores
+    from pipeline.files import default_cache_dir
+    from pipeline.tables import tokenize_table
+    from pipeline.tokenize.job import TokenizeJob
+    from pipeline.tokenize.job import tokenize as tokenize_job
+
+    tokenization = _tokenization(ctx, values)
+    assert tokenization is not None
+    job = TokenizeJob(
+        inputs=values["inputs"],
+        tokenization=tokenization,
+        num_workers=values["num_workers"] or available_cores(),
+        cache_dir=values["cache_dir"] or default_cache_dir(),
+        split=values["split"],
+        subset=values["subset"],
+        revision=values["revision"],
+        output=values["output"],
+        overwrite=values["overwrite"],
+    )
+    if values["show"]:
+        _show(job.resolve(), job.tokenization, job.cache_dir, values)
+    elif job.output is None:
+        raise ConfigError("--output DIR is missing; only --show works without it")
+    if job.output is not None:
+        _print(tokenize_table(tokenize_job(job), job.output), values["as_json"])
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Directory to publish. Required, except with --dry-run.",
 )
 @click.option(
@@ -140,7 +233,9 @@ def _options(*groups: list[Decorator]) -> Decorator:
     show_default=True,
     help="Order of the packs: seeded, or as planned.",
 )
-@_options(_input_options)
+@_options(_input_options, [_column_option])
+@click.option("--tokenizer", metavar="PATH_OR_ID", help="Tokenise raw INPUTs with it first; then these apply:")
+@_options(_tokenize_options)
 @click.option(
     "--window-samples",
     type=click.IntRange(1),
@@ -178,8 +273,8 @@ def _options(*groups: list[Decorator]) -> Decorator:
 @_options(_run_options)
 @click.pass_context
 def pack(ctx: click.Context, /, **values: Any) -> None:
-    """Pack tokenised INPUTs: dataset directories, .parquet, .arrow, .jsonl[.gz|.zst], .json, quoted globs,
-    URLs, or a Hub id."""
+    """Pack INPUTs, tokenised or (with --tokenizer) raw: dataset directories, .parquet, .arrow, .jsonl[.gz|.zst], .json,
+    quoted globs, URLs, or a Hub id."""
     from pipeline.config import PackConfig, choose_strategy
     from pipeline.engine import available_cores
     from pipeline.files import default_cache_dir
@@ -194,24 +289,36 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     column, column_sources = merged(ctx, "column", values["column"])
     _check_roles(column)
     chosen = choose_strategy(values["strategy"], settings, values["max_length"])
+    tokenization = _tokenization(ctx, values)
+    if tokenization and column:
+        raise ConfigError("--column names columns of tokenised input; with --tokenizer name those of raw rows by --map")
     fields = {name: values[name] for name in vars(PackConfig(max_length=1)) if name in values}
     fields |= {"strategy": chosen.strategy.name, "set": vars(chosen.options), "column": column}
+    fields["tokenize"] = tokenization and tokenization.config()
+    cache_dir = values["cache_dir"] or default_cache_dir()
     job = Job(
         inputs=values["inputs"],
         config=PackConfig(**fields),
         chosen=chosen,
+        tokenization=tokenization,
         num_workers=values["num_workers"] or available_cores(),
-        cache_dir=values["cache_dir"] or default_cache_dir(),
+        cache_dir=cache_dir,
         output=values["output"],
         overwrite=values["overwrite"],
     )
     if chosen.strategy.stream_order is not None and source_of(ctx, "overlong") != "default":
         log.warning("--overlong has no effect: strategy %s cuts the stream of tokens", chosen.strategy.name)
+    if tokenization and values["show"]:
+        from pipeline.inputs import resolve
+
+        chosen_inputs = {name: values[name] for name in ("split", "subset", "revision")}
+        _show(resolve(job.inputs, **chosen_inputs), tokenization, cache_dir, values)
     if values["dry_run"]:
         result = plan_only(job)
-        runtime = {"inputs": "input", "output": "output", "overwrite": "overwrite"}
+        runtime = {"inputs": "input", "output": "output", "overwrite": "overwrite", "tokenizer": "tokenizer"}
         runtime |= {"num_workers": "num_workers", "cache_dir": "cache_dir"}
         sources: dict[str, Any] = {name: source_of(ctx, name) for name in fields}
+        sources["tokenize"] = {name: _tokenize_source(ctx, name) for name in fields["tokenize"] or ()}
         sources |= {shown: source_of(ctx, name) for name, shown in runtime.items()}
         sources |= {
             "set": {name: set_sources.get(name, "default") for name in vars(chosen.options)},
@@ -258,6 +365,50 @@ def strategies(as_json: bool) -> None:
     from pipeline.tables import strategies_table
 
     _print(strategies_table(), as_json)
+
+
+_NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "append_eos", "show")
+
+
+def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | None:
+    """The tokenizer with its options, loaded; None where the input is tokenised."""
+    if values["tokenizer"] is None:
+        given = [name for name in _NEED_TOKENIZER if _tokenize_source(ctx, name) != "default"]
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} is for raw rows and has no effect without --tokenizer")
+        return None
+    from pipeline.tokenize.options import TokenizeOptions, check_fields
+    from pipeline.tokenize.tokenization import Tokenization
+
+    mapped, _ = merged(ctx, "map", (pair for text in values["map"] for pair in text.split(",")))
+    check_fields(mapped)
+    options = TokenizeOptions(
+        format=values["format"],
+        train_on=values["train_on"],
+        map=mapped,
+        on_error=values["on_error"],
+        append_eos=values["append_eos"],
+        keep_text=values.get("keep_text", False),
+    )
+    return Tokenization(values["tokenizer"], values["chat_template"], options)
+
+
+def _tokenize_source(ctx: click.Context, name: str) -> str:
+    """Where an option of tokenising came from."""
+    if name == "map" and ctx.meta.get("job.map"):
+        return "file"
+    return source_of(ctx, name) if name in {param.name for param in ctx.command.params} else "default"
+
+
+def _show(inputs: list[Input], tokenization: Tokenization, cache_dir: Path, values: dict[str, Any]) -> None:
+    """Print samples: to stdout, where they are asked for, but not into a JSON object."""
+    from pipeline.files import FileCache
+    from pipeline.tokenize.show import first_samples
+
+    to_stderr = values["as_json"]
+    color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+    with FileCache(cache_dir) as cache:
+        click.echo(first_samples(inputs, tokenization, cache, values["show"], color), err=to_stderr)
 
 
 def _check_roles(column: dict[str, str]) -> None:

@@ -36,10 +36,15 @@ class PackConfig:
     window_tokens: int = 1 << 29
     shard_size: int = 512_000_000
     compression: str = "none"
+    tokenize: Mapping[str, Any] | None = None
+    """How raw rows were tokenised, where that was part of the run."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
-        return {**vars(self), "set": dict(self.set), "column": dict(self.column)}
+        told = {**vars(self), "set": dict(self.set), "column": dict(self.column)}
+        if self.tokenize is None:
+            del told["tokenize"]
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,17 +20,27 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 """The columns of a pack and the type of their values."""
 
-_FEATURES = {
-    name: {"feature": {"dtype": str(kind), "_type": "Value"}, "_type": "List"} for name, kind in COLUMNS.items()
-}
 
-SCHEMA = pa.schema(
-    [(name, pa.list_(kind)) for name, kind in COLUMNS.items()],
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
-)
+def schema_of(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema of a shard, with what `datasets` wants to know of it."""
+    info = {"info": {"features": _features(columns)}}
+    return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(info)})
 
 
-def split_files(shards: list[str], run_id: str, split: str | None) -> dict[str, str]:
+def _features(columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    def feature(kind: pa.DataType) -> dict[str, Any]:
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "_type": "List"}
+        return {"dtype": str(kind), "_type": "Value"}
+
+    return {name: feature(kind) for name, kind in columns.items()}
+
+
+SCHEMA = schema_of({name: pa.list_(kind) for name, kind in COLUMNS.items()})
+"""Of a shard of packs."""
+
+
+def split_files(shards: list[str], run_id: str, split: str | None, schema: pa.Schema) -> dict[str, str]:
     """state.json and dataset_info.json of one split, by name."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
@@ -41,7 +51,8 @@ def split_files(shards: list[str], run_id: str, split: str | None) -> dict[str, 
         "_output_all_columns": False,
         "_split": split,
     }
-    info = {"citation": "", "description": "", "features": _FEATURES, "homepage": "", "license": ""}
+    features = _features({field.name: field.type for field in schema})
+    info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
     return {"state.json": _text(state), "dataset_info.json": _text(info)}
 
 
@@ -110,6 +121,40 @@ packs = datasets.load_from_disk("this folder"){split}
 
 Give `position_ids` to the model, one pack a row, batch size 1, **and no attention mask**: an all-ones mask makes
 transformers ignore the restarting positions and lets samples attend to each other. Set `use_cache=False`.
+"""
+
+
+def tokenized_card(manifest: Mapping[str, Any]) -> str:
+    """README.md of a tokenised dataset. `manifest`: all of it but `files` and `self`."""
+    counts, config, template = manifest["counts"], manifest["config"], manifest["chat_template"]
+    rows = [
+        ("rows", f"{counts['rows']:,}"),
+        ("samples", f"{counts['samples']:,}"),
+        ("tokens", f"{counts['tokens']:,}"),
+        ("targets", f"{counts['targets']:,}"),
+        ("tokenizer", f"{manifest['tokenizer']['name']}, xxh3_128 {manifest['tokenizer']['xxh3_128']}"),
+        ("chat template", f"{template['name']}, xxh3_128 {template['xxh3_128']}" if template else "none"),
+        ("trained on", config["train_on"] or "what the format has by default"),
+        ("run", manifest["run_id"]),
+    ]
+    rows += [(f"left out: {reason}", f"{number:,} rows") for reason, number in counts["skipped"].items()]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    sources = "\n".join(
+        f"- {entry['name']}: {entry['rows']:,} rows, xxh3_128 {entry['xxh3_128']}" for entry in manifest["inputs"]
+    )
+    return f"""---
+tags: [tokenized]
+---
+# Tokenised dataset
+
+One sample a row: `input_ids`, and `labels` that are -100 where a token is not trained. Nothing is padded or shifted.
+
+| | |
+| --- | --- |
+{table}
+
+Tokenised from:
+{sources}
 """
 
 

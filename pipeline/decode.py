@@ -6,8 +6,8 @@ Each decoder yields record batches of bounded size, in order, with the token col
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +17,29 @@ import pyarrow.parquet as pq
 
 from pipeline.columns import ROLES, Columns, find_columns
 from pipeline.errors import DataError
+from pipeline.json_lines import line_blocks, lines_of, parse_line
 
 BATCH_VALUES = 1 << 22
 """Tokens in a decoded batch, about; a single row may have more."""
 
 _BLOCK_BYTES = 1 << 23
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what the decoders raise about damaged content into a `DataError`; storage faults pass."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
@@ -64,13 +82,9 @@ def json_batches(
     Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null.
     """
     with open_file() as file:
-        is_array = file.peek(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-        blocks = _array_blocks(file, where) if is_array else _line_blocks(file)
         schema = None
         first_row = 0
-        for block in blocks:
-            if not block.strip():
-                continue
+        for block in line_blocks(file, where, _BLOCK_BYTES):
             if schema is None:
                 schema, absent = _json_schema(block, renamed, where)
             batch = _parse_block(block, schema, absent, where, first_row)
@@ -78,66 +92,12 @@ def json_batches(
             yield batch
 
 
-def _line_blocks(file: io.BufferedReader) -> Iterator[bytes]:
-    """Runs of whole lines."""
-    rest = b""
-    while block := file.read(_BLOCK_BYTES):
-        cut = block.rfind(b"\n")
-        if cut < 0:
-            rest += block
-            continue
-        yield rest + block[: cut + 1]
-        rest = block[cut + 1 :]
-    if rest.strip():
-        yield rest
-
-
-def _array_blocks(file: io.BufferedReader, where: str) -> Iterator[bytes]:
-    """The objects of one JSON array, as runs of lines."""
-    decoder = json.JSONDecoder()
-    characters = io.TextIOWrapper(file, encoding="utf-8-sig")
-    text = characters.read(_BLOCK_BYTES)
-    position = text.index("[") + 1
-    lines: list[str] = []
-    size = 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        if position < len(text) and text[position] == "]":
-            rest = text[position + 1 :]
-            while not rest.strip():
-                rest = characters.read(_BLOCK_BYTES)
-                if not rest:
-                    break
-            if rest:
-                raise DataError(f"{where}: there is more after the end of the JSON array")
-            break
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except RecursionError:
-            raise DataError(f"{where}: the JSON array is nested too deeply") from None
-        except json.JSONDecodeError as error:
-            more = characters.read(_BLOCK_BYTES)
-            if not more:
-                raise DataError(f"{where}: the JSON array is truncated or malformed ({error.msg})") from None
-            text, position = text[position:] + more, 0
-            continue
-        lines.append(json.dumps(value))
-        size += end - position
-        position = end
-        if size >= _BLOCK_BYTES:
-            yield "\n".join(lines).encode()
-            lines, size = [], 0
-    if lines:
-        yield "\n".join(lines).encode()
-
-
 def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[pa.Schema, list[str]]:
     """Types of the token columns, judged by the first row, and the token columns that it lacks.
 
     A mask that is empty in the first row is judged by the first row where it is not.
     """
-    rows = (_json_row(line, f"{where}, row {i}") for i, line in enumerate(_lines(block)))
+    rows = (_parse(line, f"{where}, row {i}") for i, line in enumerate(lines_of(block)))
     first = next(rows)
     found = find_columns(pa.schema([(name, _json_type(value)) for name, value in first.items()]), renamed, where)
     kinds = {name: pa.int64() for name in found.names()}
@@ -154,20 +114,11 @@ def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[
     return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in first]
 
 
-def _lines(block: bytes) -> Iterator[bytes]:
-    return (line for line in block.split(b"\n") if line.strip())
-
-
-def _json_row(line: bytes, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg} at character {error.pos})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
-    return row
+        return parse_line(line)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _json_type(value: Any) -> pa.DataType:
@@ -197,9 +148,9 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
 
 def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, error: Exception) -> DataError:
     """The row at which a block cannot be read."""
-    for row, line in enumerate(_lines(block), first_row):
+    for row, line in enumerate(lines_of(block), first_row):
         try:
-            value = _json_row(line, f"{where}, row {row}")
+            value = _parse(line, f"{where}, row {row}")
         except DataError as fault:
             return fault
         for field in schema:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import manifest as manifests
-from pipeline.config import PackConfig
 from pipeline.errors import ConfigError
 from pipeline.files import hash_file
 from pipeline.inputs import Input
@@ -28,20 +28,21 @@ def refuse_nesting(output: Path, inputs: list[Input]) -> None:
 
 
 def up_to_date(
-    output: Path, run_id: str, config: PackConfig, inputs: list[Input], hashes: list[str], overwrite: bool
+    output: Path, run_id: str, told: Mapping[str, Any], read: Callable[[Path], dict[str, Any]], overwrite: bool
 ) -> bool:
-    """Whether the output is there already: by names and sizes, and with `--overwrite`, which mends, by checksums.
+    """Whether the output is there already: by names and sizes, and with `overwrite`, which mends, by checksums.
 
+    told: what identifies the run, to say what differs; read: the manifest of a directory of the wanted kind.
     Raises `ConfigError` if something else is in its place that may not be replaced.
     """
     if not output.exists() or not any(output.iterdir()):
         return False
     try:
-        old = manifests.read(output)
+        old = read(output)
     except ValueError as error:
         if not overwrite:
             raise ConfigError(
-                f"--output {output} exists and is no packed dataset ({error}); choose another output"
+                f"--output {output} exists and is not what would be written ({error}); choose another output"
             ) from None
         if not any((output / name).exists() for name in (manifests.MANIFEST, "state.json", "dataset_dict.json")):
             raise ConfigError(f"--output {output} is no dataset; --overwrite only replaces datasets") from None
@@ -56,16 +57,10 @@ def up_to_date(
     if overwrite:
         _refuse_foreign_files(output, old)
         return False
-    new = {
-        "config": config.to_json(),
-        "inputs": [{"name": entry.name, "xxh3_128": digest} for entry, digest in zip(inputs, hashes, strict=True)],
-        "format_version": manifests.FORMAT_VERSION,
-        "algorithm_version": manifests.ALGORITHM_VERSION,
-    }
-    told = "".join(f"\n  {line}" for line in manifests.differences(old, new))
+    differing = "".join(f"\n  {line}" for line in manifests.differences(old, told))
     raise ConfigError(
         f"--output {output} holds another run ({old['run_id']} there, {run_id} now); choose another output, or"
-        f" replace it with --overwrite. What differs:{told}"
+        f" replace it with --overwrite. What differs:{differing}"
     )
 
 

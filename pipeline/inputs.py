@@ -6,12 +6,13 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
 
+from pipeline import manifest as manifests
 from pipeline.errors import BusyError, DataError
 from pipeline.files import InputFile, reaching
 
@@ -45,6 +46,16 @@ class Input:
     """The local directory that it is, if it is one."""
 
     from_hub: bool = False
+
+    manifest: Mapping[str, Any] | None = None
+    """Of a dataset that was tokenised here."""
+
+    def checksum(self, file: InputFile) -> str | None:
+        """What the manifest says of a file, if there is one."""
+        if self.manifest is None:
+            return None
+        listed = (facts for name, facts in self.manifest["files"].items() if file.path.endswith(f"/{name}"))
+        return str(next(listed, {"xxh3_128": ""})["xxh3_128"])
 
     def files(self) -> list[InputFile]:
         """Of all splits, in order."""
@@ -111,9 +122,11 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
         splits = _read_json(system, f"{path}/dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits:
             raise DataError(f"input {path}/dataset_dict.json: it names no splits")
-        return Input(name=base, splits={str(s): _saved_files(system, f"{path}/{s}") for s in splits}, folder=folder)
+        found = {str(split): _saved_files(system, f"{path}/{split}") for split in splits}
+        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
     if system.exists(f"{path}/state.json"):
-        return Input(name=base, splits={SINGLE: _saved_files(system, path)}, folder=folder)
+        found = {SINGLE: _saved_files(system, path)}
+        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
     inside = [str(entry).rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
     if not inside:
         raise DataError(f"input {name}: the directory is empty")
@@ -135,6 +148,22 @@ def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFil
         if not system.exists(f"{path}/{file}"):
             raise DataError(f"input {path}: the shard {file} listed in state.json is missing")
     return tuple(InputFile(system=system, path=f"{path}/{file}", format="arrow") for file in names)
+
+
+def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The manifest of a dataset that `tokenize` wrote; other people's are not looked at."""
+    where = f"{path}/{manifests.MANIFEST}"
+    if not system.exists(where):
+        return None
+    try:
+        value = json.loads(system.cat_file(where))
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or value.get("kind") != manifests.TOKENIZED:
+        return None
+    if manifests.own_hash(value) != value.get("self"):
+        raise DataError(f"input {where}: was changed after it was written; tokenise again")
+    return value
 
 
 def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:

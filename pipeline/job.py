@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
+from pipeline.building import build
 from pipeline.config import Chosen, PackConfig
 from pipeline.engine import LocalEngine
-from pipeline.errors import BusyError, DataError, StorageError
-from pipeline.existing import refuse_nesting, up_to_date
-from pipeline.files import FileCache, InputFile
+from pipeline.errors import DataError
+from pipeline.files import FileCache
 from pipeline.inputs import Input, resolve
-from pipeline.progress import bar
-from pipeline.publish import Staging, abandoned, output_lock, publish
+from pipeline.open_rows import open_inputs
+from pipeline.publish import Staging
 from pipeline.run import Planned, Run
+from pipeline.tokenize.for_packing import Tokenized, tokenize_inputs
+from pipeline.tokenize.report import SKIPPED, write_skipped
+from pipeline.tokenize.report import tell as tell_tokenized
 from pipeline.words import counted
+
+if TYPE_CHECKING:
+    from pipeline.tokenize.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to pack, and how to run it. Only `config` decides the bytes."""
+    """What to pack, and how to run it. Only `config` and `tokenization` decide the bytes."""
 
     inputs: tuple[str, ...]
     config: PackConfig
     chosen: Chosen
     num_workers: int
     cache_dir: Path
+    tokenization: Tokenization | None = None
+    """How to tokenise raw inputs; None for inputs that are tokenised."""
+
     output: Path | None = None
     overwrite: bool = False
 
@@ -58,77 +66,119 @@ def plan_only(job: Job) -> Result:
     Samples that are too long are reported, not refused.
     """
     started = time.monotonic()
-    inputs = _resolve(job)
+    recipe = _Recipe(job)
     with (
         FileCache(job.cache_dir) as cache,
         tempfile.TemporaryDirectory(prefix="pack-dry-run-") as folder,
         LocalEngine(job.num_workers) as engine,
     ):
-        run = Run(job.config, job.chosen, inputs, cache, engine, Staging(Path(folder) / "plan", "dry-run"))
-        planned = run.plan()
-        run.tell_targets()
+        run, planned = recipe.plan(cache, engine, Staging(Path(folder) / "plan", "dry-run"))
+        recipe.tell(run)
         return _result("planned", run.describe(planned), planned, started)
 
 
 def pack(job: Job) -> Result:
-    """Pack and publish, or find that it has been done.
-
-    Raises `PipelineError` with a message for the user. After a storage fault or an interruption finished
-    work stays in staging, and the same call takes it up; after any other error nothing is left.
-    """
+    """Pack and publish, or find that it has been done. Raises `PipelineError`; see `build`."""
     assert job.output is not None
     started = time.monotonic()
-    output = Path(os.path.realpath(job.output))
-    inputs = _resolve(job)
-    refuse_nesting(output, inputs)
-    staging = None
-    try:
-        with output_lock(output), FileCache(job.cache_dir) as cache:
-            try:
-                with LocalEngine(job.num_workers) as engine:
-                    hashes = _content_hashes(inputs, cache, engine)
-                    run_id = manifests.identity(job.config, hashes)
-                    if up_to_date(output, run_id, job.config, inputs, hashes, job.overwrite):
-                        _remove_abandoned(output, but=None)
-                        return Result(
-                            status="up to date", manifest=manifests.read(output), seconds=time.monotonic() - started
-                        )
-                    staging = Staging(output, run_id)
-                    _remove_abandoned(output, but=staging.folder)
-                    run = Run(job.config, job.chosen, inputs, cache, engine, staging)
-                    planned = run.plan()
-                    _refuse_too_long(job.config, planned, run)
-                    manifest = run.write(planned, run_id, hashes)
-                publish(staging.dataset, output)
-                staging.remove()
-                run.tell_targets()
-                _tell_losses(manifest)
-                return _result("packed", manifest, planned, started)
-            except (OSError, BusyError):
-                raise
-            except Exception:
-                if staging is not None:
-                    staging.remove()
-                raise
-    except KeyboardInterrupt as interruption:
-        interruption.add_note(_kept(staging))
-        raise
-    except OSError as error:
-        where = error.filename or output
-        raise StorageError(f"{where}: {error.strerror or error}; {_kept(staging)}") from error
+    recipe = _Recipe(job)
+    manifest, is_new = build(
+        recipe, recipe.inputs, job.output, cache_dir=job.cache_dir, num_workers=job.num_workers, overwrite=job.overwrite
+    )
+    if not is_new:
+        return Result(status="up to date", manifest=manifest, seconds=time.monotonic() - started)
+    assert recipe.written is not None
+    run, planned = recipe.written
+    recipe.tell(run)
+    _tell_losses(manifest)
+    return _result("packed", manifest, planned, started)
 
 
-def _remove_abandoned(output: Path, but: Path | None) -> None:
-    for folder in abandoned(output, but):
-        log.info("removing the staging of an abandoned run: %s", folder)
-        shutil.rmtree(folder)
+class _Recipe:
+    """How a packed dataset is made."""
+
+    def __init__(self, job: Job) -> None:
+        config = job.config
+        self._job = job
+        self.inputs = resolve(job.inputs, split=config.split, subset=config.subset, revision=config.revision)
+        self._origin = job.tokenization.describe() if job.tokenization else origin_of(self.inputs)
+        self._tokenized: Tokenized | None = None
+        self.written: tuple[Run, Planned] | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "format_version": manifests.FORMAT_VERSION,
+            "algorithm_version": manifests.ALGORITHM_VERSION,
+            "config": self._job.config.to_json(),
+            **self._origin,
+        }
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        return manifests.read(folder)
+
+    def plan(self, cache: FileCache, engine: LocalEngine, staging: Staging) -> tuple[Run, Planned]:
+        """Open the inputs, tokenised first if they are raw, and plan every window."""
+        job, origin = self._job, dict(self._origin)
+        staging.open()
+        if job.tokenization is None:
+            opened = open_inputs(self.inputs, job.config.column, cache, engine, staging)
+        else:
+            self._tokenized = tokenize_inputs(self.inputs, job.tokenization, cache, engine, staging)
+            opened = self._tokenized.opened
+            origin["skipped_rows"] = dict(sorted(self._tokenized.tally.skipped.items()))
+        run = Run(job.config, job.chosen, self.inputs, opened, origin, cache, engine, staging)
+        return run, run.plan()
+
+    def write(
+        self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str, hashes: list[str]
+    ) -> dict[str, Any]:
+        run, planned = self.written = self.plan(cache, engine, staging)
+        _refuse_too_long(self._job.config, planned, run)
+        beside = {}
+        if self._tokenized is not None and self._job.tokenization is not None:
+            self._job.tokenization.require_same_day()
+            if self._job.tokenization.options.on_error == "skip":
+                beside[SKIPPED] = write_skipped(self._tokenized.skipped, staging.dataset)
+        return run.write(planned, run_id, hashes, beside)
+
+    def tell(self, run: Run) -> None:
+        """Say what the user may not expect of the input."""
+        if self._tokenized is None:
+            run.tell_targets()
+        else:
+            tell_tokenized(self._tokenized.tally)
+
+
+def origin_of(inputs: list[Input]) -> dict[str, Any]:
+    """Tokenizer and chat template of inputs that were tokenised here, where all of them agree.
+
+    Raises `DataError` if they were tokenised by different tokenizers.
+    """
+    known = [(entry.name, entry.manifest) for entry in inputs if entry.manifest is not None]
+    for name, manifest in known[1:]:
+        first_name, first = known[0]
+        if manifest["tokenizer"]["xxh3_128"] != first["tokenizer"]["xxh3_128"]:
+            raise DataError(
+                f"inputs of different tokenizers cannot be packed together ({first_name}: {first['tokenizer']['name']},"
+                f" {name}: {manifest['tokenizer']['name']}); tokenise them with one"
+            )
+    if len(known) < len(inputs):
+        return {}
+    origin = {}
+    for key in manifests.ORIGIN:
+        told = [manifest[key] for _, manifest in known]
+        if told[0] and all(one and one["xxh3_128"] == told[0]["xxh3_128"] for one in told):
+            origin[key] = told[0]
+    return origin
 
 
 def _tell_losses(manifest: dict[str, Any]) -> None:
     """Say loudly what was left out unasked."""
     losses = manifest["counts"]["dropped"]
-    if losses["empty"]["samples"]:
-        log.warning("%s without tokens left out (empty)", counted(losses["empty"]["samples"], "sample"))
+    no_tokens = losses["empty"]["samples"] - sum(manifest.get("skipped_rows", {}).values())
+    if no_tokens:
+        log.warning("%s without tokens left out (empty)", counted(no_tokens, "sample"))
     if losses["no_targets"]["samples"]:
         log.warning(
             "%s (%s) without anything to train left out (no_targets); --keep-untrainable keeps them",
@@ -137,31 +187,6 @@ def _tell_losses(manifest: dict[str, Any]) -> None:
         )
     if not manifest["packs"]:
         log.warning("there was nothing to pack; the output is a valid, empty dataset")
-
-
-def _kept(staging: Staging | None) -> str:
-    if staging is None or not staging.folder.exists():
-        return "nothing was written"
-    return f"finished work is kept in {staging.folder}, and the same command resumes it"
-
-
-def _resolve(job: Job) -> list[Input]:
-    config = job.config
-    return resolve(job.inputs, split=config.split, subset=config.subset, revision=config.revision)
-
-
-def _content_hashes(inputs: list[Input], cache: FileCache, engine: LocalEngine) -> list[str]:
-    """One hash for each input, over its files in order, split by split."""
-    files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
-    digests: dict[InputFile, str] = {}
-    with bar("hashing inputs", len(files), "file") as advance:
-        for file, digest in zip(files, engine.map(cache.content_hash, files), strict=True):
-            digests[file] = digest
-            advance(1)
-    return [
-        manifests.combine({split: [digests[file] for file in group] for split, group in entry.splits.items()})
-        for entry in inputs
-    ]
 
 
 def _refuse_too_long(config: PackConfig, planned: Planned, run: Run) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import xxhash
 
-from pipeline.config import PackConfig
 from pipeline.plan import WindowSummary
 from pipeline.segments import REASONS, Counts
 from pipeline.windows import Window
@@ -19,7 +18,13 @@ FORMAT_VERSION = 1
 ALGORITHM_VERSION = 1
 """Bumped by hand whenever the bytes of any output would change."""
 
+TOKENIZED = "tokenized"
+"""The `kind` of a tokenised dataset; a packed one names none."""
+
 MANIFEST = "manifest.json"
+
+ORIGIN = ("tokenizer", "chat_template")
+"""Where tokens come from, with name and content hash; the keys are missing where that is not known."""
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -27,15 +32,15 @@ def canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=True) + "\n").encode()
 
 
-def identity(config: PackConfig, input_hashes: Sequence[str], algorithm_version: int = ALGORITHM_VERSION) -> str:
-    """run_id: the hash of everything that decides the output's bytes, in hex."""
-    told = {
-        "format_version": FORMAT_VERSION,
-        "algorithm_version": algorithm_version,
-        "config": config.to_json(),
-        "inputs": [list(input_hashes)],  # one list for each append
-    }
-    return xxhash.xxh3_128_hexdigest(canonical(told))
+def identity(told: Mapping[str, Any], input_hashes: Sequence[str]) -> str:
+    """run_id: the hash of everything that decides the output's bytes, in hex.
+
+    told: versions and config, and tokenizer and chat template where they are known, of which only the content counts.
+    """
+    hashed = {key: told[key] for key in ("format_version", "algorithm_version", "config")}
+    hashed |= {key: told[key]["xxh3_128"] for key in ORIGIN if told.get(key)}
+    hashed["inputs"] = [list(input_hashes)]  # one list for each append
+    return xxhash.xxh3_128_hexdigest(canonical(hashed))
 
 
 def combine(hashes: Mapping[str, Sequence[str]]) -> str:
@@ -98,24 +103,36 @@ def own_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A directory's manifest.
+    """The manifest of a packed dataset.
 
     Raises `ValueError` if it is missing, not of this format, or was changed after it was written; `OSError` if
     unreadable.
     """
+    return _checked(folder, _DICT_MANIFEST, _MANIFEST)
+
+
+def read_tokenized(folder: Path) -> dict[str, Any]:
+    """The manifest of a tokenised dataset; raises as `read`."""
+    return _checked(folder, _DICT_TOKENIZED, _TOKENIZED)
+
+
+def _checked(folder: Path, with_splits: Any, without: Any) -> dict[str, Any]:
+    where = folder / MANIFEST
     try:
-        value = json.loads((folder / MANIFEST).read_bytes())
+        value = json.loads(where.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{folder / MANIFEST} is missing") from None
+        raise ValueError(f"{where} is missing") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / MANIFEST} is not valid JSON ({error})") from None
-    shape = _DICT_MANIFEST if isinstance(value, dict) and "splits" in value else _MANIFEST
-    unlike = _unlike(value, shape, "")
+        raise ValueError(f"{where} is not valid JSON ({error})") from None
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if (kind == TOKENIZED) != ("kind" in without):
+        raise ValueError(f"it is a {'tokenised' if kind == TOKENIZED else 'packed'} dataset")
+    unlike = _unlike(value, with_splits if isinstance(value, dict) and "splits" in value else without, "")
     if unlike is not None:
-        raise ValueError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {unlike}")
+        raise ValueError(f"{where} is not a manifest of format {FORMAT_VERSION}: {unlike}")
     assert isinstance(value, dict)
     if own_hash(value) != value.get("self"):
-        raise ValueError(f"{folder / MANIFEST} was changed after it was written")
+        raise ValueError(f"{where} was changed after it was written")
     return value
 
 
@@ -150,8 +167,12 @@ _IDENTITY = {
     "files": _Each({"bytes": int, "xxh3_128": str}),
     "self": str,
 }
+_TALLY = {"rows": int, "samples": int, "tokens": int, "targets": int, "skipped": _Each(int)}
+_ORIGIN = {"tokenizer": {"name": str, "xxh3_128": str}, "chat_template": object}
 _MANIFEST = {**_IDENTITY, **_SPLIT}
 _DICT_MANIFEST = {**_IDENTITY, **_FIGURES, "splits": _Each(_SPLIT)}
+_TOKENIZED = {**_IDENTITY, **_ORIGIN, "kind": str, "counts": _TALLY}
+_DICT_TOKENIZED = {**_TOKENIZED, "splits": _Each({"counts": _TALLY})}
 
 
 def _unlike(value: Any, shape: Any, at: str) -> str | None:
@@ -183,7 +204,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if [entry["xxh3_128"] for entry in old["inputs"]] != [entry["xxh3_128"] for entry in new["inputs"]]:
         there, now = (", ".join(f"{e['name']} ({e['xxh3_128'][:8]})" for e in m["inputs"]) for m in (old, new))
         told.append(f"content of the inputs: {there} there, {now} now")
+    for key in ORIGIN:
+        there, now = (_origin(m.get(key)) for m in (old, new))
+        if there != now:
+            told.append(f"{key}: {there} there, {now} now")
     for key in ("format_version", "algorithm_version"):
         if old.get(key) != new[key]:
             told.append(f"{key}: {old.get(key)} there, {new[key]} now")
     return told
+
+
+def _origin(entry: Mapping[str, Any] | None) -> str:
+    return f"{entry['name']} ({entry['xxh3_128'][:8]})" if entry else "not known"

@@ -31,6 +31,9 @@ class MappedFile:
     name: str
     """How messages name it."""
 
+    first_row: int
+    """What messages call its first row: not 0 where it holds a part of the file they name."""
+
     columns: Columns
     schema: pa.Schema
     position: Int64Array
@@ -64,7 +67,7 @@ class MappedFile:
             yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
 
 
-def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | None:
+def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
     """Index an Arrow file; None if it has to be decoded first (compressed buffers, booleans, dictionaries).
 
     Raises `DataError` for a missing column or a damaged or truncated file.
@@ -99,6 +102,7 @@ def map_file(path: str, renamed: Mapping[str, str], name: str) -> MappedFile | N
     return MappedFile(
         content=content,
         name=name,
+        first_row=first_row,
         columns=columns,
         schema=schema,
         position=np.array(positions, np.int64),
@@ -114,6 +118,7 @@ def empty_file(name: str) -> MappedFile:
     return MappedFile(
         content=pa.py_buffer(b""),
         name=name,
+        first_row=0,
         columns=columns,
         schema=pa.schema([]),
         position=nothing,

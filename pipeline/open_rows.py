@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.columns import find_columns
-from pipeline.decode import arrow_batches, json_batches, parquet_batches, plain
+from pipeline.decode import arrow_batches, json_batches, parquet_batches, plain, reading
 from pipeline.durable import FileFacts, HashingFile
 from pipeline.engine import LocalEngine
-from pipeline.errors import DataError
 from pipeline.files import FileCache, InputFile, free_bytes
 from pipeline.inputs import Input
+from pipeline.json_lines import open_text
 from pipeline.mapped import MappedFile, empty_file, map_file
 from pipeline.progress import bar
 from pipeline.publish import Staging
+from pipeline.windows import SplitRows
 from pipeline.words import counted
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,19 @@ log = logging.getLogger(__name__)
 _GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Inputs as rows that can be addressed."""
+
+    splits: dict[str, SplitRows]
+    rows: list[int]
+    """Of each input, in all its splits."""
+
+
 def open_inputs(
     inputs: list[Input], renamed: Mapping[str, str], cache: FileCache, engine: LocalEngine, staging: Staging
-) -> dict[InputFile, MappedFile]:
-    """Every input file as rows that can be addressed; spooled ones lie in staging.
+) -> Opened:
+    """Open tokenised inputs; what is spooled lies in staging.
 
     Raises `DataError` for content that cannot be read or lacks the columns.
     """
@@ -68,27 +77,17 @@ def open_inputs(
             for (_, file, _), mapped in zip(todo, engine.map(decode, todo), strict=True):
                 opened[file] = mapped
                 advance(1)
-    return opened
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Turn what the decoders raise about damaged content into a `DataError`; storage faults pass."""
-    try:
-        yield
-    except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+    return Opened(
+        splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
+        rows=[sum(opened[file].num_rows for file in entry.files()) for entry in inputs],
+    )
 
 
 def _map_in_place(file: InputFile, path: str, renamed: Mapping[str, str]) -> MappedFile | None:
     """Map an input file in place; None if it has to be spooled. Raises `DataError`."""
     if file.format != "arrow":
         return None
-    with _reading(file.shown):
+    with reading(file.shown):
         return map_file(path, renamed, file.shown)
 
 
@@ -105,7 +104,7 @@ def _announce(files: list[tuple[InputFile, str]], folder: Path) -> None:
 
 def _spooled_bytes(file: InputFile, path: str) -> int:
     if file.format == "parquet":
-        with _reading(file.shown):
+        with reading(file.shown):
             metadata = pq.read_metadata(path)
             columns = [
                 metadata.row_group(g).column(c)
@@ -127,7 +126,7 @@ def _spool(
     target = HashingFile(into)
     num_rows = 0
     try:
-        with _reading(file.shown):
+        with reading(file.shown):
             batches = _decode(file, path, renamed)
             first = next(batches, None)
             schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if first is None else first.schema
@@ -146,24 +145,10 @@ def _decode(file: InputFile, path: str, renamed: Mapping[str, str]) -> Iterator[
     if file.format == "parquet":
         batches = parquet_batches(path, renamed, file.shown)
     elif file.format == "json":
-        batches = json_batches(lambda: _open_text(file, path), renamed, file.shown)
+        batches = json_batches(lambda: open_text(file, path), renamed, file.shown)
     else:
         batches = arrow_batches(path)
     columns = None
     for batch in batches:
         columns = columns or find_columns(batch.schema, renamed, file.shown)
         yield from plain(batch, columns)
-
-
-def _open_text(file: InputFile, path: str) -> io.BufferedReader:
-    """The file's bytes, decompressed as its name says. Raises `EOFError` where a compressed stream is missing."""
-    compression = next(
-        (kind for ending, kind in ((".gz", "gzip"), (".zst", "zstd")) if file.name.lower().endswith(ending)), None
-    )
-    if compression and not Path(path).stat().st_size:
-        raise EOFError("no compressed stream in it")
-    return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

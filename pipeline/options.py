@@ -68,7 +68,7 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
         if key not in known:
             raise click.UsageError(f"{where}: unknown key {written!r}{did_you_mean(key, known)}")
         option = known[key]
-        if key in ("set", "column"):
+        if key in ("set", "column", "map"):
             ctx.meta[f"job.{key}"] = _texts(where, key, value)
         else:
             _require_type(where, key, value, option)

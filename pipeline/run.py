@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,19 +11,19 @@ from typing import Any
 
 from pipeline import manifest as manifests
 from pipeline.config import Chosen, PackConfig
-from pipeline.dataset_files import card, dict_file, split_files
+from pipeline.dataset_files import SCHEMA, card, dict_file, split_files
 from pipeline.durable import FileFacts, write_file
 from pipeline.engine import LocalEngine
 from pipeline.files import FileCache
 from pipeline.inputs import SINGLE, Input
-from pipeline.open_rows import open_inputs
+from pipeline.open_rows import Opened
 from pipeline.plan import WindowPlan, WindowSummary, place_window, scan_block, scan_blocks
 from pipeline.progress import bar
 from pipeline.publish import Staging
 from pipeline.rows import Rows
 from pipeline.scan import Facts
 from pipeline.shards import ShardFacts, write_empty_shard, write_shard
-from pipeline.windows import SplitRows, Window
+from pipeline.windows import Window
 from pipeline.words import counted
 
 log = logging.getLogger(__name__)
@@ -53,22 +53,21 @@ class Run:
         config: PackConfig,
         chosen: Chosen,
         inputs: list[Input],
+        opened: Opened,
+        origin: Mapping[str, Any],
         cache: FileCache,
         engine: LocalEngine,
         staging: Staging,
     ) -> None:
-        self._config, self._chosen = config, chosen
+        """origin: what the manifest tells of where the tokens come from."""
+        self._config, self._chosen, self._origin = config, chosen, origin
         self._inputs, self._cache, self._engine, self._staging = inputs, cache, engine, staging
-        self._staging.open()
-        self._mapped = open_inputs(inputs, config.column, cache, engine, staging)
-        self.splits = {
-            split: SplitRows([self._mapped[file] for entry in inputs for file in entry.splits[split]])
-            for split in inputs[0].splits
-        }
+        self._num_rows = opened.rows
+        self.splits = opened.splits
 
     def tell_targets(self) -> None:
         """Say where nothing decides which tokens are trained."""
-        filled = [mapped for mapped in self._mapped.values() if mapped.num_rows]
+        filled = [mapped for rows in self.splits.values() for mapped in rows.files]
         silent = [mapped.name for mapped in filled if mapped.columns.targets is None]
         way_out = "if yours has another name, give it with --column labels=NAME"
         if silent and len(silent) < len(filled):
@@ -111,17 +110,22 @@ class Run:
     def _plan_path(self, split: str, window: Window) -> Path:
         return self._staging.work / f"plan-{split}-w{window.index:04d}.npz"
 
-    def write(self, planned: Planned, run_id: str, hashes: list[str]) -> dict[str, Any]:
-        """Write every shard and the files around them; returns the manifest."""
+    def write(
+        self, planned: Planned, run_id: str, hashes: list[str], beside: Mapping[str, FileFacts]
+    ) -> dict[str, Any]:
+        """Write every shard and the files around them; returns the manifest.
+
+        beside: files that are in the dataset's folder already.
+        """
         manifest = self.describe(planned, hashes) | {"run_id": run_id}
-        files = self._write_shards(planned, run_id)
+        files = {**beside, **self._write_shards(planned, run_id)}
         packed = sum(facts.targets for facts in files.values() if isinstance(facts, ShardFacts))
         assert packed == manifest["counts"]["targets_packed"], "targets written and targets planned differ"
         self._cache.require_unchanged()
         root = self._staging.dataset
         for split in planned:
             shards = [name for _, name in _shard_names(planned[split], run_id)]
-            for name, text in split_files(shards, run_id, split or self._config.split).items():
+            for name, text in split_files(shards, run_id, split or self._config.split, SCHEMA).items():
                 files[_inside(split, name)] = write_file(root / split / name, text.encode())
         if SINGLE not in planned:
             files["dataset_dict.json"] = write_file(root / "dataset_dict.json", dict_file(list(planned)).encode())
@@ -180,13 +184,14 @@ class Run:
             "format_version": manifests.FORMAT_VERSION,
             "algorithm_version": manifests.ALGORITHM_VERSION,
             "config": self._config.to_json(),
+            **self._origin,
             "inputs": [
                 {
                     "name": entry.name,
-                    "rows": sum(self._mapped[file].num_rows for file in entry.files()),
+                    "rows": num_rows,
                     "bytes": sum(file.size() for file in entry.files()),
                 }
-                for entry in self._inputs
+                for entry, num_rows in zip(self._inputs, self._num_rows, strict=True)
             ],
             **manifests.summarise([window for windows in planned.values() for window in windows], capacity),
         }

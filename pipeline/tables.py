@@ -14,6 +14,7 @@ from strategies import Strategy, all_names, find
 
 if TYPE_CHECKING:
     from pipeline.job import Job, Result
+    from pipeline.tokenize.job import TokenizeResult
     from pipeline.verify import Verified
 
 
@@ -51,6 +52,42 @@ def pack_table(result: Result, output: Path) -> Shown:
     return Shown(_aligned(rows), value)
 
 
+def tokenize_table(result: TokenizeResult, output: Path) -> Shown:
+    """A tokenised dataset, or one that was there already."""
+    manifest, counts = result.manifest, result.manifest["counts"]
+    value = {
+        "status": result.status,
+        "output": str(output),
+        "run_id": manifest["run_id"],
+        "seconds": round(result.seconds, 3),
+        "tokenizer": manifest["tokenizer"],
+        "chat_template": manifest["chat_template"],
+        "counts": counts,
+        **({"splits": manifest["splits"]} if "splits" in manifest else {}),
+    }
+    shards = [facts for facts in manifest["files"].values() if "samples" in facts]
+    size = sum(facts["bytes"] for facts in manifest["files"].values())
+    share = counts["targets"] / max(1, counts["tokens"])
+    rows = [
+        ("tokenised", f"{counts['samples']:,} of {counts['rows']:,} rows, {counts['tokens']:,} tokens"),
+        ("targets", f"{counts['targets']:,}, {share:.1%} of the tokens are trained"),
+    ]
+    rows += [
+        (f"  {name}", f"{split['counts']['samples']:,} of {split['counts']['rows']:,} rows")
+        for name, split in manifest.get("splits", {}).items()
+    ]
+    rows += [(f"left out: {reason}", counted(number, "row")) for reason, number in counts["skipped"].items()]
+    rows += [
+        ("output", f"{output}: {counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB"),
+        ("run", manifest["run_id"]),
+    ]
+    if result.status == "up to date":
+        rows.append(("status", "up to date: this run was done before, nothing was written"))
+    else:
+        rows.append(("time", f"{result.seconds:.2f} s, {counts['tokens'] / result.seconds:,.0f} tokens/s"))
+    return Shown(_aligned(rows), value)
+
+
 def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown:
     """Every option with where it came from, and the plan's figures."""
     options: dict[str, Any] = {}
@@ -58,6 +95,7 @@ def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown
         "input": list(job.inputs),
         "output": str(job.output) if job.output else None,
         **job.config.to_json(),
+        **({"tokenizer": job.tokenization.tokenizer.name} if job.tokenization else {}),
         "num_workers": job.num_workers,
         "cache_dir": str(job.cache_dir),
         "overwrite": job.overwrite,

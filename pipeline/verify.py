@@ -19,7 +19,6 @@ from pipeline.inputs import SINGLE, resolve
 from pipeline.open_rows import open_inputs
 from pipeline.publish import Staging
 from pipeline.split_check import Checker, Found, Source, shards_of, splits_of
-from pipeline.windows import SplitRows
 from strategies import find
 
 log = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ def _check_manifest(directory: Path) -> tuple[list[str], dict[str, Any] | None]:
     except TypeError as error:
         return [f"{manifests.MANIFEST}: its config is not one of ours ({error})"], None
     hashes = [entry["xxh3_128"] for entry in manifest["inputs"]]
-    if manifests.identity(config, hashes, manifest["algorithm_version"]) != manifest["run_id"]:
+    if manifests.identity({**manifest, "config": config.to_json()}, hashes) != manifest["run_id"]:
         return [f"{manifests.MANIFEST}: run_id is not that of its config and inputs"], None
     return [], manifest
 
@@ -145,9 +144,9 @@ def _open_sources(
     inputs = resolve(sources, split=config.split, subset=config.subset, revision=config.revision)
     staging = Staging(folder / "source", "verify")
     staging.open()
-    mapped = open_inputs(inputs, config.column, cache, engine, staging)
+    opened = open_inputs(inputs, config.column, cache, engine, staging)
     return Source(
-        splits={s: SplitRows([mapped[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
+        splits=opened.splits,
         config=config,
         cuts_stream=_cuts_stream(config.strategy),
     )

@@ -1,0 +1,188 @@
+"""A run of `tokenize`, from raw rows to a published dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import manifest as manifests
+from pipeline.building import build
+from pipeline.dataset_files import dict_file, split_files, tokenized_card
+from pipeline.durable import FileFacts, write_file
+from pipeline.engine import LocalEngine
+from pipeline.files import FileCache
+from pipeline.inputs import SINGLE, Input, resolve
+from pipeline.progress import bar
+from pipeline.publish import Staging
+from pipeline.tokenize.report import SKIPPED, tell, write_skipped
+from pipeline.tokenize.shards import ShardWriter, Tally, TokenizedShard
+from pipeline.tokenize.tokenization import Tokenization
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob:
+    """What to tokenise, and how to run it."""
+
+    inputs: tuple[str, ...]
+    tokenization: Tokenization
+    num_workers: int
+    cache_dir: Path
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    output: Path | None = None
+    overwrite: bool = False
+
+    def resolve(self) -> list[Input]:
+        """The input's files. Raises `DataError`."""
+        return resolve(self.inputs, split=self.split, subset=self.subset, revision=self.revision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeResult:
+    """What a run has to tell."""
+
+    status: str
+    """tokenized or up to date."""
+
+    manifest: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedShardFacts(FileFacts):
+    """A published shard."""
+
+    samples: int
+    tokens: int
+    targets: int
+
+
+def tokenize(job: TokenizeJob) -> TokenizeResult:
+    """Tokenise and publish, or find that it has been done. Raises `PipelineError`; see `build`."""
+    assert job.output is not None
+    started = time.monotonic()
+    inputs = job.resolve()
+    recipe = _Recipe(job, inputs)
+    manifest, is_new = build(
+        recipe, inputs, job.output, cache_dir=job.cache_dir, num_workers=job.num_workers, overwrite=job.overwrite
+    )
+    if is_new:
+        tell(recipe.tally)
+    return TokenizeResult(
+        status="tokenized" if is_new else "up to date", manifest=manifest, seconds=time.monotonic() - started
+    )
+
+
+class _Recipe:
+    """How a tokenised dataset is made."""
+
+    def __init__(self, job: TokenizeJob, inputs: list[Input]) -> None:
+        self._job, self._inputs = job, inputs
+        self.tally = Tally()
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        job = self._job
+        read = {"split": job.split, "subset": job.subset, "revision": job.revision}
+        return {
+            "kind": manifests.TOKENIZED,
+            "format_version": manifests.FORMAT_VERSION,
+            "algorithm_version": manifests.ALGORITHM_VERSION,
+            "config": job.tokenization.config() | read,
+            **job.tokenization.describe(),
+        }
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        return manifests.read_tokenized(folder)
+
+    def write(
+        self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str, hashes: list[str]
+    ) -> dict[str, Any]:
+        staging.open()
+        root = staging.dataset
+        splits = self._write_shards(cache, engine, staging, run_id)
+        cache.require_unchanged()
+        self._job.tokenization.require_same_day()
+        files: dict[str, FileFacts] = {}
+        counts = {}
+        rows = dict.fromkeys(range(len(self._inputs)), 0)
+        for split, (schema, shards) in splits.items():
+            prefix = f"{split}/" if split else ""
+            tally = Tally()
+            for shard in shards:
+                files[prefix + shard.path.name] = TokenizedShardFacts(
+                    **vars(shard.facts),
+                    samples=shard.tally.samples,
+                    tokens=shard.tally.tokens,
+                    targets=shard.tally.targets,
+                )
+                tally.add(shard.tally)
+            self.tally.add(tally)
+            owners = [number for number, entry in enumerate(self._inputs) for _ in entry.splits[split]]
+            for file, num_rows in tally.file_rows.items():
+                rows[owners[file]] += num_rows
+            counts[split] = _counts(tally)
+            names = [shard.path.name for shard in shards]
+            for name, text in split_files(names, run_id, split or self._job.split, schema).items():
+                files[prefix + name] = write_file(root / split / name, text.encode())
+        if SINGLE not in splits:
+            files["dataset_dict.json"] = write_file(root / "dataset_dict.json", dict_file(list(splits)).encode())
+        if self._job.tokenization.options.on_error == "skip":
+            files[SKIPPED] = write_skipped((shard.skipped for _, shards in splits.values() for shard in shards), root)
+        manifest = {
+            **self.identity,
+            "run_id": run_id,
+            "inputs": [
+                {
+                    "name": entry.name,
+                    "rows": rows[number],
+                    "bytes": sum(file.size() for file in entry.files()),
+                    "xxh3_128": digest,
+                }
+                for number, (entry, digest) in enumerate(zip(self._inputs, hashes, strict=True))
+            ],
+            "counts": _counts(self.tally),
+        }
+        if SINGLE not in splits:
+            manifest["splits"] = {split: {"counts": counted} for split, counted in counts.items()}
+        files["README.md"] = write_file(root / "README.md", tokenized_card(manifest).encode())
+        write_file(root / manifests.MANIFEST, manifests.seal(manifest, files))
+        return manifests.read_tokenized(root)
+
+    def _write_shards(
+        self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str
+    ) -> dict[str, tuple[Any, list[TokenizedShard]]]:
+        """Schema and shards of each split."""
+        splits = {}
+        with bar("tokenising", sum(file.size() for entry in self._inputs for file in entry.files()), "B") as advance:
+            for split in self._inputs[0].splits:
+                folder = staging.dataset / split
+                folder.mkdir(exist_ok=True)
+                writer = ShardWriter(
+                    self._job.tokenization,
+                    cache,
+                    engine,
+                    staging,
+                    split=split,
+                    path=lambda n, folder=folder: folder / f"data-{run_id[:8]}-s{n:04d}.arrow",  # type: ignore[misc]
+                    for_packing=False,
+                )
+                splits[split] = (
+                    writer.schema,
+                    writer.write([file for entry in self._inputs for file in entry.splits[split]], advance),
+                )
+        return splits
+
+
+def _counts(tally: Tally) -> dict[str, Any]:
+    return {
+        "rows": tally.rows,
+        "samples": tally.samples,
+        "tokens": tally.tokens,
+        "targets": tally.targets,
+        "skipped": dict(sorted(tally.skipped.items())),
+    }

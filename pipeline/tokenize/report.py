@@ -1,0 +1,39 @@
+"""What is said of a finished tokenisation, and listed of the rows left out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.durable import FileFacts, HashingFile
+from pipeline.tokenize.encode import NOTES
+from pipeline.tokenize.shards import Tally
+from pipeline.words import counted
+
+log = logging.getLogger(__name__)
+
+SKIPPED = "skipped.jsonl"
+"""Lists the rows left out, where leaving out was asked for."""
+
+
+def write_skipped(parts: Iterable[Path], folder: Path) -> FileFacts:
+    """Join the lists of all shards into the dataset's folder."""
+    file = HashingFile(folder / SKIPPED)
+    try:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+        return file.finish()
+    finally:
+        file.discard()
+
+
+def tell(tally: Tally) -> None:
+    """Warn of rows left out, and of samples that may not be what the user thinks."""
+    if tally.skipped:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(tally.skipped.items()))
+        log.warning("%s left out (%s), listed in %s", counted(tally.skipped.total(), "row"), reasons, SKIPPED)
+    for note, number in sorted(tally.notes.items()):
+        log.warning("%s (the first: %s) %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
