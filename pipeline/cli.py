@@ -339,17 +339,22 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     metavar="INPUT",
     help="Compare every token with the input it came from. Repeatable, in the order packed.",
 )
+@click.option("--tokenizer", metavar="PATH_OR_ID", help="For a --source of raw rows that were packed with it.")
+@click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE", help="The same for its template.")
 @_options(_run_options)
 def verify(directory: Path, source: tuple[str, ...], **values: Any) -> None:
     """Check a packed dataset: checksums, every invariant of the format, and with --source every token."""
     from pipeline.engine import available_cores
     from pipeline.files import default_cache_dir
     from pipeline.tables import verify_table
+    from pipeline.verify import SourceGiven
     from pipeline.verify import verify as verify_dataset
 
+    if values["tokenizer"] and not source:
+        raise ConfigError("--tokenizer has no effect without --source")
     result = verify_dataset(
         directory,
-        source,
+        SourceGiven(inputs=source, tokenizer=values["tokenizer"], chat_template=values["chat_template"]),
         num_workers=values["num_workers"] or available_cores(),
         cache_dir=values["cache_dir"] or default_cache_dir(),
     )

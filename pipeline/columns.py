@@ -43,7 +43,7 @@ def find_columns(schema: pa.Schema, renamed: Mapping[str, str], where: str) -> C
         if role in renamed or role == TOKENS:
             has = ", ".join(schema.names) or "none"
             way_out = "" if role in renamed else f"; name yours with --column {role}=NAME"
-            hint = "; raw text has to be tokenised first" if role == TOKENS and _looks_raw(schema) else ""
+            hint = "; to pack raw rows add --tokenizer PATH_OR_ID" if role == TOKENS and _looks_raw(schema) else ""
             raise DataError(f"{where}: no column {name!r} (the columns are: {has}){way_out}{hint}")
         return None
 

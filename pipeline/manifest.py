@@ -126,7 +126,7 @@ def _checked(folder: Path, with_splits: Any, without: Any) -> dict[str, Any]:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
     kind = value.get("kind") if isinstance(value, dict) else None
     if (kind == TOKENIZED) != ("kind" in without):
-        raise ValueError(f"it is a {'tokenised' if kind == TOKENIZED else 'packed'} dataset")
+        raise ValueError(f"{folder} is a {'tokenised' if kind == TOKENIZED else 'packed'} dataset")
     unlike = _unlike(value, with_splits if isinstance(value, dict) and "splits" in value else without, "")
     if unlike is not None:
         raise ValueError(f"{where} is not a manifest of format {FORMAT_VERSION}: {unlike}")

@@ -9,17 +9,22 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
 from pipeline.config import PackConfig
 from pipeline.engine import LocalEngine
+from pipeline.errors import ConfigError
 from pipeline.files import FileCache, hash_file
 from pipeline.inputs import SINGLE, resolve
 from pipeline.open_rows import open_inputs
 from pipeline.publish import Staging
 from pipeline.split_check import Checker, Found, Source, shards_of, splits_of
+from pipeline.tokenize.for_packing import tokenize_inputs
 from strategies import find
+
+if TYPE_CHECKING:
+    from pipeline.tokenize.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +48,19 @@ class Verified:
     seconds: float
 
 
-def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache_dir: Path) -> Verified:
-    """Check files and their checksums, every invariant of the format, the counts, and with `sources` every token.
+@dataclass(frozen=True, kw_only=True)
+class SourceGiven:
+    """What to compare with."""
+
+    inputs: tuple[str, ...]
+    tokenizer: str | None = None
+    """Path or Hub id, for raw inputs that were tokenised as they were packed."""
+
+    chat_template: Path | None = None
+
+
+def verify(directory: Path, given: SourceGiven, *, num_workers: int, cache_dir: Path) -> Verified:
+    """Check files and their checksums, every invariant of the format, the counts, and with inputs given every token.
 
     Raises `DataError` and the like for a source that cannot be read; what is wrong with the packed dataset
     itself is returned as problems.
@@ -59,7 +75,7 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
             LocalEngine(num_workers) as engine,
         ):
             problems += _check_small_files(directory, manifest)
-            opened = _open_sources(manifest, sources, cache, engine, Path(folder)) if sources else None
+            opened = _open_sources(manifest, given, cache, engine, Path(folder)) if given.inputs else None
             if opened is not None and set(opened.splits) != set(splits_of(manifest)):
                 packed = _told(splits_of(manifest))
                 problems.append(f"source: it has {_told(opened.splits)}, the packed dataset {packed}")
@@ -75,7 +91,7 @@ def verify(directory: Path, sources: tuple[str, ...], *, num_workers: int, cache
         packs=found.packs,
         segments=found.segments,
         tokens=found.tokens,
-        source=bool(sources),
+        source=bool(given.inputs),
         seconds=time.monotonic() - started,
     )
 
@@ -138,18 +154,50 @@ def _check_small_files(directory: Path, manifest: Mapping[str, Any]) -> list[str
 
 
 def _open_sources(
-    manifest: Mapping[str, Any], sources: tuple[str, ...], cache: FileCache, engine: LocalEngine, folder: Path
+    manifest: Mapping[str, Any], given: SourceGiven, cache: FileCache, engine: LocalEngine, folder: Path
 ) -> Source:
     config = PackConfig(**manifest["config"])
-    inputs = resolve(sources, split=config.split, subset=config.subset, revision=config.revision)
+    tokenization = _tokenization(manifest, config, given)
+    inputs = resolve(given.inputs, split=config.split, subset=config.subset, revision=config.revision)
     staging = Staging(folder / "source", "verify")
     staging.open()
-    opened = open_inputs(inputs, config.column, cache, engine, staging)
+    if tokenization is None:
+        opened = open_inputs(inputs, config.column, cache, engine, staging)
+    else:
+        opened = tokenize_inputs(inputs, tokenization, cache, engine, staging).opened
     return Source(
         splits=opened.splits,
         config=config,
         cuts_stream=_cuts_stream(config.strategy),
     )
+
+
+def _tokenization(manifest: Mapping[str, Any], config: PackConfig, given: SourceGiven) -> Tokenization | None:
+    """How raw inputs were tokenised; None if the dataset was packed from tokens.
+
+    Raises `ConfigError` if the tokenizer or the template given is not the one that was used.
+    """
+    if config.tokenize is None:
+        if given.tokenizer:
+            raise ConfigError("--tokenizer has no effect: the dataset was packed from tokenised input")
+        return None
+    if given.tokenizer is None:
+        raise ConfigError(
+            f"the dataset was packed from raw rows: to compare them, give --tokenizer ({manifest['tokenizer']['name']})"
+            " and, if one was used, --chat-template"
+        )
+    from pipeline.tokenize.tokenization import from_manifest, today  # noqa: PLC0415 - most datasets need no tokenizer
+
+    day = config.tokenize.get("rendered_on", today())
+    if day != today():
+        raise ConfigError(f"the chat template wrote the day, {day}: the tokens can only be compared on that day")
+    tokenization = from_manifest(config.tokenize, given.tokenizer, given.chat_template)
+    for key, found in tokenization.describe().items():
+        packed = manifest.get(key)
+        if (found and found["xxh3_128"]) != (packed and packed["xxh3_128"]):
+            names = [f"{one['name']} ({one['xxh3_128'][:8]})" if one else "none" for one in (found, packed)]
+            raise ConfigError(f"--source: the {key.replace('_', ' ')} is {names[0]}, but it was packed with {names[1]}")
+    return tokenization
 
 
 def _cuts_stream(name: str) -> bool:

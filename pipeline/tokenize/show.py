@@ -72,7 +72,8 @@ def _styled(text: str, is_target: bool, is_special: bool) -> str:
     """Line by line, because pagers forget a colour at the end of a line."""
     color = "yellow" if is_special else "green" if is_target else None
     return "\n".join(
-        click.style(line, fg=color, bold=is_target, dim=not is_target) if line else line for line in text.split("\n")
+        click.style(line, fg=color, bold=is_target or None, dim=None if is_target else True) if line else line
+        for line in text.split("\n")
     )
 
 

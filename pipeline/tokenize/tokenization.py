@@ -38,7 +38,7 @@ class Tokenization:
                 f"--append-eos: {self.tokenizer.name} names no end token; use a tokenizer directory whose"
                 " tokenizer_config.json has an eos_token"
             )
-        self._day = datetime.date.today().isoformat() if self.template is not None and self.template.is_dated else None
+        self._day = today() if self.template is not None and self.template.is_dated else None
         self._told: set[tuple[str, ...]] = set()
         self._tell_guesses()
 
@@ -101,8 +101,13 @@ class Tokenization:
 
     def require_same_day(self) -> None:
         """Raise `BusyError` if midnight passed while a template wrote the day."""
-        if self._day and self._day != datetime.date.today().isoformat():
+        if self._day and self._day != today():
             raise BusyError("the chat template writes the day, and midnight has passed since it began; run again")
+
+
+def today() -> str:
+    """The day that templates write, as 2026-11-20."""
+    return datetime.date.today().isoformat()
 
 
 def from_manifest(config: Mapping[str, Any], tokenizer: str, template: Path | None) -> Tokenization:

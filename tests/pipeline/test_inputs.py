@@ -299,7 +299,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "raw text": (
         lambda folder: write(folder / "x.jsonl", b'{"text": "hello"}\n'),
-        ["'input_ids'", "text", "tokenised first"],
+        ["'input_ids'", "text", "--tokenizer PATH_OR_ID"],
     ),
     "floats": (bad_lists(pa.list_(pa.float32()), [[1.5]]), ["'input_ids'", "list<item: float>", "integers"]),
     "strings": (bad_lists(pa.list_(pa.string()), [["a"]]), ["'input_ids'", "string"]),
