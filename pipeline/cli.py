@@ -395,7 +395,9 @@ def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | 
         append_eos=values["append_eos"],
         keep_text=values.get("keep_text", False),
     )
-    return Tokenization(values["tokenizer"], values["chat_template"], options)
+    tokenization = Tokenization(values["tokenizer"], values["chat_template"], options)
+    gc.freeze()  # or every collection would walk all of transformers, a tenth of the time
+    return tokenization
 
 
 def _tokenize_source(ctx: click.Context, name: str) -> str:

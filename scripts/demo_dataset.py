@@ -1,6 +1,6 @@
-"""Builds a dataset for fine-tuning from the documentation of the Python that runs it: signature → docstring.
+"""Builds raw data for fine-tuning from the documentation of the Python that runs it: signature → docstring.
 
-Source files of the standard library are parsed, never imported. Writes OUT_DIR/dataset (`save_to_disk`) and
+Source files of the standard library are parsed, never imported. Writes OUT_DIR/pairs.jsonl and, trained on these texts,
 OUT_DIR/tokenizer.json; the same Python and the same library versions give the same files.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import platform
 import sys
 import sysconfig
@@ -16,12 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|end|>"
 VOCABULARY = 8_000
-IGNORED = -100
 SKIPPED_FOLDERS = {"dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo"}
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -37,20 +36,18 @@ class Pair:
 
 
 def main(out_dir: Path) -> None:
-    """Collect the pairs, train the tokenizer on them, save it and the tokenised pairs."""
+    """Collect the pairs, train the tokenizer on them, save both."""
     warnings.simplefilter("ignore", SyntaxWarning)
     pairs = list(documented_pairs(Path(sysconfig.get_path("stdlib"))))
-    tokenizer = train_tokenizer(pairs)
-    dataset = tokenised(pairs, tokenizer)
     out_dir.mkdir(parents=True, exist_ok=True)
-    datasets.disable_progress_bars()
-    dataset.save_to_disk(out_dir / "dataset")
-    tokenizer.save(str(out_dir / "tokenizer.json"))
-    lengths = [len(ids) for ids in dataset["input_ids"]]
+    with open(out_dir / "pairs.jsonl", "w", encoding="utf-8", newline="\n") as file:
+        for pair in pairs:
+            row = {"prompt": pair.signature, "completion": pair.docstring, "module": pair.module}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    train_tokenizer(pairs).save(str(out_dir / "tokenizer.json"))
     print(
-        f"built from the documentation of Python {platform.python_version()}: {len(pairs):,} samples of"
-        f" {len({pair.module for pair in pairs}):,} modules, {sum(lengths):,} tokens"
-        f" (mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths):,})",
+        f"built from the documentation of Python {platform.python_version()}: {len(pairs):,} pairs of signature and"
+        f" docstring, of {len({pair.module for pair in pairs}):,} modules",
         file=sys.stderr,
     )
 
@@ -77,21 +74,6 @@ def train_tokenizer(pairs: list[Pair]) -> Tokenizer:
     )
     tokenizer.train_from_iterator((text for pair in pairs for text in (pair.signature, pair.docstring)), trainer)
     return tokenizer
-
-
-def tokenised(pairs: list[Pair], tokenizer: Tokenizer) -> datasets.Dataset:
-    """One row a pair; the docstring and the end token are targets, the signature is not."""
-    prompts = [encoding.ids for encoding in tokenizer.encode_batch([pair.signature for pair in pairs])]
-    replies = [encoding.ids for encoding in tokenizer.encode_batch([pair.docstring + END for pair in pairs])]
-    tokens = datasets.List(datasets.Value("int32"))
-    return datasets.Dataset.from_dict(
-        {
-            "module": [pair.module for pair in pairs],
-            "input_ids": [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)],
-            "labels": [[IGNORED] * len(prompt) + reply for prompt, reply in zip(prompts, replies, strict=True)],
-        },
-        features=datasets.Features({"module": datasets.Value("string"), "input_ids": tokens, "labels": tokens}),
-    )
 
 
 def _pairs(parent: ast.AST, module: str, prefix: str) -> Iterator[Pair]:

@@ -90,7 +90,8 @@ def bar(share: float) -> str:
 def first_pack(folder: Path, strategy: str) -> str:
     """The first row of a packed dataset, and the text of its first samples, split by their labels."""
     pack = datasets.load_from_disk(str(folder / strategy))[0]
-    modules = datasets.load_from_disk(str(folder / "dataset"))["module"]
+    lines_of_pairs = (folder / "pairs.jsonl").read_bytes().split(b"\n")
+    modules = [json.loads(line)["module"] for line in lines_of_pairs if line]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     targets = sum(pack["target_counts"])
     lines = [
