@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
@@ -25,8 +25,8 @@ class LocalEngine:
     """A pool of threads; results come in the order of the items, whatever finished first."""
 
     def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="pack")
-        self._ahead = 2 * num_workers
         self._stop = Event()
 
     def __enter__(self) -> LocalEngine:
@@ -38,18 +38,25 @@ class LocalEngine:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in order, with a bounded number of tasks ahead of the one that is awaited."""
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(self._pool.submit(function, item))
-            if len(waiting) > self._ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return map_ahead(self._pool, function, items, 2 * self.num_workers)
 
     def checkpoint(self) -> None:
         """Called by long tasks now and then; raises `Stopped` once the run is ending."""
         if self._stop.is_set():
             raise Stopped
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Results in order, with so many tasks ahead of the one that is awaited."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def available_cores() -> int:

@@ -19,9 +19,10 @@ from pipeline.errors import DataError
 from pipeline.files import FileCache, InputFile
 from pipeline.publish import Staging
 from pipeline.rows import IGNORE, as_arrow
-from pipeline.tokenize.encode import EncodedBlock, Encoder
-from pipeline.tokenize.raw import RawBlock, open_raw
+from pipeline.tokenize.encode import EncodedBlock
+from pipeline.tokenize.raw import open_raw
 from pipeline.tokenize.tokenization import Tokenization
+from pipeline.tokenize.workers import EncodeTask, encode_all
 
 SHARD_BYTES = 1 << 28
 """Of a shard, about: what an interrupted run loses at most."""
@@ -82,13 +83,6 @@ class TokenizedShard:
     """JSON lines, one for each row left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    file: int
-    encoder: Encoder
-    block: RawBlock
-
-
 class ShardWriter:
     """Tokenises the files of one split.
 
@@ -127,9 +121,10 @@ class ShardWriter:
         shards = self._finished()
         at = shards[-1].end if shards else (0, 0)
         tasks = self._tasks(files, sum(shard.num_blocks for shard in shards), advance)
+        size = sum(file.size() for file in files)
         shard: _OpenShard | None = None
         try:
-            for task, encoded in self._engine.map(self._encode, tasks):
+            for task, encoded in encode_all(self._tokenization, self._engine, tasks, size):
                 if task.file != at[0]:
                     at = (task.file, 0)
                 if shard is not None and (shard.num_bytes >= SHARD_BYTES or (self._for_packing and not at[1])):
@@ -151,23 +146,21 @@ class ShardWriter:
             if shard is not None:
                 shard.discard()
 
-    def _tasks(self, files: Sequence[InputFile], num_done: int, advance: Callable[[int], object]) -> Iterator[_Task]:
+    def _tasks(
+        self, files: Sequence[InputFile], num_done: int, advance: Callable[[int], object]
+    ) -> Iterator[EncodeTask]:
         """The blocks of all files in order, without the first `num_done`."""
         for number, file in enumerate(files):
             raw = open_raw(file, self._cache.local_path(file))
             if raw.is_empty:
                 continue
-            format_, encoder = self._tokenization.encoder(raw)
+            format_ = self._tokenization.format_of(raw)
             for block in raw.blocks(list(dict.fromkeys(format_.columns.values()))):
                 if num_done:
                     num_done -= 1
                     advance(block.bytes_read)
                 else:
-                    yield _Task(number, encoder, block)
-
-    def _encode(self, task: _Task) -> tuple[_Task, EncodedBlock]:
-        self._engine.checkpoint()
-        return task, task.encoder.encode(task.block)
+                    yield EncodeTask(number, format_, block)
 
     def _append(self, shard: _OpenShard, encoded: EncodedBlock, file: InputFile, at: tuple[int, int]) -> None:
         """Add a block. at: number of its file, and its first row there."""

@@ -30,7 +30,8 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
         raw = open_raw(file, cache.local_path(file))
         if raw.is_empty:
             continue
-        format_, encoder = tokenization.encoder(raw)
+        format_ = tokenization.format_of(raw)
+        encoder = tokenization.encoder(format_)
         first_row = 0
         for block in raw.blocks(list(format_.columns.values())):
             encoded = encoder.encode(block)

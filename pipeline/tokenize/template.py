@@ -17,6 +17,9 @@ Message = dict[str, Any]
 Span = tuple[int, int]
 """Characters from..to-1 of a rendered text."""
 
+_TRACKER = threading.Lock()
+"""Generation marks are noted in the compiled template, which all threads share."""
+
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -44,7 +47,6 @@ class ChatTemplate:
         self.is_dated = "strftime_now" in plain + with_tools
         """Whether what it renders depends on the day."""
 
-        self._tracker = threading.Lock()  # of generation marks: one for all users of a compiled template
         self._check_syntax()
 
     def render(self, messages: Sequence[Message], tools: list[Any] | None, *, generation_prompt: bool = False) -> str:
@@ -57,7 +59,7 @@ class ChatTemplate:
 
     def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> tuple[str, list[Span]]:
         """The text of a chat and what stands inside generation marks. Raises `TemplateRefusal`."""
-        with self._tracker:
+        with _TRACKER:
             texts, spans = self._run([messages], tools, False, marks=True)
         return texts[0], spans[0]
 

@@ -39,6 +39,7 @@ class Tokenization:
                 " tokenizer_config.json has an eos_token"
             )
         self._day = today() if self.template is not None and self.template.is_dated else None
+        self._encoders: dict[tuple[object, ...], Encoder] = {}
         self._told: set[tuple[str, ...]] = set()
         self._tell_guesses()
 
@@ -57,20 +58,33 @@ class Tokenization:
         """The options that decide tokens and targets; with the day, if the template writes it."""
         return self.options.to_json() | ({"rendered_on": self._day} if self._day else {})
 
-    def encoder(self, file: RawFile) -> tuple[Format, Encoder]:
-        """How the rows of a file are read. Raises `DataError` where its columns do not say, `ConfigError` for targets
-        that its format cannot have."""
+    def format_of(self, file: RawFile) -> Format:
+        """How the rows of a file are read.
+
+        Raises `DataError` where its columns do not say, `ConfigError` for targets that its format cannot have.
+        """
         options = self.options
         format_ = choose_format(file.columns, options.format, options.map, file.where)
-        template = None if format_.name == "text" else self.template
+        template = self._template_for(format_)
         if format_.name == "messages" and template is None:
             raise ConfigError(
                 f"{file.where} holds chats, and {self.tokenizer.name} has no chat template;"
                 " give one with --chat-template FILE"
             )
-        encoder = Encoder(self.tokenizer, template, format_, options)
+        self.encoder(format_)
         self._tell(file, format_, template)
-        return format_, encoder
+        return format_
+
+    def encoder(self, format_: Format) -> Encoder:
+        """What encodes rows of a format."""
+        key = (format_.name, *format_.columns.items())
+        if key not in self._encoders:
+            template = self._template_for(format_)
+            self._encoders[key] = Encoder(self.tokenizer, template, format_, self.options)
+        return self._encoders[key]
+
+    def _template_for(self, format_: Format) -> ChatTemplate | None:
+        return None if format_.name == "text" else self.template
 
     def _tell(self, file: RawFile, format_: Format, template: ChatTemplate | None) -> None:
         """Say once for each schema how it is read."""

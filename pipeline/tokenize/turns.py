@@ -93,11 +93,14 @@ class TurnFinder:
 
     def _layout(self, roles: tuple[str, ...]) -> _Layout | None:
         """None where the template does not write every assistant text exactly once, or refuses the stand-ins."""
-        if roles not in self._layouts:
-            if len(self._layouts) >= _MOST_LAYOUTS:
-                self._layouts.clear()
-            self._layouts[roles] = self._make_layout(roles)
-        return self._layouts[roles]
+        try:
+            return self._layouts[roles]
+        except KeyError:
+            layout = self._make_layout(roles)
+        if len(self._layouts) >= _MOST_LAYOUTS:
+            self._layouts.clear()
+        self._layouts[roles] = layout
+        return layout
 
     def _make_layout(self, roles: tuple[str, ...]) -> _Layout | None:
         parts = self._parts(roles)

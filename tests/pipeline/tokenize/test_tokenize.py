@@ -15,7 +15,8 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.tokenize import shards
+from pipeline.tokenize import shards, workers
+from pipeline.tokenize.encode import Encoder
 from tests.conftest import Run, left_behind
 from tests.pipeline.tokenize.conftest import Lines, chat, template
 
@@ -248,8 +249,11 @@ def test_the_same_bytes_for_any_number_of_workers(
     run: Run, tmp_path: Path, many: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
-    for workers in (1, 2, 5):
-        assert run("tokenize", many, "--output", tmp_path / str(workers), *flags, "--num-workers", workers).code == 0
+    for number in (1, 2, 5):
+        assert run("tokenize", many, "--output", tmp_path / str(number), *flags, "--num-workers", number).code == 0
+    monkeypatch.setattr(workers, "PROCESSES_FROM_BYTES", 0)
+    assert run("tokenize", many, "--output", tmp_path / "processes", *flags, "--num-workers", 5).code == 0
+    assert same_files(tmp_path / "1", tmp_path / "processes")
     assert len(list((tmp_path / "1").glob("*.arrow"))) > 2
     assert same_files(tmp_path / "1", tmp_path / "2") and same_files(tmp_path / "1", tmp_path / "5")
 
@@ -279,8 +283,8 @@ def test_interrupted_and_resumed(
     run: Run, tmp_path: Path, many: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
-    encode, encoded = shards.ShardWriter._encode, []
-    monkeypatch.setattr(shards.ShardWriter, "_encode", lambda *a: (encoded.append(1), encode(*a))[1])
+    encode, encoded = Encoder.encode, []
+    monkeypatch.setattr(Encoder, "encode", lambda *a: (encoded.append(1), encode(*a))[1])
     assert run("tokenize", many, "--output", tmp_path / "whole", *flags).code == 0
     num_blocks = len(encoded)
     finish = shards._OpenShard.finish

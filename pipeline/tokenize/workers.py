@@ -1,0 +1,95 @@
+"""Blocks of rows encoded side by side, in order: in threads, or in processes where threads would wait for each other.
+
+Encoding itself runs without the interpreter's lock; parsing, rendering and locating turns, a quarter of the work, hold
+it. So threads stop gaining at about four, and processes take over, at two seconds and a copy of the tokenizer each.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.engine import LocalEngine, map_ahead
+from pipeline.tokenize.encode import EncodedBlock
+from pipeline.tokenize.formats import Format
+from pipeline.tokenize.raw import RawBlock
+from pipeline.tokenize.tokenization import Tokenization
+
+MOST_THREADS = 4
+PROCESSES_FROM_BYTES = 1 << 26
+"""Of input: less is done before processes have started."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTask:
+    """A block and how to read it."""
+
+    file: int
+    """Number of its file."""
+
+    format: Format
+    block: RawBlock
+
+
+def encode_all(
+    tokenization: Tokenization, engine: LocalEngine, tasks: Iterable[EncodeTask], num_bytes: int
+) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
+    """Every task with its result, in order. num_bytes: of input, about."""
+    if engine.num_workers > MOST_THREADS and num_bytes >= PROCESSES_FROM_BYTES:
+        yield from _in_processes(tokenization, engine.num_workers, tasks)
+        return
+    waiting: deque[EncodeTask] = deque()
+
+    def encode(task: EncodeTask) -> EncodedBlock:
+        engine.checkpoint()
+        return tokenization.encoder(task.format).encode(task.block)
+
+    for encoded in engine.map(encode, _remembered(tasks, waiting)):
+        yield waiting.popleft(), encoded
+
+
+def _in_processes(
+    tokenization: Tokenization, num_workers: int, tasks: Iterable[EncodeTask]
+) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
+    # Started anew, not forked: this process has threads.
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[EncodeTask] = deque()
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenization,))
+    try:
+        for encoded in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
+            yield waiting.popleft(), encoded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iterator[EncodeTask]:
+    for task in tasks:
+        waiting.append(task)
+        yield task
+
+
+_tokenization: Tokenization  # of this worker process
+
+
+def _start_worker(tokenization: Tokenization) -> None:
+    global _tokenization  # noqa: PLW0603 - the one thing that a worker process holds
+    _tokenization = tokenization
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(task: EncodeTask) -> EncodedBlock:
+    return _tokenization.encoder(task.format).encode(task.block)
