@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 from pipeline.engine import LocalEngine, map_ahead
+from pipeline.errors import BusyError
 from pipeline.tokenize.encode import EncodedBlock
 from pipeline.tokenize.formats import Format
 from pipeline.tokenize.raw import RawBlock
@@ -60,12 +66,31 @@ def _in_processes(
     # Started anew, not forked: this process has threads.
     context = multiprocessing.get_context("spawn")
     waiting: deque[EncodeTask] = deque()
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenization,))
+    with tempfile.NamedTemporaryFile(prefix="tightpack-tokenization-") as file:
+        pickle.dump(tokenization, file)  # a pipe would make the processes start one after the other
+        file.flush()
+        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (file.name,))
+        try:
+            with _interrupts_held_back():
+                for _ in range(num_workers):
+                    pool.submit(os.getpid)  # starts one, as long as none is idle
+            for encoded in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
+                yield waiting.popleft(), encoded
+        except BrokenProcessPool:
+            raise BusyError("a worker process was killed, for memory perhaps; try fewer --num-workers") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal; those started in here never see it, and end with the first."""
+    resource_tracker.ensure_running()  # starting it later would let them through
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for encoded in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
-            yield waiting.popleft(), encoded
+        yield
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iterator[EncodeTask]:
@@ -77,10 +102,10 @@ def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iter
 _tokenization: Tokenization  # of this worker process
 
 
-def _start_worker(tokenization: Tokenization) -> None:
+def _start_worker(path: str) -> None:
     global _tokenization  # noqa: PLW0603 - the one thing that a worker process holds
-    _tokenization = tokenization
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    with open(path, "rb") as file:
+        _tokenization = pickle.load(file)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

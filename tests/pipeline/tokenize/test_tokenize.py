@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,24 @@ def test_the_same_bytes_for_any_number_of_workers(
     assert same_files(tmp_path / "1", tmp_path / "processes")
     assert len(list((tmp_path / "1").glob("*.arrow"))) > 2
     assert same_files(tmp_path / "1", tmp_path / "2") and same_files(tmp_path / "1", tmp_path / "5")
+
+
+def test_a_worker_that_is_killed(
+    run: Run, tmp_path: Path, many: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "PROCESSES_FROM_BYTES", 0)
+
+    def kill_one() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(children[0].pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    ended = run("tokenize", many, "--output", tmp_path / "out", *flags, "--num-workers", 5)
+    killer.join()
+    assert ended.code == 75 and "fewer --num-workers" in ended.err, ended.err
+    assert not (tmp_path / "out").exists() and not multiprocessing.active_children()
 
 
 def test_up_to_date_other_and_overwrite(
