@@ -162,10 +162,13 @@ class Format:
         return found or None
 
 
-def choose_format(columns: Sequence[str], forced: str, mapped: Mapping[str, str], where: str) -> Format:
+def choose_format(
+    columns: Sequence[str], forced: str, mapped: Mapping[str, str], where: str, *, more_later: bool = False
+) -> Format:
     """The format of a file by its columns.
 
-    forced: a format's name, or auto; mapped: field -> column, from `--map`.
+    forced: a format's name, or auto; mapped: field -> column, from `--map`; more_later: whether rows may have columns
+    that the first one lacks.
     Raises `DataError`, showing the columns and the choices, where none or several fit.
     """
     shown = ", ".join(columns) or "none"
@@ -190,6 +193,8 @@ def choose_format(columns: Sequence[str], forced: str, mapped: Mapping[str, str]
             )
         if candidates:
             found[field] = candidates[0]
+        elif more_later:
+            found[field] = field
     return Format(name=fits[0], columns=found)
 
 

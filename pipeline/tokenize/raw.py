@@ -61,6 +61,9 @@ class RawFile:
     columns: tuple[str, ...]
     """Of the schema; of JSON, the keys of the first row."""
 
+    more_later: bool
+    """Whether rows may have columns that the first one lacks."""
+
     is_empty: bool
     """Whether it has no rows."""
 
@@ -79,12 +82,14 @@ def open_raw(file: InputFile, path: str) -> RawFile:
                 return RawFile(
                     where=where,
                     columns=tuple(parquet.schema_arrow.names),
+                    more_later=False,
                     is_empty=not parquet.metadata.num_rows,
                     blocks=lambda columns: _parquet_blocks(path, columns, where),
                 )
         return RawFile(
             where=where,
             columns=_arrow_columns(path),
+            more_later=False,
             is_empty=not any(batch.num_rows for batch in arrow_batches(path)),
             blocks=lambda columns: _arrow_blocks(path, columns, where),
         )
@@ -108,6 +113,7 @@ def _open_json(file: InputFile, path: str) -> RawFile:
     return RawFile(
         where=file.shown,
         columns=columns,
+        more_later=True,
         is_empty=not first,
         blocks=lambda _: (RawBlock(block, len(block) // shrunk) for block in blocks()),
     )

@@ -124,7 +124,7 @@ class Renderer:
         targets: list[Span] = []
         ends: list[Span] = []
         shift = 0  # characters of end tokens put in so far
-        for turn in self._turns.find(chat, text):
+        for turn in self._turns.find(chat, trained, text):
             begin, end = turn.content[0] + shift, turn.content[1] + shift
             token = turn.end_token
             if token is None:
@@ -139,12 +139,11 @@ class Renderer:
                 shift += len(self._eos)
             else:
                 begin_of_token, end_of_token = token[0] + shift, token[1] + shift
-            if turn.message in trained:
-                if begin_of_token == end:
-                    targets.append((begin, end_of_token))
-                else:  # the template writes something in between, which is nobody's to learn
-                    targets += [(begin, end), (begin_of_token, end_of_token)]
-                ends.append((begin_of_token, end_of_token))
+            if begin_of_token == end:
+                targets.append((begin, end_of_token))
+            else:  # the template writes something in between, which is nobody's to learn
+                targets += [(begin, end), (begin_of_token, end_of_token)]
+            ends.append((begin_of_token, end_of_token))
         return Rendered(text, targets, ends, prompt, holds_special)
 
     def _holds_special(self, texts: list[str]) -> bool:

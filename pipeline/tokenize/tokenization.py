@@ -64,7 +64,7 @@ class Tokenization:
         Raises `DataError` where its columns do not say, `ConfigError` for targets that its format cannot have.
         """
         options = self.options
-        format_ = choose_format(file.columns, options.format, options.map, file.where)
+        format_ = choose_format(file.columns, options.format, options.map, file.where, more_later=file.more_later)
         template = self._template_for(format_)
         if format_.name == "messages" and template is None:
             raise ConfigError(
@@ -91,7 +91,11 @@ class Tokenization:
         if file.columns in self._told:
             return
         self._told.add(file.columns)
-        read = [name if name == column else f"{name} from {column}" for name, column in format_.columns.items()]
+        read = [
+            name if name == column else f"{name} from {column}"
+            for name, column in format_.columns.items()
+            if column in file.columns
+        ]
         unread = [name for name in file.columns if name not in format_.columns.values()]
         log.info(
             "%s: format %s (%s), %s, trained on %s%s",

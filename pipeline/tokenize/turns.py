@@ -16,6 +16,7 @@ Cost: one rendering a sequence of roles and turn, then none but the row's own; w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.tokenize.formats import Chat, RowFault
@@ -59,18 +60,17 @@ class TurnFinder:
         self._special_texts = special_texts
         self._layouts: dict[tuple[str, ...], _Layout | None] = {}
 
-    def find(self, chat: Chat, rendered: str) -> list[Turn]:
-        """Every assistant turn, in order. Raises `RowFault` where content and rendering disagree."""
+    def find(self, chat: Chat, wanted: Sequence[int], rendered: str) -> list[Turn]:
+        """The wanted assistant turns, by their numbers in the chat, in order.
+
+        Raises `RowFault` where content and rendering disagree.
+        """
         if chat.is_plain:
             layout = self._layout(tuple(turn["role"] for turn in chat.messages))
             found = self._by_layout(chat.messages, rendered, layout) if layout else None
             if found is not None:
-                return found
-        return [
-            self._by_increment(chat, number, rendered)
-            for number, turn in enumerate(chat.messages)
-            if turn["role"] == "assistant"
-        ]
+                return [turn for turn in found if turn.message in wanted]
+        return [self._by_increment(chat, number, rendered) for number in wanted]
 
     def _by_layout(self, messages: list[Message], rendered: str, layout: _Layout) -> list[Turn] | None:
         """None where the rendering is not made of the layout's pieces and the texts."""

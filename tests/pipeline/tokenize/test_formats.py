@@ -123,6 +123,15 @@ def test_a_row_that_lacks_a_column() -> None:
         detect({"prompt": "p", "completion": "c"}).sample({"prompt": "p"}, as_chat=False)
 
 
+def test_optional_columns_of_later_rows_are_read(
+    run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path, whole: Any
+) -> None:
+    source = lines([{"instruction": "i", "output": "o"}, {"instruction": "i", "input": "n", "output": "o"}])
+    assert run("tokenize", source, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir).code == 0
+    found = datasets.load_from_disk(str(tmp_path / "out"))["input_ids"]
+    assert [whole.decode(ids) for ids in found] == ["i\no", "i\nn\no"]
+
+
 ROWS = [
     {"messages": chat("a", "b"), "tools": None},
     {"messages": [*chat("c"), {"role": "assistant", "content": "d", "name": "x"}], "tools": None},

@@ -119,6 +119,11 @@ def test_a_template_that_looks_into_the_text(tokenizer_dir: Path, whole: Any, tm
     # In the second the first turn is rendered otherwise within the whole, so where it stands cannot be told.
     assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "template_mismatch")]
     assert "turn 1" in found.faults[0].detail
+    # It does not have to be told where only the last turn is trained.
+    last = encode(
+        encoder(tokenizer_dir, THINKING, tmp_path, train_on="completion"), [chat("q", "a</think>b", "r", "no")]
+    )
+    assert [whole.decode(run) for run in trained_runs(*samples_of(last)[0])] == ["no<|im_end|>"]
 
 
 NO_END = "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
