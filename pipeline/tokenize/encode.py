@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 Int32Array = npt.NDArray[np.int32]
 
 NOTES = {
-    "unfinished": "end without an end token, so the model would not learn to stop there",
-    "holds_special": "hold a special token in their own words: was a template applied to them before?",
+    "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
+    " one to text and pairs, and the marks of a template should go round it",
+    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
+    "gap": "the template writes something between a turn and its end token, which is not trained",
+    "encoded_twice": "the arguments of a tool call are JSON as text, and the template has encoded that text once more;"
+    " give them as objects",
 }
 """What is said of samples that are used all the same."""
 
@@ -77,6 +82,7 @@ class Encoder:
         self._tokenizer, self._format = tokenizer, format_
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
+        self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
         self._appended = tokenizer.eos_id if options.append_eos else None
 
     def encode(self, block: RawBlock) -> EncodedBlock:
@@ -90,7 +96,6 @@ class Encoder:
         lengths: list[int] = []
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
-        unfinished = []
         for (row, sample), encoding in zip(rendered, encodings, strict=True):
             tokens = encoding.ids
             try:
@@ -101,7 +106,7 @@ class Encoder:
             if not self._is_chat:
                 self._finish(tokens, ranges)
             if self._is_unfinished(sample, tokens, ranges):
-                unfinished.append(row)
+                sample.notes.append("unfinished")
             targets += [(start + len(ids), stop + len(ids)) for start, stop in ranges]
             ids.fromlist(tokens)
             lengths.append(len(tokens))
@@ -118,7 +123,10 @@ class Encoder:
             labels=labels,
             prompts=[sample.prompt for _, sample in kept],
             faults=sorted(faults, key=lambda fault: fault.row),
-            notes={"unfinished": unfinished, "holds_special": [row for row, sample in kept if sample.holds_special]},
+            notes={
+                note: [row for row, sample in kept if note in sample.notes]
+                for note in sorted({note for _, sample in kept for note in sample.notes})
+            },
         )
 
     def _samples(self, block: RawBlock, faults: list[Fault]) -> tuple[int, list[tuple[int, Sample]]]:
@@ -177,6 +185,8 @@ class Encoder:
     def _is_unfinished(self, sample: Rendered, tokens: list[int], ranges: list[tuple[int, int]]) -> bool:
         """Whether something trained ends without a special token, as far as nobody has looked yet."""
         if sample.end_tokens or (self._is_chat and sample.targets is None):
+            return False
+        if not self._is_chat and self._ends_special.search(sample.text):  # rendered before, and a newline put after
             return False
         return any(tokens[stop - 1] not in self._tokenizer.special_ids for _, stop in ranges)
 

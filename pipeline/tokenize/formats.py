@@ -37,8 +37,7 @@ _ROLES = {
 }
 """What the speakers of from/value turns are called as roles."""
 
-_PAYLOADS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""What an assistant turn can say instead of content."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class RowFault(Exception):
@@ -246,19 +245,38 @@ def _turn(turn: Mapping[str, Any], where: str) -> Message:
     if not isinstance(role, str):
         raise RowFault("unknown_role", f"{where}: it has no role")
     content = message.get("content")
-    says_more = role == "assistant" and any(message.get(key) for key in _PAYLOADS)
+    if isinstance(content, list):
+        content = message["content"] = _joined(content, f"{where} ({role})")
+    says_more = role == "assistant" and bool(said_besides(message))
     if content is None:
         if not says_more:
             raise RowFault("null_content", f"{where} ({role}): its content is null or missing")
-    elif not isinstance(content, str | list):
+    elif not isinstance(content, str):
         raise RowFault("not_text", f"{where} ({role}): its content is {_kind(content)}; a text is needed")
-    elif (
-        role in ("user", "assistant")
-        and not says_more
-        and not (content.strip() if isinstance(content, str) else content)
-    ):
+    elif role in ("user", "assistant") and not says_more and not content.strip():
         raise RowFault("empty_turn", f"{where} ({role}): it is empty")
     return message
+
+
+def said_besides(turn: Message) -> list[str]:
+    """What an assistant turn says besides its content: reasoning, and the names of functions called."""
+    said = [turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key].strip()]
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        name = function.get("name") if isinstance(function, dict) else None
+        said.append(str(name or call))
+    return said
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    """A content given in parts, as one text; most templates would write a list as Python shows it."""
+    texts = [
+        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in parts
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise RowFault("not_text", f"{where}: its content has parts that are no text")
+    return "".join(map(str, texts))
 
 
 def _as_turns(value: Any, role: str, column: str) -> list[Message]:
@@ -266,10 +284,12 @@ def _as_turns(value: Any, role: str, column: str) -> list[Message]:
 
 
 def _one_system(messages: list[Message]) -> list[Message]:
-    """A system column and a system turn would both open the chat: the turn, being nearer, is kept."""
-    if [turn["role"] for turn in messages[:2]] == ["system", "system"]:
-        return messages[1:]
-    return messages
+    """The chat without a second system turn at its beginning. Raises `RowFault` if the two differ."""
+    if [turn["role"] for turn in messages[:2]] != ["system", "system"]:
+        return messages
+    if messages[0]["content"] != messages[1]["content"]:
+        raise RowFault("two_system_turns", "it begins with two system turns (or a system column and one) that differ")
+    return messages[1:]
 
 
 def _kind(value: Any) -> str:

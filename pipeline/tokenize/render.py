@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.tokenize.formats import Chat, Format, Pair, RowFault, Sample
+from pipeline.tokenize.formats import Chat, Format, RowFault, Sample, Text, said_besides
 from pipeline.tokenize.options import TokenizeOptions
 from pipeline.tokenize.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenize.tokenizer import TextTokenizer
-from pipeline.tokenize.turns import TurnFinder
+from pipeline.tokenize.turns import Turn, TurnFinder
+from pipeline.words import counted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, kw_only=True)
 class Rendered:
     """A sample as text."""
 
@@ -21,14 +23,14 @@ class Rendered:
     targets: list[Span] | None
     """Characters to be trained, in order; None trains every token."""
 
-    end_tokens: list[Span]
+    end_tokens: list[Span] = field(default_factory=list)
     """Characters of special tokens that end a trained turn."""
 
     prompt: str
-    """What the user said, to embed the sample by; all of it where nobody answers."""
+    """What the user said, to embed the sample by; all of a plain text."""
 
-    holds_special: bool
-    """Whether a special token stands in the sample's own words, as after a template applied before."""
+    notes: list[str]
+    """What is to be said about it; see `encode.NOTES`."""
 
 
 class Renderer:
@@ -65,23 +67,22 @@ class Renderer:
         """Render one sample; written: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
             return self._chat(sample, written)
-        own = sample.prompt + sample.completion if isinstance(sample, Pair) else sample.text
-        targets = prompt = None
-        if isinstance(sample, Pair) and self._train_on != "all":
-            targets, prompt = [(len(sample.prompt), len(own))], sample.prompt
-        return Rendered(own, targets, [], own if prompt is None else prompt, self._holds_special([own]))
+        if isinstance(sample, Text):
+            return Rendered(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))
+        text = sample.prompt + sample.completion
+        targets = None if self._train_on == "all" else [(len(sample.prompt), len(text))]
+        return Rendered(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))
 
     def _chat(self, chat: Chat, written: str | None) -> Rendered:
         template = self._template
-        if template is None:
+        if template is None or self._turns is None:
             raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
-        spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
-        prompt = "\n".join(turn["content"] for turn in spoken if turn["role"] == "user")
-        holds_special = self._holds_special([turn["content"] for turn in spoken])
         answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
         trained = self._trained(chat, answers)
         if not trained and self._train_on != "all":
-            raise RowFault("no_assistant_turn", "it has no assistant turn, so nothing to train")
+            roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
+            raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
+        marks: list[Span] = []
         try:
             if self._uses_marks:
                 text, marks = template.render_marked(chat.messages, chat.tools)
@@ -89,62 +90,89 @@ class Renderer:
                 text = template.render(chat.messages, chat.tools) if written is None else written
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
-        if self._train_on == "all":
-            return Rendered(text, None, [], prompt, holds_special)
+        self._turns.require_all(chat)
+        spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
+        rendered = Rendered(
+            text=text,
+            targets=None,
+            prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
+            notes=self._notes([turn["content"] for turn in spoken]) + _notes_of_calls(chat, text),
+        )
         if self._uses_marks:
-            if trained != answers:
-                marks = self._marks_of(trained, answers, marks)
-            if not marks:
-                raise RowFault("template_mismatch", f"{template.name} marks no generation in it")
-            return Rendered(text, marks, [], prompt, holds_special)
-        return self._turns_of(chat, trained, text, prompt, holds_special)
+            rendered.targets = self._marked(template, chat, answers, trained, marks, text)
+        elif self._train_on != "all":
+            self._add_turns(rendered, template, self._turns.find(chat, trained, text))
+        return rendered
 
     def _trained(self, chat: Chat, answers: list[int]) -> list[int]:
-        """The assistant turns that are trained."""
+        """The assistant turns that are trained; those of weight 0, as OpenAI's format has it, are not."""
         if self._train_on == "completion":
-            return [number for number in answers if number >= chat.num_prompt] if chat.num_prompt else answers[-1:]
-        return answers
+            answers = [number for number in answers if number >= chat.num_prompt] if chat.num_prompt else answers[-1:]
+        return [number for number in answers if chat.messages[number].get("weight") != 0]
 
-    def _marks_of(self, trained: list[int], answers: list[int], marks: list[Span]) -> list[Span]:
-        if len(marks) != len(answers):
+    def _marked(
+        self, template: ChatTemplate, chat: Chat, answers: list[int], trained: list[int], marks: list[Span], text: str
+    ) -> list[Span]:
+        """The marks of the trained turns, all of them if every turn is trained.
+
+        Raises `RowFault` for marks that are not the turns', or lack what a turn says.
+        """
+        if len(marks) != len(answers) and (trained != answers or not marks):
+            told = f"{counted(len(marks), 'generation')} in {counted(len(answers), 'assistant turn')}"
             raise RowFault(
-                "template_mismatch",
-                f"{self._template_name} marks {len(marks)} generations for {len(answers)} assistant turns, so which"
-                " of them are the completion cannot be told",
+                "template_mismatch", f"{template.name} marks {told}, so what is to be trained cannot be told"
             )
-        return [marks[answers.index(number)] for number in trained]
+        if len(marks) != len(answers):
+            return marks
+        for number, mark in zip(answers, marks, strict=True):
+            turn, written = chat.messages[number], text[slice(*mark)]
+            is_blank = (
+                not self._special_texts.sub("", written).strip() and str(turn.get("content")).strip() not in written
+            )
+            if is_blank or any(said.strip() not in written for said in said_besides(turn)):
+                raise RowFault(
+                    "template_mismatch", f"{template.name} does not write all that turn {number} (assistant) says"
+                )
+        return [mark for number, mark in zip(answers, marks, strict=True) if number in trained]
 
-    @property
-    def _template_name(self) -> str:
-        assert self._template is not None
-        return self._template.name
-
-    def _turns_of(self, chat: Chat, trained: list[int], text: str, prompt: str, holds_special: bool) -> Rendered:
-        assert self._turns is not None
+    def _add_turns(self, rendered: Rendered, template: ChatTemplate, turns: list[Turn]) -> None:
+        """Make targets of turns, each with its end token. Raises `RowFault` for one that has none."""
         targets: list[Span] = []
-        ends: list[Span] = []
+        text = rendered.text
         shift = 0  # characters of end tokens put in so far
-        for turn in self._turns.find(chat, trained, text):
+        for turn in turns:
             begin, end = turn.content[0] + shift, turn.content[1] + shift
-            token = turn.end_token
-            if token is None:
-                if self._eos is None:
-                    raise RowFault(
-                        "no_end_token",
-                        f"{self._template_name} writes no end token after turn {turn.message} (assistant), so the model"
-                        " would not learn to stop; --append-eos puts the tokenizer's there",
-                    )
+            if turn.end_token is not None:
+                token = turn.end_token[0] + shift, turn.end_token[1] + shift
+            elif self._eos is not None:
                 text = text[:end] + self._eos + text[end:]
-                begin_of_token, end_of_token = end, end + len(self._eos)
+                token = end, end + len(self._eos)
                 shift += len(self._eos)
             else:
-                begin_of_token, end_of_token = token[0] + shift, token[1] + shift
-            if begin_of_token == end:
-                targets.append((begin, end_of_token))
+                written = f" ({turn.after[:20]!r} is none to the tokenizer)" if turn.after.strip() else ""
+                raise RowFault(
+                    "no_end_token",
+                    f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
+                    " model would not learn to stop; --append-eos puts the tokenizer's end token there",
+                )
+            if token[0] == end:
+                targets.append((begin, token[1]))
             else:  # the template writes something in between, which is nobody's to learn
-                targets += [(begin, end), (begin_of_token, end_of_token)]
-            ends.append((begin_of_token, end_of_token))
-        return Rendered(text, targets, ends, prompt, holds_special)
+                targets += [(begin, end), token]
+                rendered.notes.append("gap")
+            rendered.end_tokens.append(token)
+        rendered.text, rendered.targets = text, targets
 
-    def _holds_special(self, texts: list[str]) -> bool:
-        return any(self._special_texts.search(text) for text in texts)
+    def _notes(self, texts: list[str]) -> list[str]:
+        return ["holds_special"] if any(self._special_texts.search(text) for text in texts) else []
+
+
+def _notes_of_calls(chat: Chat, text: str) -> list[str]:
+    """Whether arguments of a call are JSON as text, and the template has written that text as JSON again."""
+    for turn in chat.messages:
+        for call in turn.get("tool_calls") or []:
+            function = call.get("function", call) if isinstance(call, dict) else None
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if isinstance(arguments, str) and '"' in arguments and json.dumps(arguments, ensure_ascii=False) in text:
+                return ["encoded_twice"]
+    return []

@@ -36,4 +36,4 @@ def tell(tally: Tally) -> None:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(tally.skipped.items()))
         log.warning("%s left out (%s), listed in %s", counted(tally.skipped.total(), "row"), reasons, SKIPPED)
     for note, number in sorted(tally.notes.items()):
-        log.warning("%s (the first: %s) %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
+        log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])

@@ -1,16 +1,18 @@
 """Where the assistant's texts stand in a rendered chat, for templates that do not mark them.
 
-Never by searching for a text in the whole: it may stand there twice. In three steps, each exact or refused:
+Never by searching for a text in the whole: it may stand there twice. Each way is exact, or the row is refused:
 
 1. *Layout*. Chats that are nothing but roles and texts are rendered once for each sequence of roles with stand-ins
    for the texts, which gives what the template writes between them. A row's rendering must then be exactly
    these pieces with its texts in between (trimmed, where the template trims), which says where each text stands.
-2. *Increments*, where a template looks into the texts, or a row has tools or other keys: the chat up to a turn, opened
-   for the assistant, must be a prefix of the chat including the turn, and that a prefix of the whole. What lies in
-   between is what the model has to write.
-3. The end token of a turn is the first special token after its content, inside what the template writes for the turn.
+2. *Substitution*, where a chat has tools or other keys, or the template looks into some text: the chat with a stand-in
+   for one text must be rendered as the chat itself but for that text.
+3. *Increments*, for turns that say more than a text, or whose text the template looks into: the chat up to the turn
+   must be a prefix of the whole. What it adds to the turn's header is what the model has to write, and all that the
+   turn says must stand in it.
 
-Cost: one rendering a sequence of roles and turn, then none but the row's own; with increments two a turn.
+The end token of a turn is the first special token after its content, inside what the template writes for the turn.
+Cost: one rendering a sequence of roles and turn, then none but the row's own; otherwise two to four a turn.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.tokenize.formats import Chat, RowFault
+from pipeline.tokenize.formats import Chat, RowFault, said_besides
 from pipeline.tokenize.template import ChatTemplate, Message, Span, TemplateRefusal
 
 _MOST_LAYOUTS = 4096
@@ -36,6 +38,9 @@ class Turn:
     content: Span
     end_token: Span | None
     """The first special token after the content; None if the template writes none."""
+
+    after: str = ""
+    """What the template writes after the content, in this turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +65,36 @@ class TurnFinder:
         self._special_texts = special_texts
         self._layouts: dict[tuple[str, ...], _Layout | None] = {}
 
+    def require_all(self, chat: Chat) -> None:
+        """Raise `RowFault` if the template leaves out what somebody says, as far as roles and texts tell."""
+        if not chat.is_plain:
+            return
+        layout = self._layout(_roles(chat.messages))
+        if layout is None:
+            return
+        for number, turn in enumerate(chat.messages):
+            if number not in layout.slots:
+                raise RowFault("template_mismatch", f"{self._template.name} leaves out turn {number} ({turn['role']})")
+
     def find(self, chat: Chat, wanted: Sequence[int], rendered: str) -> list[Turn]:
         """The wanted assistant turns, by their numbers in the chat, in order.
 
         Raises `RowFault` where content and rendering disagree.
         """
         if chat.is_plain:
-            layout = self._layout(tuple(turn["role"] for turn in chat.messages))
+            layout = self._layout(_roles(chat.messages))
             found = self._by_layout(chat.messages, rendered, layout) if layout else None
-            if found is not None:
-                return [turn for turn in found if turn.message in wanted]
-        return [self._by_increment(chat, number, rendered) for number in wanted]
+            wanted_found = [turn for turn in found or [] if turn.message in wanted]
+            if len(wanted_found) == len(wanted):
+                return wanted_found
+        turns = []
+        for number in wanted:
+            try:
+                found_here = self._by_substitution(chat, number, rendered) or self._by_increment(chat, number, rendered)
+            except TemplateRefusal as refusal:
+                raise self._mismatch(number, f"refuses a part of the chat ({refusal})") from None
+            turns.append(found_here)
+        return turns
 
     def _by_layout(self, messages: list[Message], rendered: str, layout: _Layout) -> list[Turn] | None:
         """None where the rendering is not made of the layout's pieces and the texts."""
@@ -86,13 +110,12 @@ class TurnFinder:
                 return None
             own_end = layout.own_ends.get(number)
             if own_end is not None:
-                token = self._special_texts.search(rendered, end, end + own_end)
-                found.append(Turn(number, (at, end), token.span() if token else None))
+                found.append(self._turn(number, rendered, (at, end), end + own_end))
             at = end + len(after)
         return found if at == len(rendered) else None
 
     def _layout(self, roles: tuple[str, ...]) -> _Layout | None:
-        """None where the template does not write every assistant text exactly once, or refuses the stand-ins."""
+        """None where the template refuses the stand-ins."""
         try:
             return self._layouts[roles]
         except KeyError:
@@ -103,64 +126,104 @@ class TurnFinder:
         return layout
 
     def _make_layout(self, roles: tuple[str, ...]) -> _Layout | None:
-        parts = self._parts(roles)
-        if parts is None:
-            return None
-        pieces, slots = parts
-        own_ends = {}
-        for number, role in enumerate(roles):
-            if role != "assistant":
-                continue
-            if slots.count(number) != 1:
-                return None
-            after = pieces[slots.index(number) + 1]
-            upto = self._parts(roles[: number + 1])
-            is_last = upto is not None and upto[1][-1:] == [number] and after.startswith(upto[0][-1])
-            own_ends[number] = len(upto[0][-1]) if upto is not None and is_last else len(after)
-        return _Layout(pieces, slots, own_ends)
-
-    def _parts(self, roles: tuple[str, ...]) -> tuple[list[str], list[int]] | None:
-        """What stands between the texts of a sequence of roles, and whose texts they are."""
-        messages = [{"role": role, "content": f"\ue000{number}\ue001"} for number, role in enumerate(roles)]
+        messages = [{"role": role, "content": _stand_in(number)} for number, role in enumerate(roles)]
         try:
-            parts = _STAND_IN.split(self._template.render(messages, None))
+            pieces, slots = _parts(self._template.render(messages, None))
+            own_ends = {
+                number: self._own_end(messages[: number + 1], None, pieces[slots.index(number) + 1])
+                for number, role in enumerate(roles)
+                if role == "assistant" and slots.count(number) == 1
+            }
         except TemplateRefusal:
             return None
-        return parts[::2], [int(number) for number in parts[1::2]]
+        return _Layout(pieces, slots, own_ends)
+
+    def _own_end(self, upto: list[Message], tools: list[object] | None, after: str) -> int:
+        """How much of what stands after the last text belongs to that turn and not to the next.
+
+        upto: the chat up to the turn, with a stand-in for its text; after: what stands there in the whole.
+        """
+        pieces, slots = _parts(self._template.render(upto, tools))
+        is_last = slots[-1:] == [len(upto) - 1] and after.startswith(pieces[-1])
+        return len(pieces[-1]) if is_last else len(after)
+
+    def _by_substitution(self, chat: Chat, number: int, rendered: str) -> Turn | None:
+        """None where the turn says more than a text, or that text decides how the rest is rendered."""
+        turn = chat.messages[number]
+        if not isinstance(turn.get("content"), str) or said_besides(turn):
+            return None
+        instead = {**turn, "content": _stand_in(number)}
+        messages = [*chat.messages[:number], instead, *chat.messages[number + 1 :]]
+        parts = self._template.render(messages, chat.tools).split(instead["content"])
+        if len(parts) != 2:
+            return None
+        before, after = parts
+        form = next((form for form in _trimmed_forms(turn["content"]) if rendered == before + form + after), None)
+        if form is None:
+            return None
+        content = len(before), len(before) + len(form)
+        own_end = self._own_end(messages[: number + 1], chat.tools, after)
+        return self._turn(number, rendered, content, content[1] + own_end)
 
     def _by_increment(self, chat: Chat, number: int, rendered: str) -> Turn:
-        messages, tools = chat.messages, chat.tools
-        try:
-            before = self._template.render(messages[:number], tools, generation_prompt=True) if number else None
-            upto = self._template.render(messages[: number + 1], tools)
-        except TemplateRefusal as refusal:
-            raise RowFault(
-                "template_mismatch", f"turn {number} (assistant) cannot be located in {self._template.name}: {refusal}"
-            ) from None
-        if before is None or not upto.startswith(before) or not rendered.startswith(upto):
-            raise RowFault(
-                "template_mismatch",
-                f"turn {number} (assistant) cannot be located: {self._template.name} renders the chat up to it"
-                " otherwise than within the whole; mark the turns with {% generation %} in a template of your own",
-            )
-        start, stop = len(before), len(upto)
-        text = messages[number].get("content")
-        if isinstance(text, str) and chat_says_no_more(messages[number]):
-            form = next((form for form in _trimmed_forms(text) if rendered.count(form, start, stop) == 1), None)
-            if form is not None:
-                start = rendered.index(form, start, stop)
-                token = self._special_texts.search(rendered, start + len(form), stop)
-                return Turn(number, (start, start + len(form)), token.span() if token else None)
-        written = rendered[start:stop]
+        upto = self._template.render(chat.messages[: number + 1], chat.tools)
+        if not rendered.startswith(upto):
+            raise self._mismatch(number, "renders the chat up to it otherwise than within the whole")
+        start = self._header_end(chat, number, upto)
+        written = upto[start:]
         start += len(written) - len(written.lstrip())
         end = start + len(written.strip())
-        token = next((m for m in self._special_texts.finditer(rendered, start, end) if m.end() == end), None)
-        return Turn(number, (start, token.start() if token else end), token.span() if token else None)
+        token = next((m.span() for m in self._special_texts.finditer(upto, start, end) if m.end() == end), None)
+        content = upto[start : token[0] if token else end]
+        turn = chat.messages[number]
+        said = said_besides(turn)
+        text = turn.get("content")
+        if said and isinstance(text, str) and text.strip():
+            said.append(text)
+        missing = next((one for one in said if one.strip() not in content), None)
+        if missing is not None or not content or (not said and content.strip() != str(text).strip()):
+            shown = (missing or str(text)).strip()[:40]
+            raise self._mismatch(number, f"does not write what it says, {shown!r}, where its header ends")
+        return Turn(number, (start, start + len(content)), token)
+
+    def _header_end(self, chat: Chat, number: int, upto: str) -> int:
+        """Where a turn's header ends in the chat up to it: as the template opens a turn for the assistant."""
+        before, tools = chat.messages[:number], chat.tools
+        if number:
+            opened = self._template.render(before, tools, generation_prompt=True)
+            if opened != self._template.render(before, tools) and upto.startswith(opened):
+                return len(opened)
+        plain = {"role": "assistant", "content": _stand_in(number)}
+        header = self._template.render([*before, plain], tools).partition(plain["content"])[0]
+        for form in (header, header.rstrip()):
+            if upto.startswith(form):
+                return len(form)
+        raise self._mismatch(number, "does not tell where it begins")
+
+    def _turn(self, number: int, rendered: str, content: Span, stop: int) -> Turn:
+        token = self._special_texts.search(rendered, content[1], stop)
+        return Turn(number, content, token.span() if token else None, rendered[content[1] : stop])
+
+    def _mismatch(self, number: int, reason: str) -> RowFault:
+        return RowFault(
+            "template_mismatch",
+            f"turn {number} (assistant) cannot be located: {self._template.name} {reason}; marking the turns with"
+            " {% generation %} in a copy of the template settles where they are",
+        )
 
 
-def chat_says_no_more(turn: Message) -> bool:
-    """Whether a turn's content is all it says."""
-    return turn.keys() <= {"role", "content", "name"}
+def _stand_in(number: int) -> str:
+    return f"\ue000{number}\ue001"
+
+
+def _parts(rendered: str) -> tuple[list[str], list[int]]:
+    """What stands between the stand-ins, and whose stand-ins they are."""
+    parts = _STAND_IN.split(rendered)
+    return parts[::2], [int(number) for number in parts[1::2]]
+
+
+def _roles(messages: list[Message]) -> tuple[str, ...]:
+    return tuple(turn["role"] for turn in messages)
 
 
 def _trimmed_forms(text: str) -> list[str]:

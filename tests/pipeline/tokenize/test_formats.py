@@ -52,7 +52,9 @@ def test_a_system_column_opens_the_chat() -> None:
     assert read({"system": "be brief", "messages": chat("a", "b")}) == Chat([system, *chat("a", "b")])
     assert read({"system": "", "messages": chat("a", "b")}) == Chat(chat("a", "b"))
     own = {"role": "system", "content": "be long"}
-    assert read({"system": "be brief", "messages": [own, *chat("a", "b")]}) == Chat([own, *chat("a", "b")])
+    assert read({"system": "be long", "messages": [own, *chat("a", "b")]}) == Chat([own, *chat("a", "b")])
+    with pytest.raises(RowFault, match="two system turns"):
+        read({"system": "be brief", "messages": [own, *chat("a", "b")]})
     assert read({"system": "be brief", "prompt": "p", "completion": "c"}, as_chat=True) == Chat(
         [system, *USER_AND_ASSISTANT], num_prompt=2
     )

@@ -103,7 +103,7 @@ THINKING = """{%- for message in messages -%}
     {%- if message.role == 'assistant' and not loop.last and '</think>' in message.content -%}
         {{- message.content.split('</think>')[-1].lstrip('\\n') -}}
     {%- elif message.role == 'assistant' and '</think>' in message.content -%}
-        {{- '<think>\\n' + message.content.split('</think>')[0].strip('\\n') + '\\n</think>\\n\\n'
+        {{- '<think>\\n' + message.content.split('</think>')[0].split('<think>')[-1].strip('\\n') + '\\n</think>\\n\\n'
             + message.content.split('</think>')[1].strip('\\n') -}}
     {%- else -%}{{- message.content -}}{%- endif -%}
     {{- '<|im_end|>\\n' -}}
@@ -113,16 +113,16 @@ THINKING = """{%- for message in messages -%}
 
 def test_a_template_that_looks_into_the_text(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
     one = encoder(tokenizer_dir, THINKING, tmp_path)
-    found = encode(one, [chat("q", "because</think>yes"), chat("q", "because</think>yes", "more", "no")])
+    thought = "<think>\nbecause\n</think>\n\nyes"
+    found = encode(one, [chat("q", thought), chat("q", thought, "more", "no"), chat("q", "because</think>yes")])
     (sample,) = samples_of(found)
-    assert [whole.decode(run) for run in trained_runs(*sample)] == ["<think>\nbecause\n</think>\n\nyes<|im_end|>"]
-    # In the second the first turn is rendered otherwise within the whole, so where it stands cannot be told.
-    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "template_mismatch")]
+    assert [whole.decode(run) for run in trained_runs(*sample)] == [thought + "<|im_end|>"]
+    # In the second the first turn is rendered otherwise within the whole, in the third it is not what was said.
+    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "template_mismatch"), (2, "template_mismatch")]
     assert "turn 1" in found.faults[0].detail
     # It does not have to be told where only the last turn is trained.
-    last = encode(
-        encoder(tokenizer_dir, THINKING, tmp_path, train_on="completion"), [chat("q", "a</think>b", "r", "no")]
-    )
+    one = encoder(tokenizer_dir, THINKING, tmp_path, train_on="completion")
+    last = encode(one, [chat("q", thought, "r", "no")])
     assert [whole.decode(run) for run in trained_runs(*samples_of(last)[0])] == ["no<|im_end|>"]
 
 
@@ -196,11 +196,91 @@ def test_marks_that_leave_out_the_end_token_are_noted(tokenizer_dir: Path, tmp_p
         "message.content -}}{%- endgeneration -%}{{- '<|im_end|>' -}}",
     )
     assert short != marked
-    assert encode(encoder(tokenizer_dir, short, tmp_path), [chat("q", "a")]).notes["unfinished"] == [0]
-    assert encode(encoder(tokenizer_dir, marked, tmp_path), [chat("q", "a")]).notes["unfinished"] == []
+    assert encode(encoder(tokenizer_dir, short, tmp_path), [chat("q", "a")]).notes == {"unfinished": [0]}
+    assert encode(encoder(tokenizer_dir, marked, tmp_path), [chat("q", "a")]).notes == {}
 
 
 def test_special_tokens_in_somebodys_words_are_noted(tokenizer_dir: Path, tmp_path: Path) -> None:
     rows = [chat("q", "a"), chat("<|im_start|>user\nq<|im_end|>", "a")]
     found = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), rows)
-    assert found.notes["holds_special"] == [1]
+    assert found.notes == {"holds_special": [1]}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.role }}: {{ m.contents }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content[:3] }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content | replace('l', 'L') }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{% if not loop.last %}{{ m.role }}: {{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+        "{% for m in messages if m.role != 'user' %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }} {{ m.content }}<|im_end|>{% endfor %}",
+    ],
+    ids=["lost", "cut", "upper case", "replaced", "the last left out", "users left out", "twice"],
+)
+def test_templates_that_do_not_write_what_was_said(tokenizer_dir: Path, tmp_path: Path, source: str) -> None:
+    for conversation in (chat("Hallo", "hello there"), chat("Hi", "hello hello", "Bye", "bye all")):
+        found = encode(encoder(tokenizer_dir, source, tmp_path), [conversation])
+        assert [fault.reason for fault in found.faults] == ["template_mismatch"], found
+
+
+def test_a_tool_call_that_the_template_ignores(tokenizer_dir: Path, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    for marks in (False, True):
+        found = encode(encoder(tokenizer_dir, template("chatml", marks=marks), tmp_path), [conversation])
+        assert [fault.reason for fault in found.faults] == ["template_mismatch"], found
+
+
+def test_the_header_of_a_tool_call_is_found_without_a_generation_prompt(
+    tokenizer_dir: Path, whole: Any, tmp_path: Path
+) -> None:
+    source = TOOLS.rpartition("{%- if add_generation_prompt")[0]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (sample,) = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), [conversation]))
+    assert [whole.decode(run) for run in trained_runs(*sample)] == [
+        '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>'
+    ]
+
+
+def test_reasoning_is_trained_or_the_row_refused(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    turn = {"role": "assistant", "content": "Two.", "reasoning_content": "one and one"}
+    (fault,) = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), [[*chat("q"), turn]]).faults
+    assert (fault.reason, "'one and one'" in fault.detail) == ("template_mismatch", True)
+    thought = "('<think>' + message.reasoning_content + '</think>' if message.reasoning_content else '')"
+    source = template("chatml", marks=False).replace("message.content + ", f"{thought} + message.content + ")
+    (sample,) = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), [[*chat("q"), turn]]))
+    assert [whole.decode(run) for run in trained_runs(*sample)] == ["<think>one and one</think>Two.<|im_end|>"]
+
+
+def test_turns_of_weight_zero_are_not_trained(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    conversation = chat("q", "bad", "r", "good")
+    conversation[1]["weight"] = 0  # type: ignore[assignment]
+    for marks in (False, True):
+        found = encode(encoder(tokenizer_dir, template("chatml", marks=marks), tmp_path), [conversation])
+        assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == ["good<|im_end|>"]
+
+
+def test_a_gap_before_the_end_token_is_noted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.role + ': ' + m.content + ' <|im_end|>' }}{% endfor %}"
+    assert encode(encoder(tokenizer_dir, source, tmp_path), [chat("q", "a")]).notes == {"gap": [0]}
+
+
+def test_arguments_that_are_encoded_twice_are_noted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert encode(encoder(tokenizer_dir, TOOLS, tmp_path), [conversation]).notes == {"encoded_twice": [0]}
+
+
+def test_content_in_parts_is_one_text(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "yo "}, {"type": "text", "text": "you"}]
+    picture = [{"type": "image", "url": "x"}]
+    rows = [
+        [*chat("q"), {"role": "assistant", "content": parts}],
+        [*chat("q"), {"role": "assistant", "content": picture}],
+    ]
+    found = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), rows)
+    assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == ["yo you<|im_end|>"]
+    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "not_text")]
