@@ -204,7 +204,7 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Directory to publish. Required, except with --dry-run.",
+    help="Directory to publish. Required, except with --dry-run or --show.",
 )
 @click.option(
     "--max-length",
@@ -313,21 +313,21 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
 
         chosen_inputs = {name: values[name] for name in ("split", "subset", "revision")}
         _show(resolve(job.inputs, **chosen_inputs), tokenization, cache_dir, values)
+        if job.output is None and not values["dry_run"]:
+            return
     if values["dry_run"]:
         result = plan_only(job)
-        runtime = {"inputs": "input", "output": "output", "overwrite": "overwrite", "tokenizer": "tokenizer"}
-        runtime |= {"num_workers": "num_workers", "cache_dir": "cache_dir"}
-        sources: dict[str, Any] = {name: source_of(ctx, name) for name in fields}
-        sources["tokenize"] = {name: _tokenize_source(ctx, name) for name in fields["tokenize"] or ()}
-        sources |= {shown: source_of(ctx, name) for name, shown in runtime.items()}
+        sources: dict[str, Any] = {name: source_of(ctx, name) for name in values if name != "inputs"}
         sources |= {
+            "input": source_of(ctx, "inputs"),
             "set": {name: set_sources.get(name, "default") for name in vars(chosen.options)},
             "column": column_sources,
+            "map": merged(ctx, "map", _pairs_of(values["map"]))[1],
         }
         _print(dry_run_table(result, job, sources), values["as_json"])
         return
     if job.output is None:
-        raise ConfigError("--output DIR is missing; only --dry-run works without it")
+        raise ConfigError("--output DIR is missing; only --dry-run and --show work without it")
     _print(pack_table(pack_job(job), job.output), values["as_json"])
 
 
@@ -378,14 +378,14 @@ _NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "ap
 def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | None:
     """The tokenizer with its options, loaded; None where the input is tokenised."""
     if values["tokenizer"] is None:
-        given = [name for name in _NEED_TOKENIZER if _tokenize_source(ctx, name) != "default"]
+        given = [name for name in _NEED_TOKENIZER if source_of(ctx, name) != "default" or ctx.meta.get(f"job.{name}")]
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} is for raw rows and has no effect without --tokenizer")
         return None
     from pipeline.tokenize.options import TokenizeOptions, check_fields
     from pipeline.tokenize.tokenization import Tokenization
 
-    mapped, _ = merged(ctx, "map", (pair for text in values["map"] for pair in text.split(",")))
+    mapped, _ = merged(ctx, "map", _pairs_of(values["map"]))
     check_fields(mapped)
     options = TokenizeOptions(
         format=values["format"],
@@ -400,11 +400,8 @@ def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | 
     return tokenization
 
 
-def _tokenize_source(ctx: click.Context, name: str) -> str:
-    """Where an option of tokenising came from."""
-    if name == "map" and ctx.meta.get("job.map"):
-        return "file"
-    return source_of(ctx, name) if name in {param.name for param in ctx.command.params} else "default"
+def _pairs_of(texts: tuple[str, ...]) -> list[str]:
+    return [pair for text in texts for pair in text.split(",")]
 
 
 def _show(inputs: list[Input], tokenization: Tokenization, cache_dir: Path, values: dict[str, Any]) -> None:

@@ -197,21 +197,31 @@ def _unlike(value: Any, shape: Any, at: str) -> str | None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two runs, for the message that refuses to replace one by the other."""
     told = []
-    for key in sorted({*old["config"], *new["config"]}):
-        before, after = old["config"].get(key), new["config"].get(key)
+    configs = [_flat(manifest["config"]) for manifest in (old, new)]
+    for key in sorted({*configs[0], *configs[1]}):
+        before, after = (config.get(key) for config in configs)
         if before != after:
             told.append(f"{key}: {before} there, {after} now")
     if [entry["xxh3_128"] for entry in old["inputs"]] != [entry["xxh3_128"] for entry in new["inputs"]]:
         there, now = (", ".join(f"{e['name']} ({e['xxh3_128'][:8]})" for e in m["inputs"]) for m in (old, new))
         told.append(f"content of the inputs: {there} there, {now} now")
     for key in ORIGIN:
-        there, now = (_origin(m.get(key)) for m in (old, new))
-        if there != now:
+        entries = [manifest.get(key) for manifest in (old, new)]
+        if len({entry and entry["xxh3_128"] for entry in entries}) > 1:
+            there, now = map(_origin, entries)
             told.append(f"{key}: {there} there, {now} now")
     for key in ("format_version", "algorithm_version"):
         if old.get(key) != new[key]:
             told.append(f"{key}: {old.get(key)} there, {new[key]} now")
     return told
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; empty ones do not count."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _origin(entry: Mapping[str, Any] | None) -> str:

@@ -69,7 +69,8 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
             raise click.UsageError(f"{where}: unknown key {written!r}{did_you_mean(key, known)}")
         option = known[key]
         if key in ("set", "column", "map"):
-            ctx.meta[f"job.{key}"] = _texts(where, key, value)
+            as_flag = key == "map" and isinstance(value, str)
+            ctx.meta[f"job.{key}"] = pairs("map", value.split(",")) if as_flag else _texts(where, key, value)
         else:
             _require_type(where, key, value, option)
             defaults[str(option.name)] = [value] if key == "input" and isinstance(value, str) else value

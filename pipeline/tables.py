@@ -91,11 +91,16 @@ def tokenize_table(result: TokenizeResult, output: Path) -> Shown:
 def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown:
     """Every option with where it came from, and the plan's figures."""
     options: dict[str, Any] = {}
+    config = job.config.to_json()
+    tokenize = config.pop("tokenize", None)
+    if tokenize is not None and job.tokenization is not None:
+        told = {name: entry and entry["name"] for name, entry in job.tokenization.describe().items()}
+        config |= told | {name: tokenize[name] for name in ("format", "map", "on_error", "append_eos")}
+        config["train_on"] = tokenize["train_on"] or "what the format has by default"
     resolved = {
         "input": list(job.inputs),
         "output": str(job.output) if job.output else None,
-        **job.config.to_json(),
-        **({"tokenizer": job.tokenization.tokenizer.name} if job.tokenization else {}),
+        **config,
         "num_workers": job.num_workers,
         "cache_dir": str(job.cache_dir),
         "overwrite": job.overwrite,
@@ -229,6 +234,8 @@ def _figure_rows(manifest: Mapping[str, Any], verb: str) -> list[tuple[str, str]
             of = "" if loss["samples"] else f" in {counted(loss['samples_affected'], 'sample')}"
             masked = reason in ("first_token", "cut")  # the token stays, only its label goes
             rows.append((reason, f"{', '.join(lost)}{of} {'masked' if masked else 'left out'}"))
+    for reason, num_rows in manifest.get("skipped_rows", {}).items():
+        rows.append((f"  {reason}", f"{counted(num_rows, 'row')} left out, among the empty"))
     rows += [(name, str(figure)) for name, figure in manifest["report"].items()]
     return rows
 

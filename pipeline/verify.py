@@ -179,7 +179,7 @@ def _tokenization(manifest: Mapping[str, Any], config: PackConfig, given: Source
     """
     if config.tokenize is None:
         if given.tokenizer:
-            raise ConfigError("--tokenizer has no effect: the dataset was packed from tokenised input")
+            raise ConfigError("the dataset was packed from tokens: give those as --source, without --tokenizer")
         return None
     if given.tokenizer is None:
         raise ConfigError(

@@ -207,11 +207,18 @@ def _misfit(fits: list[str], forced: str, columns: Sequence[str], mapped: Mappin
     shown = ", ".join(columns) or "none"
     if fits:
         return f"the columns ({shown}) fit {' and '.join(fits)}; choose one with --format"
-    choices = "; ".join(f"{name} ({', '.join(fields)})" for name, fields in _REQUIRED.items())
+    choices = "; ".join(
+        f"{name} ({', '.join(' or '.join(_ALIASES.get(field, (field,))) for field in fields)})"
+        for name, fields in _REQUIRED.items()
+    )
     if forced != "auto":
         missing = [field for field in _REQUIRED[forced] if not _columns_of(field, columns, mapped)]
         needed = " and ".join(missing)
         return f"--format {forced} needs {needed} (the columns are: {shown}); name yours with --map {missing[0]}=COLUMN"
+    begun = [name for name in _REQUIRED if mapped and {*mapped} <= {*_REQUIRED[name], *_OPTIONAL[name]}]
+    if begun:
+        lacking = " and ".join(field for field in _REQUIRED[begun[0]] if not _columns_of(field, columns, mapped))
+        return f"with this --map a row is {begun[0]}, and {lacking} is missing (the columns are: {shown}); map it too"
     return (
         f"no known format fits the columns ({shown}); the formats are {choices}. Name your columns with --map, as in"
         " --map prompt=question,completion=answer"

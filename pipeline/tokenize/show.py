@@ -36,7 +36,8 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
         for block in raw.blocks(list(format_.columns.values())):
             encoded = encoder.encode(block)
             for row, text in _of_block(encoded, tokenization.tokenizer, color):
-                shown.append(f"{_titled(f'{raw.where}, row {first_row + row}', color)}: {text}\n")
+                title = _titled(f"{raw.where}, row {first_row + row}", color)
+                shown.append(title + ": " + text.removesuffix("\n") + "\n")
                 count -= row in encoded.rows
                 if not count:
                     return "\n".join(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(?<!\.json)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ def load_tokenizer(name: str) -> TextTokenizer:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # blocks are encoded side by side, by our own threads
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, which is not needed here
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry
     path = Path(name)
     whole = _load(name, path)
     backend = getattr(whole, "backend_tokenizer", None)

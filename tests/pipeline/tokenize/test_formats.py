@@ -77,6 +77,7 @@ def test_tools() -> None:
         ("instruction output text", "auto", {}, ["instruction and text", "--format"]),
         ("messages conversations", "auto", {}, ["'messages' and 'conversations'", "--map messages=messages"]),
         ("question answer", "prompt-completion", {}, ["needs prompt and completion", "--map prompt=COLUMN"]),
+        ("question answer", "auto", {"prompt": "question"}, ["prompt-completion, and completion is missing"]),
         ("question answer", "auto", {"prompt": "quest"}, ["--map prompt=quest", "question, answer"]),
         ("input_ids labels text", "auto", {}, ["tokenised already", "without --tokenizer"]),
     ],

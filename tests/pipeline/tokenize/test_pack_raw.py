@@ -77,7 +77,14 @@ def test_dry_run_and_show(run: Run, tmp_path: Path, sources: list[Path], flags: 
     ended = run("pack", *sources, "--max-length", 256, *flags, "--train-on", "all", "--dry-run", "--show", 1)
     assert ended.code == 0, ended.err
     assert "⟦<|im_start|>user\nquestion 0" in ended.out
-    assert "tokenize.train_on" in ended.out and "all  (flag)" in ended.out
+    for told in (
+        "train_on        all  (flag)",
+        "tokenizer       small  (flag)",
+        "chat_template   chatml.jinja  (flag)",
+    ):
+        assert " ".join(told.split()) in " ".join(ended.out.split())
+    ended = run("pack", *sources, "--max-length", 256, *flags, "--show", 1)
+    assert ended.code == 0 and "⟦answer 0" in ended.out and "packed" not in ended.out
     assert "600 of 600 samples" in ended.out
 
 

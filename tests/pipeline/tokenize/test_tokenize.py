@@ -205,6 +205,7 @@ def test_a_template_that_refuses(run: Run, tmp_path: Path, lines: Lines, tokeniz
         ([{"text": "a"}], ["--chat-template", "missing.jinja"], 2, "missing.jinja"),
         ([{"body": "a"}], [], 3, "no known format fits the columns (body)"),
         ([{"text": "a"}], ["--tokenizer", "/no/such"], 2, "no such file or directory"),
+        ([{"text": "a"}], ["--tokenizer", "such.json"], 2, "no such file or directory"),
         ([{"text": "a"}], ["--tokenizer", "no-such/tokenizer"], 2, "no-such/tokenizer"),
         ([{"text": "a"}], ["--tokenizer", "."], 2, "no tokenizer can be loaded"),
     ],
@@ -393,4 +394,8 @@ def test_a_job_file(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path)
     )
     ended = run("tokenize", "--config", job)
     assert ended.code == 0, ended.err
+    job.write_text(
+        job.read_text().replace("{prompt: question, completion: answer}", "prompt=question,completion=answer")
+    )
+    assert "up to date" in run("tokenize", "--config", job).out
     assert manifest_of(tmp_path / "out")["config"]["map"] == {"prompt": "question", "completion": "answer"}
