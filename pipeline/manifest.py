@@ -116,6 +116,15 @@ def read_tokenized(folder: Path) -> dict[str, Any]:
     return _checked(folder, _DICT_TOKENIZED, _TOKENIZED)
 
 
+def is_tokenized(folder: Path) -> bool:
+    """Whether a directory says that it is a tokenised dataset."""
+    try:
+        read_tokenized(folder)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _checked(folder: Path, with_splits: Any, without: Any) -> dict[str, Any]:
     where = folder / MANIFEST
     try:

@@ -101,9 +101,13 @@ def _told(splits: Iterable[str]) -> str:
 
 
 def _check_manifest(directory: Path) -> tuple[list[str], dict[str, Any] | None]:
-    """The manifest, if it is whole and in its canonical form."""
+    """The manifest, if it is whole and in its canonical form. Raises `ConfigError` for a tokenised dataset."""
     if not directory.is_dir():
         return [f"{directory}: no such directory"], None
+    if manifests.is_tokenized(directory):
+        raise ConfigError(
+            f"{directory} is a tokenised dataset, and `verify` is for packed ones; `pack` compares it with its manifest"
+        )
     try:
         manifest = manifests.read(directory)
         raw = (directory / manifests.MANIFEST).read_bytes()
