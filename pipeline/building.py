@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline import manifest as manifests
 from pipeline.engine import LocalEngine
-from pipeline.errors import BusyError, DataError, StorageError
+from pipeline.errors import BusyError, ConfigError, DataError, StorageError
 from pipeline.existing import refuse_nesting, up_to_date
 from pipeline.files import FileCache, InputFile
 from pipeline.inputs import Input
@@ -45,6 +46,8 @@ def build(
     Raises `PipelineError` with a message for the user. After a storage fault or an interruption finished work stays
     in staging, and the same call takes it up; after any other error nothing is left.
     """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(output)):
+        raise ConfigError(f"--output {output}: only local directories can be written so far; upload it afterwards")
     output = Path(os.path.realpath(output))
     refuse_nesting(output, inputs)
     staging = None

@@ -157,8 +157,8 @@ def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> dict[st
         return None
     try:
         value = json.loads(system.cat_file(where))
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise DataError(f"input {where}: damaged, not valid JSON ({error}); tokenise again, or remove it") from None
     if not isinstance(value, dict) or value.get("kind") != manifests.TOKENIZED:
         return None
     if manifests.own_hash(value) != value.get("self"):

@@ -164,11 +164,16 @@ def origin_of(inputs: list[Input]) -> dict[str, Any]:
                 f" {name}: {manifest['tokenizer']['name']}); tokenise them with one"
             )
     if len(known) < len(inputs):
+        if known:
+            unknown = next(entry.name for entry in inputs if entry.manifest is None)
+            log.warning("%s does not tell its tokenizer; %s was tokenised by ours", unknown, known[0][0])
         return {}
     origin = {}
     for key in manifests.ORIGIN:
         told = [manifest[key] for _, manifest in known]
-        if told[0] and all(one and one["xxh3_128"] == told[0]["xxh3_128"] for one in told):
+        if len({one and one["xxh3_128"] for one in told}) > 1:
+            log.warning("the inputs have different chat templates, so the packed dataset names none")
+        elif told and told[0]:
             origin[key] = told[0]
     return origin
 

@@ -105,7 +105,7 @@ class Encoder:
                 continue
             if not self._is_chat:
                 self._finish(tokens, ranges)
-            if self._is_unfinished(sample, tokens, ranges):
+            if self._is_unfinished(sample, tokens):
                 sample.notes.append("unfinished")
             targets += [(start + len(ids), stop + len(ids)) for start, stop in ranges]
             ids.fromlist(tokens)
@@ -178,17 +178,21 @@ class Encoder:
         if bos is not None and tokens[:2] == [bos, bos]:  # the text brought its own
             del tokens[0]
             ranges[0] = (max(0, ranges[0][0] - 1), ranges[0][1])
+        eos = self._tokenizer.eos_id
+        if eos is not None and tokens[-2:] == [eos, eos]:
+            del tokens[-1]
         if self._appended is not None and tokens[-1:] != [self._appended]:
             tokens.append(self._appended)
         ranges[-1] = (ranges[-1][0], len(tokens))
 
-    def _is_unfinished(self, sample: Rendered, tokens: list[int], ranges: list[tuple[int, int]]) -> bool:
-        """Whether something trained ends without a special token, as far as nobody has looked yet."""
+    def _is_unfinished(self, sample: Rendered, tokens: list[int]) -> bool:
+        """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
         if sample.end_tokens or (self._is_chat and sample.targets is None):
             return False
-        if not self._is_chat and self._ends_special.search(sample.text):  # rendered before, and a newline put after
+        if not self._is_chat and tokens[-1] in self._tokenizer.special_ids:
             return False
-        return any(tokens[stop - 1] not in self._tokenizer.special_ids for _, stop in ranges)
+        trained = sample.targets or [(0, len(sample.text))]
+        return not all(self._ends_special.search(sample.text, start, stop) for start, stop in trained)
 
 
 def _overlapping(encoding: Encoding, span: Span) -> tuple[int, int]:

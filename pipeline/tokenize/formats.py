@@ -190,6 +190,8 @@ def choose_format(
                 f"{where}: {' and '.join(map(repr, candidates))} could both be the {field};"
                 f" choose one with --map {field}={candidates[0]}"
             )
+        if candidates and columns.count(candidates[0]) > 1:
+            raise DataError(f"{where}: there are {columns.count(candidates[0])} columns called {candidates[0]!r}")
         if candidates:
             found[field] = candidates[0]
         elif more_later:
@@ -242,9 +244,9 @@ def turns(value: Any, column: str) -> list[Message]:
 
 def _turn(turn: Mapping[str, Any], where: str) -> Message:
     if "from" in turn and "role" not in turn:
-        speaker = turn["from"]
+        speaker = turn["from"].lower() if isinstance(turn["from"], str) else None
         if speaker not in _ROLES:
-            raise RowFault("unknown_role", f"{where}: from {speaker!r} is not known (known: {', '.join(_ROLES)})")
+            raise RowFault("unknown_role", f"{where}: from {turn['from']!r} is not known (known: {', '.join(_ROLES)})")
         message = {"role": _ROLES[speaker], "content": turn.get("value")}
     else:
         message = {key: value for key, value in turn.items() if value is not None}  # as transformers does

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ BLOCK_BYTES = 1 << 17
 """Of text in a block, about; a single row may have more. Small, so that what it becomes stays in the cache."""
 
 _BLOCK_ROWS = 4096  # however short they are
+_DECODED_ROWS = 256  # at a time, from parquet, however long they are
 
 Row = dict[str, Any]
 
@@ -102,12 +103,16 @@ def _open_json(file: InputFile, path: str) -> RawFile:
 
     first = next(blocks(), b"")
     columns: tuple[str, ...] = ()
-    for line in lines_of(first):
+    fault = ""
+    for number, line in enumerate(lines_of(first)):
         try:
             columns = tuple(parse_line(line))
         except ValueError as error:
-            raise DataError(f"{file.shown}, row 0: {error}") from None
-        break
+            fault = fault or f"row {number}: {error}"
+        if columns:
+            break
+    if fault and not columns:
+        raise DataError(f"{file.shown}, {fault}")
     # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
     shrunk = 4 if compression_of(file) else 1
     return RawFile(
@@ -128,28 +133,40 @@ def _arrow_columns(path: str) -> tuple[str, ...]:
 
 
 def _arrow_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
-    with reading(where):
+    def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
         for batch in arrow_batches(path):
             chosen = batch.select(list(columns))
             chosen.validate(full=True)
-            yield from _cut(chosen, batch.nbytes)
+            yield chosen, batch.nbytes
+
+    with reading(where):
+        yield from _even_blocks(batches())
 
 
 def _parquet_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
     with reading(where), pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        size = Path(path).stat().st_size
-        num_rows = max(1, file.metadata.num_rows)
-        for batch in file.iter_batches(batch_size=_BLOCK_ROWS, columns=list(columns), use_threads=False):
-            yield from _cut(batch, size * batch.num_rows // num_rows)
+        per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
+        batches = file.iter_batches(batch_size=_DECODED_ROWS, columns=list(columns), use_threads=False)
+        yield from _even_blocks((batch, int(per_row * batch.num_rows)) for batch in batches)
 
 
-def _cut(batch: pa.RecordBatch, bytes_read: int) -> Iterator[RawBlock]:
-    """A record batch in pieces of about the size of a block."""
-    per_row = max(1, batch.nbytes // max(1, batch.num_rows))
-    size = max(1, min(_BLOCK_ROWS, BLOCK_BYTES // per_row))
-    for start in range(0, batch.num_rows, size):
-        piece = batch.slice(start, size)
-        yield RawBlock(piece, bytes_read * piece.num_rows // batch.num_rows)
+def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int]]) -> Iterator[RawBlock]:
+    """Record batches, with the bytes read for each, cut or joined to about the size of a block."""
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = bytes_read = 0
+    for batch, batch_bytes_read in batches:
+        size = max(1, min(_BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
+        for start in range(0, batch.num_rows, size):
+            piece = batch.slice(start, size)
+            waiting.append(piece)
+            num_rows += piece.num_rows
+            num_bytes += piece.nbytes
+            bytes_read += batch_bytes_read * piece.num_rows // batch.num_rows
+            if num_rows >= _BLOCK_ROWS or num_bytes >= BLOCK_BYTES:
+                yield RawBlock(pa.concat_batches(waiting), bytes_read)
+                waiting, num_rows, num_bytes, bytes_read = [], 0, 0, 0
+    if waiting:
+        yield RawBlock(pa.concat_batches(waiting), bytes_read)
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any]:

@@ -86,6 +86,7 @@ class Renderer:
         try:
             if self._uses_marks:
                 text, marks = template.render_marked(chat.messages, chat.tools)
+                marks = [mark for mark in marks if mark[0] < mark[1]]
             else:
                 text = template.render(chat.messages, chat.tools) if written is None else written
         except TemplateRefusal as refusal:

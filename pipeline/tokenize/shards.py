@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset_files import schema_of
-from pipeline.durable import FileFacts, HashingFile, write_file
+from pipeline.durable import FileFacts, HashingFile
 from pipeline.engine import LocalEngine
 from pipeline.errors import DataError
 from pipeline.files import FileCache, InputFile
@@ -235,7 +235,7 @@ class _OpenShard:
         self._path, self._staging, self._begin, self._rows_before = path, staging, begin, rows_before
         self._file = HashingFile(path)
         self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, mode="w"), schema)
-        self._skipped: list[str] = []
+        self._skipped = HashingFile(_skipped_path(staging, path))
         self._num_blocks = 0
         self._tally = Tally()
         self.num_bytes = 0
@@ -248,7 +248,7 @@ class _OpenShard:
 
     def skip(self, entry: dict[str, Any]) -> None:
         """List a row that is left out."""
-        self._skipped.append(json.dumps(entry) + "\n")
+        self.num_bytes += self._skipped.write((json.dumps(entry) + "\n").encode())
 
     def write(self, batch: pa.RecordBatch, tally: Tally) -> None:
         """Append a block."""
@@ -260,8 +260,7 @@ class _OpenShard:
     def finish(self) -> TokenizedShard:
         """Give the shard its name, and note that it is finished."""
         self._writer.close()
-        skipped = _skipped_path(self._staging, self._path)
-        write_file(skipped, "".join(self._skipped).encode())
+        self._skipped.finish()
         facts = self._file.finish()
         shard = TokenizedShard(
             path=self._path,
@@ -270,7 +269,7 @@ class _OpenShard:
             end=self.end,
             num_blocks=self._num_blocks,
             tally=self._tally,
-            skipped=skipped,
+            skipped=_skipped_path(self._staging, self._path),
         )
         self._staging.record(
             self._path,
@@ -285,6 +284,7 @@ class _OpenShard:
     def discard(self) -> None:
         """Leave nothing; does nothing after `finish`."""
         self._file.discard()
+        self._skipped.discard()
 
 
 def _skipped_path(staging: Staging, shard: Path) -> Path:

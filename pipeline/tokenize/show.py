@@ -5,6 +5,7 @@ What is trained is bright, the rest dim, and special tokens are visible.
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 
 import click
@@ -18,14 +19,17 @@ from pipeline.tokenize.raw import open_raw
 from pipeline.tokenize.tokenization import Tokenization
 from pipeline.tokenize.tokenizer import TextTokenizer
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCache, count: int, color: bool) -> str:
-    """The first `count` samples, and what is wrong with the rows before them that give none.
+    """The first `count` samples, and what is wrong with as many rows before them that give none.
 
     color: for a terminal; without it, what is trained stands in ⟦brackets⟧. Raises as tokenising would for inputs that
     cannot be read.
     """
     shown: list[str] = []
+    num_samples = num_faults = 0
     for file in (file for entry in inputs for file in entry.files()):
         raw = open_raw(file, cache.local_path(file))
         if raw.is_empty:
@@ -36,10 +40,13 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
         for block in raw.blocks(list(format_.columns.values())):
             encoded = encoder.encode(block)
             for row, text in _of_block(encoded, tokenization.tokenizer, color):
-                title = _titled(f"{raw.where}, row {first_row + row}", color)
-                shown.append(title + ": " + text.removesuffix("\n") + "\n")
-                count -= row in encoded.rows
-                if not count:
+                is_sample = row in encoded.rows
+                if is_sample or num_faults < count:
+                    title = _titled(f"{raw.where}, row {first_row + row}", color)
+                    shown.append(title + ": " + text.removesuffix("\n") + "\n")
+                num_faults += not is_sample
+                num_samples += is_sample
+                if num_samples == count:
                     return "\n".join(shown)
             first_row += encoded.num_rows
     return "\n".join(shown)
@@ -59,7 +66,7 @@ def _sample(input_ids: Int32Array, labels: Int32Array, tokenizer: TextTokenizer,
     parts = [f"{len(input_ids):,} tokens, {int(trained.sum()):,} trained\n"]
     for is_target, run in groupby(zip(input_ids.tolist(), trained.tolist(), strict=True), key=lambda pair: pair[1]):
         pieces = [
-            (is_special, tokenizer.decode([token for token, _ in group]))
+            (is_special, _printable(tokenizer.decode([token for token, _ in group])))
             for is_special, group in groupby(run, key=lambda pair: pair[0] in tokenizer.special_ids)
         ]
         if color:
@@ -68,6 +75,11 @@ def _sample(input_ids: Int32Array, labels: Int32Array, tokenizer: TextTokenizer,
             text = "".join(text for _, text in pieces)
             parts.append(f"⟦{text}⟧" if is_target else text)
     return "".join(parts)
+
+
+def _printable(text: str) -> str:
+    """Control characters as escapes: a terminal would obey them."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _styled(text: str, is_target: bool, is_special: bool) -> str:

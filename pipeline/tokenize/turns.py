@@ -144,8 +144,11 @@ class TurnFinder:
         upto: the chat up to the turn, with a stand-in for its text; after: what stands there in the whole.
         """
         pieces, slots = _parts(self._template.render(upto, tools))
-        is_last = slots[-1:] == [len(upto) - 1] and after.startswith(pieces[-1])
-        return len(pieces[-1]) if is_last else len(after)
+        # A template may end the last turn otherwise than one in the middle; what both have is the turn's.
+        if slots[-1:] != [len(upto) - 1]:
+            return 0
+        pairs = enumerate(zip(pieces[-1], after, strict=False))
+        return next((at for at, (one, other) in pairs if one != other), min(len(pieces[-1]), len(after)))
 
     def _by_substitution(self, chat: Chat, number: int, rendered: str) -> Turn | None:
         """None where the turn says more than a text, or that text decides how the rest is rendered."""
@@ -171,13 +174,14 @@ class TurnFinder:
             raise self._mismatch(number, "renders the chat up to it otherwise than within the whole")
         start = self._header_end(chat, number, upto)
         written = upto[start:]
-        start += len(written) - len(written.lstrip())
-        end = start + len(written.strip())
+        turn = chat.messages[number]
+        text = turn.get("content")
+        begins_with_text = isinstance(text, str) and text.strip() and written.startswith(text)
+        end = start + len(written.rstrip())
+        start += 0 if begins_with_text else len(written) - len(written.lstrip())
         token = next((m.span() for m in self._special_texts.finditer(upto, start, end) if m.end() == end), None)
         content = upto[start : token[0] if token else end]
-        turn = chat.messages[number]
         said = said_besides(turn)
-        text = turn.get("content")
         if said and isinstance(text, str) and text.strip():
             said.append(text)
         missing = next((one for one in said if one.strip() not in content), None)
