@@ -278,6 +278,13 @@ def said_besides(turn: Message) -> list[str]:
     return said
 
 
+def unsaid(turn: Message, written: str) -> str | None:
+    """The first of these that is not written; the content, whose words may be the same, does not stand for them."""
+    content = turn.get("content")
+    rest = written.replace(content.strip(), "", 1) if isinstance(content, str) else written
+    return next((said for said in said_besides(turn) if said.strip() not in rest), None)
+
+
 def _joined(parts: list[Any], where: str) -> str:
     """A content given in parts, as one text; most templates would write a list as Python shows it."""
     texts = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.tokenize.formats import Chat, Format, RowFault, Sample, Text, said_besides
+from pipeline.tokenize.formats import Chat, Format, RowFault, Sample, Text, unsaid
 from pipeline.tokenize.options import TokenizeOptions
 from pipeline.tokenize.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenize.tokenizer import TextTokenizer
@@ -130,7 +130,7 @@ class Renderer:
             is_blank = (
                 not self._special_texts.sub("", written).strip() and str(turn.get("content")).strip() not in written
             )
-            if is_blank or any(said.strip() not in written for said in said_besides(turn)):
+            if is_blank or unsaid(turn, written) is not None:
                 raise RowFault(
                     "template_mismatch", f"{template.name} does not write all that turn {number} (assistant) says"
                 )

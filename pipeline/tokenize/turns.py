@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.tokenize.formats import Chat, RowFault, said_besides
+from pipeline.tokenize.formats import Chat, RowFault, said_besides, unsaid
 from pipeline.tokenize.template import ChatTemplate, Message, Span, TemplateRefusal
 
 _MOST_LAYOUTS = 4096
@@ -181,13 +181,14 @@ class TurnFinder:
         start += 0 if begins_with_text else len(written) - len(written.lstrip())
         token = next((m.span() for m in self._special_texts.finditer(upto, start, end) if m.end() == end), None)
         content = upto[start : token[0] if token else end]
-        said = said_besides(turn)
-        if said and isinstance(text, str) and text.strip():
-            said.append(text)
-        missing = next((one for one in said if one.strip() not in content), None)
-        if missing is not None or not content or (not said and content.strip() != str(text).strip()):
-            shown = (missing or str(text)).strip()[:40]
-            raise self._mismatch(number, f"does not write what it says, {shown!r}, where its header ends")
+        missing = unsaid(turn, content)
+        if isinstance(text, str) and missing is None:
+            is_there = text.strip() in content if said_besides(turn) else text.strip() == content.strip()
+            missing = None if is_there and content else text
+        if missing is not None:
+            raise self._mismatch(
+                number, f"does not write what it says, {missing.strip()[:40]!r}, where its header ends"
+            )
         return Turn(number, (start, start + len(content)), token)
 
     def _header_end(self, chat: Chat, number: int, upto: str) -> int:

@@ -38,8 +38,12 @@ def test_formats_by_columns() -> None:
 def test_from_and_value() -> None:
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     assert read({"conversations": turns}) == Chat([{"role": "system", "content": "s"}, *chat("a", "b")])
-    with pytest.raises(RowFault, match="'narrator' is not known"):
-        read({"conversations": [{"from": "narrator", "value": "s"}]})
+    for speaker in ("narrator", ["gpt"], None):
+        with pytest.raises(RowFault, match="is not known"):
+            read({"conversations": [{"from": speaker, "value": "s"}]})
+    assert read({"conversations": [{"from": "Human", "value": "a"}, {"from": "GPT", "value": "b"}]}) == Chat(
+        chat("a", "b")
+    )
 
 
 def test_conversational_pairs() -> None:
@@ -79,6 +83,7 @@ def test_tools() -> None:
         ("question answer", "prompt-completion", {}, ["needs prompt and completion", "--map prompt=COLUMN"]),
         ("question answer", "auto", {"prompt": "question"}, ["prompt-completion, and completion is missing"]),
         ("question answer", "auto", {"prompt": "quest"}, ["--map prompt=quest", "question, answer"]),
+        ("text text", "auto", {}, ["2 columns called 'text'"]),
         ("input_ids labels text", "auto", {}, ["tokenised already", "without --tokenizer"]),
     ],
 )

@@ -134,6 +134,16 @@ def test_a_tokenised_dataset_that_was_changed(
     shard.write_bytes(content)
     ended = run("pack", tmp_path / "tokens", "--output", tmp_path / "out", "--max-length", 256)
     assert ended.code == 3 and "changed after it was tokenised" in ended.err
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "tokens" / "manifest.json").write_text("{")
+    ended = run("pack", tmp_path / "tokens", "--output", tmp_path / "out", "--max-length", 256)
+    assert ended.code == 3 and "manifest.json: damaged" in ended.err
+    (tmp_path / "tokens" / "manifest.json").unlink()
+    assert run("tokenize", sources[0], "--output", tmp_path / "known", *flags).code == 0
+    both = [tmp_path / "known", tmp_path / "tokens"]
+    ended = run("pack", *both, "--output", tmp_path / "out", "--max-length", 256)
+    assert ended.code == 0 and "tokens does not tell its tokenizer" in ended.err
 
 
 def test_verify_is_for_packs(run: Run, tmp_path: Path, sources: list[Path], flags: list[object]) -> None:

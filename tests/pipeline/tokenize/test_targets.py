@@ -284,3 +284,30 @@ def test_content_in_parts_is_one_text(tokenizer_dir: Path, whole: Any, tmp_path:
     found = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), rows)
     assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == ["yo you<|im_end|>"]
     assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "not_text")]
+
+
+def test_the_last_turn_may_end_otherwise(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    """An end token that only the last turn has is not found in the header of the turn after another one."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role + ' ' + m.content }}{% if loop.last %}</s>{% endif %}{% endfor %}"
+    )
+    one = encoder(tokenizer_dir, source, tmp_path)
+    found = encode(one, [chat("q", "a"), chat("q", "a", "r", "b")])
+    assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == [" a</s>"]
+    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "no_end_token")]
+
+
+def test_other_keys_of_a_turn_change_nothing(style: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    source = template(style, marks=False).rpartition("{%- if add_generation_prompt")[0] or template(style, marks=False)
+    plain = chat("a?", "  A  ", "assistant", "assistant")
+    keyed = [{**turn, "id": 7} for turn in plain]
+    one, two = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), [plain, keyed]))
+    assert one == two
+
+
+def test_an_empty_mark_marks_nothing(tokenizer_dir: Path, tmp_path: Path) -> None:
+    marked = template("chatml", marks=True)
+    source = marked.replace("{%- generation -%}", "{%- generation -%}{%- endgeneration -%}{%- generation -%}", 1)
+    rows = [chat("q", "a")]
+    found, wanted = (samples_of(encode(encoder(tokenizer_dir, text, tmp_path), rows)) for text in (source, marked))
+    assert found == wanted and len(found) == 1

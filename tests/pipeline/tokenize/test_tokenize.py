@@ -184,6 +184,34 @@ def test_bad_rows_are_left_out_counted_and_listed(
     assert "skipped.jsonl" in manifest_of(tmp_path / "out")["files"]
 
 
+def test_a_broken_first_row(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
+    source = lines(["{not json", "{}", json.dumps(BAD[0])])
+    ended = run("tokenize", source, "--output", tmp_path / "out", *flags)
+    assert ended.code == 3 and "row 0: not valid JSON" in ended.err and "--on-error skip" in ended.err
+    ended = run("tokenize", source, "--output", tmp_path / "out", *flags, "--on-error", "skip", "--json")
+    assert ended.json["counts"]["skipped"] == {"unreadable": 1, "null_content": 1}
+    ended = run("tokenize", lines(["{not json"]), "--output", tmp_path / "none", *flags, "--on-error", "skip")
+    assert ended.code == 3 and "row 0: not valid JSON" in ended.err
+
+
+def test_rows_left_out_fill_shards_too(
+    run: Run, tmp_path: Path, lines: Lines, flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
+    source = lines([BAD[1]] * 3000)
+    assert run("tokenize", source, "--output", tmp_path / "out", *flags, "--on-error", "skip").code == 0
+    assert len(list((tmp_path / "out").glob("*.arrow"))) > 1
+    assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 3000
+
+
+def test_an_output_elsewhere(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
+    source = lines([{"messages": chat("a", "b")}])
+    for command in (["tokenize"], ["pack", "--max-length", 99]):
+        ended = run(*command, source, "--output", "s3://bucket/out", *flags)
+        assert ended.code == 2 and "only local directories" in ended.err
+    assert not Path("s3:").exists()
+
+
 def test_a_template_that_refuses(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path) -> None:
     path = tmp_path / "gemma.jinja"
     path.write_text(template("gemma", marks=False))
@@ -351,6 +379,9 @@ def test_show(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> No
     ended = run("tokenize", source, *flags, "--show", 1)
     assert ended.code == 0
     assert "row 0: gives no sample (empty_turn)" in ended.out
+    escape = run("tokenize", lines([{"text": "\x1b[31mred"}], "text.jsonl"), *flags[:2], "--show", 1)
+    assert "\\x1b[31mred" in escape.out and "\x1b" not in escape.out
+    (tmp_path / "text.jsonl").unlink()
     assert "<|im_start|>assistant\n⟦b\nc<|im_end|>⟧\n" in ended.out
     assert "⟦e" not in ended.out
     assert left_behind(tmp_path) == ["chatml.jinja", "rows.jsonl"]
