@@ -10,14 +10,14 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.errors import ConfigError, PipelineError, StorageError, Terminated
-from pipeline.options import Size, load_job, merged, source_of
+from pipeline.errors import ConfigError, PipelineError, Terminated
+from pipeline.flags import column_options, input_options, options, publish_options, run_options, tokenize_options
+from pipeline.options import Size, merged, source_of
 from pipeline.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -26,124 +26,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pipeline")
 
-Command = Callable[..., None]
-Decorator = Callable[[Command], Command]
-
 EXIT_BUG = 70
 EXIT_STORAGE = 74
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
-def _log_to(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        handler = logging.FileHandler(path)
-    except OSError as error:
-        raise StorageError(f"--log-file {path}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-
-
-def _log_more(ctx: click.Context, param: click.Parameter, on: bool) -> None:
-    if on:
-        log.setLevel(logging.DEBUG)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tightpack", prog_name="tightpack")
 def cli() -> None:
-    """Pack tokenised datasets for training, offline: full packs, no token lost, boundaries kept."""
-
-
-_input_options: list[Decorator] = [
-    click.option("--split", metavar="NAME", help="Pack this split only, as a dataset without splits."),
-    click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset."),
-    click.option("--revision", metavar="REV", help="Revision of a Hub dataset."),
-]
-
-_column_option: Decorator = click.option(
-    "--column",
-    "column",
-    multiple=True,
-    metavar="ROLE=NAME",
-    help="Column that plays a role: input_ids, attention_mask, and one of labels, completion_mask,"
-    " assistant_masks, loss_mask. Repeatable.",
-)
-
-_tokenize_options: list[Decorator] = [
-    click.option(
-        "--format",
-        type=click.Choice(["auto", "messages", "prompt-completion", "instruction", "text"]),
-        default="auto",
-        show_default=True,
-        help="What a row is; auto tells by the columns.",
-    ),
-    click.option(
-        "--train-on",
-        type=click.Choice(["assistant", "completion", "all"]),
-        help="Which tokens are targets [default: assistant for chats, completion for pairs, all for text].",
-    ),
-    click.option(
-        "--chat-template",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Jinja chat template [default: the tokenizer's].",
-    ),
-    click.option(
-        "--map",
-        multiple=True,
-        metavar="FIELD=COLUMN,...",
-        help="Column that holds a field, as in prompt=question,completion=answer.",
-    ),
-    click.option(
-        "--on-error",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="What to do with rows that cannot be used; skipped ones are listed in skipped.jsonl.",
-    ),
-    click.option("--append-eos", is_flag=True, help="End token after text, pairs and turns that have none."),
-    click.option("--show", type=click.IntRange(1), metavar="N", help="Print N samples: targets bright, the rest dim."),
-]
-
-_run_options: list[Decorator] = [
-    click.option("--num-workers", type=click.IntRange(1), metavar="N", help="Parallel tasks [default: the cores]."),
-    click.option(
-        "--cache-dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Remembered content hashes [default: under $XDG_CACHE_HOME].",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
-    click.option(
-        "--log-file",
-        expose_value=False,
-        is_eager=True,
-        callback=_log_to,
-        metavar="FILE",
-        help="Write the log there as well.",
-    ),
-    click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=_log_more,
-        help="Log more; show the traceback of a bug.",
-    ),
-]
-
-
-def _options(*groups: list[Decorator]) -> Decorator:
-    def decorate(function: Command) -> Command:
-        for group in reversed(groups):
-            for option in reversed(group):
-                function = option(function)
-        return function
-
-    return decorate
+    """Tokenise and pack datasets for training, offline: full packs, no token lost, boundaries kept."""
 
 
 @cli.command()
@@ -155,19 +47,10 @@ def _options(*groups: list[Decorator]) -> Decorator:
     help="Directory to publish. Required, except to --show samples only.",
 )
 @click.option("--tokenizer", required=True, metavar="PATH_OR_ID", help="Directory, tokenizer.json or Hub id.")
-@_options(_tokenize_options)
+@options(tokenize_options)
 @click.option("--keep-text", is_flag=True, help="Keep what the user said in a column `text`, for embedding.")
-@_options(_input_options)
-@click.option(
-    "--config",
-    type=click.Path(),
-    is_eager=True,
-    callback=load_job,
-    metavar="JOB.YAML",
-    help="File with the same options by name; flags win over it.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output.")
-@_options(_run_options)
+@options(input_options)
+@options(publish_options, run_options)
 @click.pass_context
 def tokenize(ctx: click.Context, /, **values: Any) -> None:
     """Turn raw rows (chats, prompts with completions, instructions, text) into tokens and targets, for `pack`."""
@@ -233,9 +116,9 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     show_default=True,
     help="Order of the packs: seeded, or as planned.",
 )
-@_options(_input_options, [_column_option])
+@options(input_options, column_options)
 @click.option("--tokenizer", metavar="PATH_OR_ID", help="Tokenise raw INPUTs with it first; then these apply:")
-@_options(_tokenize_options)
+@options(tokenize_options)
 @click.option(
     "--window-samples",
     type=click.IntRange(1),
@@ -260,17 +143,8 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     show_default=True,
     help="Of the shards' buffers.",
 )
-@click.option(
-    "--config",
-    type=click.Path(),
-    is_eager=True,
-    callback=load_job,
-    metavar="JOB.YAML",
-    help="File with the same options by name; flags win over it.",
-)
 @click.option("--dry-run", is_flag=True, help="Show the resolved options and the plan; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output.")
-@_options(_run_options)
+@options(publish_options, run_options)
 @click.pass_context
 def pack(ctx: click.Context, /, **values: Any) -> None:
     """Pack INPUTs, tokenised or (with --tokenizer) raw: dataset directories, .parquet, .arrow, .jsonl[.gz|.zst], .json,
@@ -341,7 +215,7 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
 )
 @click.option("--tokenizer", metavar="PATH_OR_ID", help="For a --source of raw rows that were packed with it.")
 @click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE", help="The same for its template.")
-@_options(_run_options)
+@options(run_options)
 def verify(directory: Path, source: tuple[str, ...], **values: Any) -> None:
     """Check a packed dataset: checksums, every invariant of the format, and with --source every token."""
     from pipeline.engine import available_cores
