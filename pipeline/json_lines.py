@@ -50,7 +50,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at character {error.pos})") from None
+        raise ValueError(f"not valid JSON ({error.msg}, character {error.pos})") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from None
     if not isinstance(row, dict):

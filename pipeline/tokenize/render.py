@@ -130,9 +130,11 @@ class Renderer:
             is_blank = (
                 not self._special_texts.sub("", written).strip() and str(turn.get("content")).strip() not in written
             )
-            if is_blank or unsaid(turn, written) is not None:
+            missing = unsaid(turn, written)
+            if is_blank or missing is not None:
+                what = "text" if missing is None else f"reasoning or tool call {missing.strip()[:40]!r}"
                 raise RowFault(
-                    "template_mismatch", f"{template.name} does not write all that turn {number} (assistant) says"
+                    "template_mismatch", f"turn {number} (assistant): {template.name} does not write its {what}"
                 )
         return [mark for number, mark in zip(answers, marks, strict=True) if number in trained]
 

@@ -176,9 +176,9 @@ class TurnFinder:
         written = upto[start:]
         turn = chat.messages[number]
         text = turn.get("content")
-        begins_with_text = isinstance(text, str) and text.strip() and written.startswith(text)
         end = start + len(written.rstrip())
-        start += 0 if begins_with_text else len(written) - len(written.lstrip())
+        if isinstance(text, str) and text.strip() and not written.startswith(text):
+            start += len(written) - len(written.lstrip())  # white space that the template puts before a text
         token = next((m.span() for m in self._special_texts.finditer(upto, start, end) if m.end() == end), None)
         content = upto[start : token[0] if token else end]
         missing = unsaid(turn, content)
@@ -186,8 +186,10 @@ class TurnFinder:
             is_there = text.strip() in content if said_besides(turn) else text.strip() == content.strip()
             missing = None if is_there and content else text
         if missing is not None:
-            raise self._mismatch(
-                number, f"does not write what it says, {missing.strip()[:40]!r}, where its header ends"
+            what = "text" if missing == text else "reasoning or tool call"
+            raise RowFault(
+                "template_mismatch",
+                f"turn {number} (assistant): {self._template.name} does not write its {what} {missing.strip()[:40]!r}",
             )
         return Turn(number, (start, start + len(content)), token)
 

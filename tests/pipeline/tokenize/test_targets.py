@@ -230,7 +230,18 @@ def test_a_tool_call_that_the_template_ignores(tokenizer_dir: Path, tmp_path: Pa
     conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
     for marks in (False, True):
         found = encode(encoder(tokenizer_dir, template("chatml", marks=marks), tmp_path), [conversation])
-        assert [fault.reason for fault in found.faults] == ["template_mismatch"], found
+        (fault,) = found.faults
+        assert (fault.reason, "reasoning or tool call 'add'" in fault.detail) == ("template_mismatch", True)
+
+
+def test_white_space_before_a_tool_call_is_trained(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    """The generation prompt ends before it, so the model has to write it."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (sample,) = samples_of(
+        encode(encoder(tokenizer_dir, TOOLS.replace("<call>", "\\n<call>"), tmp_path), [conversation])
+    )
+    assert whole.decode(trained_runs(*sample)[0]).startswith("\n<call>")
 
 
 def test_the_header_of_a_tool_call_is_found_without_a_generation_prompt(
