@@ -56,6 +56,9 @@ class _Layout:
     own_ends: dict[int, int]
     """Assistant message -> characters after its text that belong to its own turn."""
 
+    left_out: int | None
+    """The first message whose text stands nowhere."""
+
 
 class TurnFinder:
     """Finds assistant turns in the renderings of one template."""
@@ -70,11 +73,9 @@ class TurnFinder:
         if not chat.is_plain:
             return
         layout = self._layout(_roles(chat.messages))
-        if layout is None:
-            return
-        for number, turn in enumerate(chat.messages):
-            if number not in layout.slots:
-                raise RowFault("template_mismatch", f"{self._template.name} leaves out turn {number} ({turn['role']})")
+        if layout is not None and layout.left_out is not None:
+            turn = f"turn {layout.left_out} ({chat.messages[layout.left_out]['role']})"
+            raise RowFault("template_mismatch", f"{self._template.name} leaves out {turn}")
 
     def find(self, chat: Chat, wanted: Sequence[int], rendered: str) -> list[Turn]:
         """The wanted assistant turns, by their numbers in the chat, in order.
@@ -136,7 +137,8 @@ class TurnFinder:
             }
         except TemplateRefusal:
             return None
-        return _Layout(pieces, slots, own_ends)
+        left_out = next((number for number in range(len(roles)) if number not in slots), None)
+        return _Layout(pieces, slots, own_ends, left_out)
 
     def _own_end(self, upto: list[Message], tools: list[object] | None, after: str) -> int:
         """How much of what stands after the last text belongs to that turn and not to the next.
