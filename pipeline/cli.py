@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pipeline.errors import ConfigError, PipelineError, Terminated
-from pipeline.flags import column_options, input_options, options, publish_options, run_options, tokenize_options
+from pipeline.flags import (
+    column_options,
+    input_options,
+    options,
+    publish_options,
+    reads_and_writes,
+    run_options,
+    tokenize_options,
+)
 from pipeline.options import Size, merged, source_of
 from pipeline.words import did_you_mean
 
@@ -39,18 +47,11 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Directory to publish. Required, except to --show samples only.",
-)
+@reads_and_writes("--show")
 @click.option("--tokenizer", required=True, metavar="PATH_OR_ID", help="Directory, tokenizer.json or Hub id.")
 @options(tokenize_options)
 @click.option("--keep-text", is_flag=True, help="Keep what the user said in a column `text`, for embedding.")
-@options(input_options)
-@options(publish_options, run_options)
+@options(input_options, publish_options, run_options)
 @click.pass_context
 def tokenize(ctx: click.Context, /, **values: Any) -> None:
     """Turn raw rows (chats, prompts with completions, instructions, text) into tokens and targets, for `pack`."""
@@ -82,13 +83,7 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Directory to publish. Required, except with --dry-run or --show.",
-)
+@reads_and_writes("--dry-run or --show")
 @click.option(
     "--max-length",
     type=click.IntRange(1, 1 << 24),

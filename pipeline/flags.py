@@ -10,6 +10,7 @@ import click
 
 from pipeline.errors import StorageError
 from pipeline.options import load_job
+from pipeline.tokenize.options import FORMATS, TRAIN_ON
 
 log = logging.getLogger("pipeline")
 
@@ -27,6 +28,21 @@ def options(*groups: list[Decorator]) -> Decorator:
         return function
 
     return decorate
+
+
+def reads_and_writes(without: str) -> Decorator:
+    """INPUT and --output, which may be missing with the flags named in `without`."""
+    return options(
+        [
+            click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+            click.option(
+                "--output",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help=f"Directory to publish. Required, except with {without}.",
+            ),
+        ]
+    )
 
 
 def _log_to(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
@@ -65,14 +81,14 @@ column_options: list[Decorator] = [
 tokenize_options: list[Decorator] = [
     click.option(
         "--format",
-        type=click.Choice(["auto", "messages", "prompt-completion", "instruction", "text"]),
+        type=click.Choice(["auto", *FORMATS]),
         default="auto",
         show_default=True,
         help="What a row is; auto tells by the columns.",
     ),
     click.option(
         "--train-on",
-        type=click.Choice(["assistant", "completion", "all"]),
+        type=click.Choice(TRAIN_ON),
         help="Which tokens are targets [default: assistant for chats, completion for pairs, all for text].",
     ),
     click.option(

@@ -104,6 +104,7 @@ class _Recipe:
         self._origin = job.tokenization.describe() if job.tokenization else origin_of(self.inputs)
         self._tokenized: Tokenized | None = None
         self.written: tuple[Run, Planned] | None = None
+        """What was written, if it was."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -147,7 +148,7 @@ class _Recipe:
         if self._tokenized is None:
             run.tell_targets()
         else:
-            tell_tokenized(self._tokenized.tally)
+            tell_tokenized(self._tokenized.tally, listed=self.written is not None)
 
 
 def origin_of(inputs: list[Input]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline import manifest as manifests
 from pipeline.config import Chosen, PackConfig
-from pipeline.dataset_files import SCHEMA, card, dict_file, split_files
-from pipeline.durable import FileFacts, write_file
+from pipeline.dataset_files import SCHEMA, card
+from pipeline.durable import FileFacts
 from pipeline.engine import LocalEngine
 from pipeline.files import FileCache
+from pipeline.folder import finish_folder, inside
 from pipeline.inputs import SINGLE, Input
 from pipeline.open_rows import Opened
 from pipeline.plan import WindowPlan, WindowSummary, place_window, scan_block, scan_blocks
@@ -123,15 +124,8 @@ class Run:
         assert packed == manifest["counts"]["targets_packed"], "targets written and targets planned differ"
         self._cache.require_unchanged()
         root = self._staging.dataset
-        for split in planned:
-            shards = [name for _, name in _shard_names(planned[split], run_id)]
-            for name, text in split_files(shards, run_id, split or self._config.split, SCHEMA).items():
-                files[_inside(split, name)] = write_file(root / split / name, text.encode())
-        if SINGLE not in planned:
-            files["dataset_dict.json"] = write_file(root / "dataset_dict.json", dict_file(list(planned)).encode())
-        files["README.md"] = write_file(root / "README.md", card(manifest).encode())
-        sealed = manifests.seal(manifest, files)
-        write_file(root / manifests.MANIFEST, sealed)
+        shards = {split: [name for _, name in _shard_names(planned[split], run_id)] for split in planned}
+        finish_folder(root, shards, SCHEMA, manifest, card(manifest), files, self._config.split)
         return manifests.read(root)
 
     def _write_shards(self, planned: Planned, run_id: str) -> dict[str, FileFacts]:
@@ -140,7 +134,7 @@ class Run:
         for split, windows in planned.items():
             (self._staging.dataset / split).mkdir(exist_ok=True)
             for task, shard_name in _shard_names(windows, run_id):
-                name = _inside(split, shard_name)
+                name = inside(split, shard_name)
                 record = self._staging.finished(self._staging.dataset / name)
                 if record is not None:
                     files[name] = ShardFacts(**record["file"])
@@ -224,7 +218,3 @@ def _shard_names(
     for window, summary in windows:
         for shard, (_, tokens) in enumerate(summary.shards):
             yield (window, shard, tokens), name(window.index, shard)
-
-
-def _inside(split: str, name: str) -> str:
-    return f"{split}/{name}" if split else name

@@ -63,7 +63,7 @@ class EncodedBlock:
     """-100 where not trained.  # shape: (num_tokens,)"""
 
     prompts: list[str]
-    """What to embed each sample by.  # length: num_samples"""
+    """What to embed each sample by; empty unless it is to be kept.  # length: num_samples"""
 
     faults: list[Fault]
     """In the order of rows."""
@@ -83,6 +83,7 @@ class Encoder:
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
         self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
+        self._keep_text = options.keep_text
         self._appended = tokenizer.eos_id if options.append_eos else None
 
     def encode(self, block: RawBlock) -> EncodedBlock:
@@ -121,7 +122,7 @@ class Encoder:
             lengths=lengths,
             input_ids=input_ids,
             labels=labels,
-            prompts=[sample.prompt for _, sample in kept],
+            prompts=[sample.prompt for _, sample in kept] if self._keep_text else [],
             faults=sorted(faults, key=lambda fault: fault.row),
             notes={
                 note: [row for row, sample in kept if note in sample.notes]

@@ -10,15 +10,16 @@ from typing import Any
 
 from pipeline import manifest as manifests
 from pipeline.building import build
-from pipeline.dataset_files import dict_file, split_files, tokenized_card
-from pipeline.durable import FileFacts, write_file
+from pipeline.dataset_files import tokenized_card
+from pipeline.durable import FileFacts
 from pipeline.engine import LocalEngine
 from pipeline.files import FileCache
+from pipeline.folder import finish_folder, inside
 from pipeline.inputs import SINGLE, Input, resolve
 from pipeline.progress import bar
 from pipeline.publish import Staging
 from pipeline.tokenize.report import SKIPPED, tell, write_skipped
-from pipeline.tokenize.shards import ShardWriter, Tally, TokenizedShard
+from pipeline.tokenize.shards import ShardWriter, Tally, TokenizedShard, tokenized_schema
 from pipeline.tokenize.tokenization import Tokenization
 
 
@@ -71,7 +72,7 @@ def tokenize(job: TokenizeJob) -> TokenizeResult:
         recipe, inputs, job.output, cache_dir=job.cache_dir, num_workers=job.num_workers, overwrite=job.overwrite
     )
     if is_new:
-        tell(recipe.tally)
+        tell(recipe.tally, listed=True)
     return TokenizeResult(
         status="tokenized" if is_new else "up to date", manifest=manifest, seconds=time.monotonic() - started
     )
@@ -110,11 +111,10 @@ class _Recipe:
         files: dict[str, FileFacts] = {}
         counts = {}
         rows = dict.fromkeys(range(len(self._inputs)), 0)
-        for split, (schema, shards) in splits.items():
-            prefix = f"{split}/" if split else ""
+        for split, shards in splits.items():
             tally = Tally()
             for shard in shards:
-                files[prefix + shard.path.name] = TokenizedShardFacts(
+                files[inside(split, shard.path.name)] = TokenizedShardFacts(
                     **vars(shard.facts),
                     samples=shard.tally.samples,
                     tokens=shard.tally.tokens,
@@ -126,13 +126,8 @@ class _Recipe:
             for file, num_rows in tally.file_rows.items():
                 rows[owners[file]] += num_rows
             counts[split] = _counts(tally)
-            names = [shard.path.name for shard in shards]
-            for name, text in split_files(names, run_id, split or self._job.split, schema).items():
-                files[prefix + name] = write_file(root / split / name, text.encode())
-        if SINGLE not in splits:
-            files["dataset_dict.json"] = write_file(root / "dataset_dict.json", dict_file(list(splits)).encode())
         if self._job.tokenization.options.on_error == "skip":
-            files[SKIPPED] = write_skipped((shard.skipped for _, shards in splits.values() for shard in shards), root)
+            files[SKIPPED] = write_skipped((shard.skipped for shards in splits.values() for shard in shards), root)
         manifest = {
             **self.identity,
             "run_id": run_id,
@@ -149,14 +144,15 @@ class _Recipe:
         }
         if SINGLE not in splits:
             manifest["splits"] = {split: {"counts": counted} for split, counted in counts.items()}
-        files["README.md"] = write_file(root / "README.md", tokenized_card(manifest).encode())
-        write_file(root / manifests.MANIFEST, manifests.seal(manifest, files))
+        names = {split: [shard.path.name for shard in shards] for split, shards in splits.items()}
+        schema = tokenized_schema(self._job.tokenization.options)
+        finish_folder(root, names, schema, manifest, tokenized_card(manifest), files, self._job.split)
         return manifests.read_tokenized(root)
 
     def _write_shards(
         self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str
-    ) -> dict[str, tuple[Any, list[TokenizedShard]]]:
-        """Schema and shards of each split."""
+    ) -> dict[str, list[TokenizedShard]]:
+        """The shards of each split."""
         splits = {}
         with bar("tokenising", sum(file.size() for entry in self._inputs for file in entry.files()), "B") as advance:
             for split in self._inputs[0].splits:
@@ -171,10 +167,7 @@ class _Recipe:
                     path=lambda n, folder=folder: folder / f"data-{run_id[:8]}-s{n:04d}.arrow",  # type: ignore[misc]
                     for_packing=False,
                 )
-                splits[split] = (
-                    writer.schema,
-                    writer.write([file for entry in self._inputs for file in entry.splits[split]], advance),
-                )
+                splits[split] = writer.write([f for entry in self._inputs for f in entry.splits[split]], advance)
         return splits
 
 

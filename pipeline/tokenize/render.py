@@ -43,7 +43,7 @@ class Renderer:
         train_on = options.train_on or format_.default_train_on
         if format_.name == "text" and train_on != "all":
             raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
-        self._train_on, self._format = train_on, format_
+        self._train_on = train_on
         self._template, self._special_texts = template, tokenizer.special_texts
         self._turns = TurnFinder(template, tokenizer.special_texts) if template else None
         self._eos = tokenizer.eos_text if options.append_eos else None

@@ -30,10 +30,14 @@ def write_skipped(parts: Iterable[Path], folder: Path) -> FileFacts:
         file.discard()
 
 
-def tell(tally: Tally) -> None:
-    """Warn of rows left out, and of samples that may not be what the user thinks."""
+def tell(tally: Tally, *, listed: bool) -> None:
+    """Warn of rows left out, and of samples that may not be what the user thinks.
+
+    listed: whether the rows left out were written to a file.
+    """
     if tally.skipped:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(tally.skipped.items()))
-        log.warning("%s left out (%s), listed in %s", counted(tally.skipped.total(), "row"), reasons, SKIPPED)
+        where = f", listed in {SKIPPED}" if listed else ""
+        log.warning("%s left out (%s)%s", counted(tally.skipped.total(), "row"), reasons, where)
     for note, number in sorted(tally.notes.items()):
         log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])

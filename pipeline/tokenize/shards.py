@@ -20,6 +20,7 @@ from pipeline.files import FileCache, InputFile
 from pipeline.publish import Staging
 from pipeline.rows import IGNORE, as_arrow
 from pipeline.tokenize.encode import EncodedBlock
+from pipeline.tokenize.options import TokenizeOptions
 from pipeline.tokenize.raw import open_raw
 from pipeline.tokenize.tokenization import Tokenization
 from pipeline.tokenize.workers import EncodeTask, encode_all
@@ -83,6 +84,20 @@ class TokenizedShard:
     """JSON lines, one for each row left out."""
 
 
+_COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+_TOKENS = schema_of(_COLUMNS)
+
+
+def tokenized_schema(options: TokenizeOptions) -> pa.Schema:
+    """Of a tokenised dataset."""
+    columns = dict(_COLUMNS)
+    if options.keep_text:
+        columns["text"] = pa.string()
+    if options.on_error == "skip":
+        columns["source_row"] = pa.int64()
+    return schema_of(columns)
+
+
 class ShardWriter:
     """Tokenises the files of one split.
 
@@ -105,12 +120,7 @@ class ShardWriter:
         self._tokenization, self._cache, self._engine, self._staging = tokenization, cache, engine, staging
         self._split, self._path, self._for_packing = split, path, for_packing
         self._skips = tokenization.options.on_error == "skip"
-        columns = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
-        if tokenization.options.keep_text and not for_packing:
-            columns["text"] = pa.string()
-        if self._skips and not for_packing:
-            columns["source_row"] = pa.int64()
-        self.schema = schema_of(columns)
+        self._schema = _TOKENS if for_packing else tokenized_schema(tokenization.options)
 
     def write(self, files: Sequence[InputFile], advance: Callable[[int], object]) -> list[TokenizedShard]:
         """All shards, those of an interrupted run included; without any row there is one without rows.
@@ -132,13 +142,13 @@ class ShardWriter:
                     shard = None
                 if shard is None:
                     rows_before = sum(one.tally.rows for one in shards)
-                    shard = _OpenShard(self._path(len(shards)), self.schema, self._staging, at, rows_before)
+                    shard = _OpenShard(self._path(len(shards)), self._schema, self._staging, at, rows_before)
                 self._append(shard, encoded, files[task.file], at)
                 at = (task.file, at[1] + encoded.num_rows)
                 shard.end = at
                 advance(task.block.bytes_read)
             if shard is None and not shards:
-                shard = _OpenShard(self._path(0), self.schema, self._staging, at, 0)
+                shard = _OpenShard(self._path(0), self._schema, self._staging, at, 0)
             if shard is not None:
                 shards.append(shard.finish())
             return shards
@@ -185,12 +195,12 @@ class ShardWriter:
             name: pa.ListArray.from_arrays(offsets, as_arrow(values, pa.int32()))
             for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels))
         }
-        if "text" in self.schema.names:
+        if "text" in self._schema.names:
             content["text"] = pa.array(encoded.prompts, pa.string())
-        if "source_row" in self.schema.names:
+        if "source_row" in self._schema.names:
             content["source_row"] = as_arrow(shard.next_row + rows, pa.int64())
         shard.write(
-            pa.record_batch([content[name] for name in self.schema.names], schema=self.schema),
+            pa.record_batch([content[name] for name in self._schema.names], schema=self._schema),
             Tally(
                 rows=encoded.num_rows,
                 samples=len(encoded.rows),

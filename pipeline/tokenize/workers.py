@@ -1,7 +1,8 @@
 """Blocks of rows encoded side by side, in order: in threads, or in processes where threads would wait for each other.
 
 Encoding itself runs without the interpreter's lock; parsing, rendering and locating turns, a quarter of the work, hold
-it. So threads stop gaining at about four, and processes take over, at two seconds and a copy of the tokenizer each.
+it. By that share threads stop gaining at about four; then processes take over, each with a start and a tokenizer of
+its own.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def encode_all(
 
 @contextmanager
 def _long_turns() -> Iterator[None]:
-    """Threads that come out of encoding interrupt the one that renders less often: a tenth of the time."""
+    """Threads that come out of encoding interrupt the one that renders less often; see docs/decisions.md."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_TURN_SECONDS)
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tests.conftest import left_behind
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = ("chatml", "llama3", "mistral", "gemma")
@@ -87,3 +90,23 @@ def lines(tmp_path: Path) -> Lines:
 def chat(*contents: str) -> list[dict[str, str]]:
     """User and assistant in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return value
+
+
+def same_files(one: Path, two: Path) -> bool:
+    names = left_behind(one)
+    return names == left_behind(two) and not filecmp.cmpfiles(one, two, [n for n in names if "." in n], False)[1]
+
+
+@pytest.fixture
+def flags(tokenizer_dir: Path, chatml: Path) -> list[object]:
+    return ["--tokenizer", tokenizer_dir, "--chat-template", chatml]
+
+
+@pytest.fixture
+def many(lines: Lines) -> Path:
+    return lines([{"messages": chat(f"question {i}", f"answer {i} " * (i % 40 + 1))} for i in range(3000)])

@@ -12,13 +12,7 @@ import transformers
 
 from pipeline.tokenize import shards
 from tests.conftest import Run, left_behind
-from tests.pipeline.tokenize.conftest import Lines, chat
-from tests.pipeline.tokenize.test_tokenize import manifest_of
-
-
-@pytest.fixture
-def flags(tokenizer_dir: Path, chatml: Path) -> list[object]:
-    return ["--tokenizer", tokenizer_dir, "--chat-template", chatml]
+from tests.pipeline.tokenize.conftest import Lines, chat, manifest_of
 
 
 @pytest.fixture
@@ -58,6 +52,8 @@ def test_rows_left_out_keep_the_numbers_of_the_others(
     assert manifest["counts"]["samples_in"] == 3 and manifest["counts"]["dropped"]["empty"]["samples"] == 1
     assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["row"] == 1
     assert run("verify", tmp_path / "out").code == 0
+    ended = run("pack", source, "--max-length", 99, *flags, "--on-error", "skip", "--dry-run")
+    assert "1 row left out (empty_turn 1)" in ended.err and "skipped.jsonl" not in ended.err
 
 
 def test_overlong_names_the_row_of_the_raw_file(
