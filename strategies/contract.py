@@ -12,13 +12,36 @@ import numpy.typing as npt
 from strategies.compiled import kernel
 from strategies.draws import Draws
 
+Int16Array = npt.NDArray[np.int16]
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+Prepared = Mapping[str, npt.NDArray[Any]]
+
+
+SAMPLED = 1 << 16
+"""Embeddings that a strategy's `prepare` is given, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """A strategy with nothing to set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Which vectors a strategy wants to see of the samples."""
+
+    embedder: str
+    """tokens, sentence-transformers or column."""
+
+    model: str = ""
+    """Of sentence-transformers: a directory or a Hub id."""
+
+    column: str = ""
+    """Column to embed (sentence-transformers) or to take as it is (column)."""
+
+    max_tokens: int = 0
+    """Of sentence-transformers: tokens of each text that the model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +60,16 @@ class Request:
     options: Any = NoOptions()
     """An instance of the strategy's own options dataclass."""
 
+    embeddings: Int16Array | None = None
+    """Of each segment's sample, see `strategies.affinity`; for strategies that embed.
+    # shape: (num_segments, num_dimensions)"""
+
+    prepared: Prepared = field(default_factory=dict)
+    """What the strategy's `prepare` found for the whole run."""
+
+    num_threads: int = 1
+    """Threads it may use; the plan does not depend on them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -52,7 +85,7 @@ class Plan:
     """Where each pack begins, and the end.  # shape: (num_packs + 1,)"""
 
     report: Mapping[str, int | float] = field(default_factory=dict)
-    """Sums and counts worth telling; those of several windows are added up."""
+    """Sums and counts; those of several windows are added up."""
 
     @property
     def num_packs(self) -> int:
@@ -90,6 +123,17 @@ class Strategy:
     """Set by strategies that cut the concatenated tokens every `capacity`, whatever the policy for
     over-long samples: (num_samples, draws, options) -> the order of concatenation.
     # shape: (num_samples,)"""
+
+    embedding: Callable[[Any], Embedding] | None = None
+    """options -> the vectors it wants; None for strategies that need only lengths."""
+
+    prepare: Callable[[Int16Array, int, Draws, Any], Prepared] | None = None
+    """What has to be found once for a whole run, such as a threshold; stored, and given to every `place`:
+    (embeddings of a sample of the run, most segments in one window, draws, options) -> named arrays."""
+
+    figures: Callable[[Mapping[str, int | float], Prepared], dict[str, int | float]] | None = None
+    """What is told of a run: (the summed reports of its plans, what was prepared) -> figures by name. None tells the
+    sums."""
 
 
 class ContractError(Exception):

@@ -28,3 +28,11 @@ class Draws:
     def permutation(self, count: int) -> npt.NDArray[np.int64]:
         """A uniform permutation of 0..count-1: the stable order of `count` drawn keys.  # shape: (count,)"""
         return np.argsort(self.integers(count), kind="stable").astype(np.int64, copy=False)
+
+    def sample(self, count: int, most: int) -> npt.NDArray[np.int64]:
+        """`most` different ones of 0..count-1, or all of them, in random order.  # shape: (min(count, most),)"""
+        if count <= 4 * most:
+            return self.permutation(count)[:most]
+        drawn = (self.integers(2 * most) % np.uint64(count)).astype(np.int64)
+        _, first = np.unique(drawn, return_index=True)
+        return drawn[np.sort(first)[:most]]

@@ -12,6 +12,7 @@ from strategies import (
     minibatch,
     next_fit,
     padding,
+    threshold_filtering,
     wrapped,
 )
 from strategies.contract import Strategy
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, Strategy] = {
     "wrapped": wrapped.STRATEGY,
     "minibatch": minibatch.STRATEGY,
     "padding": padding.STRATEGY,
+    "threshold-filtering": threshold_filtering.STRATEGY,
 }
 
 

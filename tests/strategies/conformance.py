@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from strategies import Draws, Plan, Request, find
-from strategies.contract import check
+from strategies import Draws, Plan, Request, Strategy, find
+from strategies.affinity import quantise
+from strategies.contract import SAMPLED, check
 
 # Inherited tests run on several classes, which hypothesis warns of.
 INHERITED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.differing_executors]}
@@ -31,24 +33,43 @@ def length_lists(draw: st.DrawFn) -> tuple[list[int], int]:
     return lengths, capacity
 
 
+def request_for(
+    strategy: Strategy, lengths: npt.NDArray[np.int32], max_length: int, options: Any, seed: int = 0
+) -> Request:
+    """A request as a run would make it; samples are embedded at random, a tenth of them like their neighbour."""
+    draws = Draws(f"seed={seed}/window=0/{strategy.name}")
+    embeddings, prepared = None, {}
+    if strategy.embedding is not None:
+        vectors = np.random.default_rng(len(lengths)).normal(size=(len(lengths), 8))
+        vectors[1::10] = vectors[: len(vectors[1::10]) * 10 : 10]
+        embeddings = quantise(vectors)
+        if strategy.prepare is not None:
+            prepared = strategy.prepare(embeddings[:SAMPLED], len(lengths), draws, options)
+    return Request(
+        lengths=lengths,
+        capacity=strategy.capacity(max_length, options),
+        draws=draws,
+        options=options,
+        embeddings=embeddings,
+        prepared=prepared,
+    )
+
+
 class StrategyConformance:
     """Inherited by the tests of every strategy."""
 
     name: ClassVar[str]
     option_sets: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    many: ClassVar[int] = 1_000_000
 
     def place(self, lengths: list[int], max_length: int, options: dict[str, Any], seed: int = 0) -> tuple[Plan, int]:
         strategy = find(self.name)
         chosen = strategy.options(**options)
-        request = Request(
-            lengths=np.array(lengths, np.int32),
-            capacity=strategy.capacity(max_length, chosen),
-            draws=Draws(f"seed={seed}/window=0/{strategy.name}"),
-            options=chosen,
-        )
-        before = request.lengths.copy()
+        request = request_for(strategy, np.array(lengths, np.int32), max_length, chosen, seed)
+        before = request.lengths.copy(), None if request.embeddings is None else request.embeddings.copy()
         plan = check(strategy.place(request), request, strategy.name)
-        assert np.array_equal(before, request.lengths), "a strategy must not change its request"
+        assert np.array_equal(before[0], request.lengths), "a strategy must not change its request"
+        assert request.embeddings is None or np.array_equal(before[1], request.embeddings)
         return plan, request.capacity
 
     @settings(max_examples=150, **INHERITED)
@@ -93,14 +114,11 @@ class StrategyConformance:
         assert strategy.summary
         assert strategy.when
 
-    def test_a_million_lengths(self) -> None:
+    def test_many_lengths(self) -> None:
         draws = np.random.default_rng(0)
-        lengths = np.clip(np.exp(draws.normal(5.2, 0.9, 1_000_000)), 8, 4096).astype(np.int32)
+        lengths = np.clip(np.exp(draws.normal(5.2, 0.9, self.many)), 8, 4096).astype(np.int32)
         strategy = find(self.name)
-        chosen = strategy.options(**self.option_sets[0])
-        request = Request(
-            lengths=lengths, capacity=strategy.capacity(4096, chosen), draws=Draws("test"), options=chosen
-        )
+        request = request_for(strategy, lengths, 4096, strategy.options(**self.option_sets[0]))
         plan = check(strategy.place(request), request, self.name)
         assert plan.num_packs >= -(-int(lengths.sum()) // request.capacity)
 

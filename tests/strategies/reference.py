@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 
 def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -87,3 +90,23 @@ def _fit(lengths: Sequence[int], order: Sequence[int], capacity: int, *, best: b
         packs[k].append(i)
         rooms[k] -= lengths[i]
     return packs
+
+
+def published_walk(cosines: np.ndarray[Any, Any], threshold: float) -> tuple[list[int], int]:
+    """The order of the published script, and how often it visits sample 0 again because all others are too close.
+
+    From the current sample to the nearest unvisited one whose cosine to each of the last four is at most `threshold`;
+    where there is none, sample 0 is appended once more, and one sample is never visited.
+    """
+    num = len(cosines)
+    order, left, again = [0], set(range(1, num)), 0
+    while len(order) < num:
+        by_nearness = sorted(left, key=lambda i: (-cosines[order[-1], i], i))
+        chosen = next((i for i in by_nearness if all(cosines[i, j] <= threshold for j in order[-4:])), None)
+        if chosen is None:
+            order.append(0)
+            again += 1
+        else:
+            order.append(chosen)
+            left.remove(chosen)
+    return order, again
