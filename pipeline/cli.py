@@ -61,7 +61,7 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     from pipeline.tokenize.job import TokenizeJob
     from pipeline.tokenize.job import tokenize as tokenize_job
 
-    tokenization = _tokenization(ctx, values)
+    tokenization = _tokenization(ctx, values, values["keep_text"])
     assert tokenization is not None
     job = TokenizeJob(
         inputs=values["inputs"],
@@ -158,11 +158,12 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     column, column_sources = merged(ctx, "column", values["column"])
     _check_roles(column)
     chosen = choose_strategy(values["strategy"], settings, values["max_length"])
-    tokenization = _tokenization(ctx, values)
+    wanted = chosen.strategy.embedding and chosen.strategy.embedding(chosen.options)
+    tokenization = _tokenization(ctx, values, keep_text=bool(wanted and wanted.embedder == "sentence-transformers"))
     if tokenization and column:
         raise ConfigError("--column names columns of tokenised input; with --tokenizer name those of raw rows by --map")
     fields = {name: values[name] for name in vars(PackConfig(max_length=1)) if name in values}
-    fields |= {"strategy": chosen.strategy.name, "set": vars(chosen.options), "column": column}
+    fields |= {"strategy": chosen.strategy.name, "set": chosen.settings(), "column": column}
     fields["tokenize"] = tokenization and tokenization.config()
     cache_dir = values["cache_dir"] or default_cache_dir()
     job = Job(
@@ -244,7 +245,7 @@ def strategies(as_json: bool) -> None:
 _NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "append_eos", "show")
 
 
-def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | None:
+def _tokenization(ctx: click.Context, values: dict[str, Any], keep_text: bool) -> Tokenization | None:
     """The tokenizer with its options, loaded; None where the input is tokenised."""
     if values["tokenizer"] is None:
         given = [name for name in _NEED_TOKENIZER if source_of(ctx, name) != "default" or ctx.meta.get(f"job.{name}")]
@@ -262,7 +263,7 @@ def _tokenization(ctx: click.Context, values: dict[str, Any]) -> Tokenization | 
         map=mapped,
         on_error=values["on_error"],
         append_eos=values["append_eos"],
-        keep_text=values.get("keep_text", False),
+        keep_text=keep_text,
     )
     tokenization = Tokenization(values["tokenizer"], values["chat_template"], options)
     gc.freeze()  # or every collection would walk all of transformers, a tenth of the time

@@ -55,6 +55,11 @@ class Chosen:
     options: Any
     capacity: int
 
+    def settings(self) -> dict[str, Any]:
+        """The options as they stand in the manifest: without paths, of which only the content counts."""
+        paths = {field.name for field in dataclasses.fields(self.options) if field.metadata.get("is_path")}
+        return {name: value for name, value in vars(self.options).items() if name not in paths}
+
     def draws(self, config: PackConfig, window: int, purpose: str) -> Draws:
         """The stream of random integers for one purpose in one window."""
         return Draws(f"seed={config.seed}/window={window}/{purpose}")

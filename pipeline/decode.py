@@ -59,40 +59,47 @@ def is_arrow_file(content: pa.Buffer) -> bool:
     return bool(content.slice(0, 6).to_pybytes() == b"ARROW1")
 
 
-def parquet_batches(path: str, renamed: Mapping[str, str], where: str) -> Iterator[pa.RecordBatch]:
-    """Record batches of a parquet file, decoded page by page."""
+def parquet_batches(path: str, renamed: Mapping[str, str], where: str, beside: str | None) -> Iterator[pa.RecordBatch]:
+    """Record batches of a parquet file, decoded page by page. beside: a column to read beside the tokens."""
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        columns = find_columns(file.schema_arrow, renamed, where)
+        names = with_beside(find_columns(file.schema_arrow, renamed, where), beside, file.schema_arrow)
         metadata = file.metadata
         for group in range(metadata.num_row_groups):
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
             per_row = max(1, values // max(1, described.num_rows))
             size = max(1, min(8192, BATCH_VALUES // per_row))
-            yield from file.iter_batches(
-                batch_size=size, row_groups=[group], columns=columns.names(), use_threads=False
-            )
+            yield from file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False)
+
+
+def with_beside(columns: Columns, beside: str | None, schema: pa.Schema) -> list[str]:
+    """The names of the token columns, and of the one beside them if it is there."""
+    names = columns.names()
+    return [*names, beside] if beside is not None and beside in schema.names and beside not in names else names
 
 
 def json_batches(
-    open_file: Callable[[], io.BufferedReader], renamed: Mapping[str, str], where: str
+    open_file: Callable[[], io.BufferedReader], renamed: Mapping[str, str], where: str, beside: str | None
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of JSON lines, or of one JSON array of objects.
 
-    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null.
+    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null. beside: a
+    column of texts or vectors to read beside the tokens.
     """
     with open_file() as file:
         schema = None
         first_row = 0
         for block in line_blocks(file, where, _BLOCK_BYTES):
             if schema is None:
-                schema, absent = _json_schema(block, renamed, where)
+                schema, absent = _json_schema(block, renamed, where, beside)
             batch = _parse_block(block, schema, absent, where, first_row)
             first_row += batch.num_rows
             yield batch
 
 
-def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[pa.Schema, list[str]]:
+def _json_schema(
+    block: bytes, renamed: Mapping[str, str], where: str, beside: str | None
+) -> tuple[pa.Schema, list[str]]:
     """Types of the token columns, judged by the first row, and the token columns that it lacks.
 
     A mask that is empty in the first row is judged by the first row where it is not.
@@ -111,6 +118,9 @@ def _json_schema(block: bytes, renamed: Mapping[str, str], where: str) -> tuple[
         if first[name] and isinstance(first[name][0], bool):
             kinds[name] = pa.bool_()
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
+    if beside in first and beside not in kinds:
+        is_text = isinstance(first[beside], str)
+        schema = schema.append(pa.field(beside, pa.string() if is_text else pa.list_(pa.float64())))
     return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in first]
 
 
@@ -154,6 +164,13 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
         except DataError as fault:
             return fault
         for field in schema:
+            if pa.types.is_string(field.type) or pa.types.is_floating(field.type.value_type):
+                try:
+                    pa.array([value.get(field.name)], field.type)
+                except (pa.ArrowException, ValueError, TypeError):
+                    wanted = "text" if pa.types.is_string(field.type) else "a list of numbers"
+                    return DataError(f"{where}, row {row}: column {field.name!r} is not {wanted}, as in row 0")
+                continue
             kind = bool if pa.types.is_boolean(field.type.value_type) else int
             values = value.get(field.name)
             if values is None:
@@ -170,19 +187,20 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
     return DataError(f"{where}: cannot be read ({error})")
 
 
-def plain(batch: pa.RecordBatch, columns: Columns) -> Iterator[pa.RecordBatch]:
+def plain(batch: pa.RecordBatch, columns: Columns, beside: str | None) -> Iterator[pa.RecordBatch]:
     """The token columns of a decoded batch as they can be addressed, in pieces of bounded size.
 
-    Booleans become bytes; nothing else changes type.
+    Booleans become bytes; nothing else changes type. beside: a column to keep beside them, if it is there.
     """
     arrays = []
-    for name in columns.names():
+    names = with_beside(columns, beside, batch.schema)
+    for name in names:
         array = batch.column(batch.schema.get_field_index(name))
         array.validate(full=True)
-        if pa.types.is_boolean(array.type.value_type):
+        if name in columns.names() and pa.types.is_boolean(array.type.value_type):
             array = array.cast(pa.large_list(pa.uint8()))
         arrays.append(array)
-    kept = pa.record_batch(arrays, names=columns.names())
+    kept = pa.record_batch(arrays, names=names)
     lengths = pc.list_value_length(kept.column(0))
     tokens = pc.sum(lengths).as_py() or 0
     size = max(1, min(8192, BATCH_VALUES * max(1, kept.num_rows) // max(1, tokens)))

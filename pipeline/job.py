@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
-from pipeline.building import build
+from pipeline.building import build, content_hashes
 from pipeline.config import Chosen, PackConfig
+from pipeline.embedding.embedders import Embedder, make_embedder
+from pipeline.embedding.job import Embedded, embed_rows
 from pipeline.engine import LocalEngine
 from pipeline.errors import DataError
 from pipeline.files import FileCache
@@ -23,6 +26,7 @@ from pipeline.run import Planned, Run
 from pipeline.tokenize.for_packing import Tokenized, tokenize_inputs
 from pipeline.tokenize.report import SKIPPED, write_skipped
 from pipeline.tokenize.report import tell as tell_tokenized
+from pipeline.windows import SplitRows, Window
 from pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -102,6 +106,10 @@ class _Recipe:
         self._job = job
         self.inputs = resolve(job.inputs, split=config.split, subset=config.subset, revision=config.revision)
         self._origin = job.tokenization.describe() if job.tokenization else origin_of(self.inputs)
+        wanted = job.chosen.strategy.embedding
+        self._embedder = make_embedder(wanted(job.chosen.options)) if wanted else None
+        if self._embedder is not None and self._embedder.model is not None:
+            self._origin[manifests.EMBEDDING_MODEL] = self._embedder.model
         self._tokenized: Tokenized | None = None
         self.written: tuple[Run, Planned] | None = None
         """What was written, if it was."""
@@ -118,23 +126,64 @@ class _Recipe:
     def read(self, folder: Path) -> dict[str, Any]:
         return manifests.read(folder)
 
-    def plan(self, cache: FileCache, engine: LocalEngine, staging: Staging) -> tuple[Run, Planned]:
-        """Open the inputs, tokenised first if they are raw, and plan every window."""
+    def plan(
+        self, cache: FileCache, engine: LocalEngine, staging: Staging, hashes: list[str] | None = None
+    ) -> tuple[Run, Planned]:
+        """Open the inputs, tokenised first if they are raw, and plan every window.
+
+        hashes: of each input, where they are known.
+        """
         job, origin = self._job, dict(self._origin)
         staging.open()
         if job.tokenization is None:
-            opened = open_inputs(self.inputs, job.config.column, cache, engine, staging)
+            beside = self._embedder.column if self._embedder else None
+            opened = open_inputs(self.inputs, job.config.column, cache, engine, staging, beside)
         else:
             self._tokenized = tokenize_inputs(self.inputs, job.tokenization, cache, engine, staging)
             opened = self._tokenized.opened
             origin["skipped_rows"] = dict(sorted(self._tokenized.tally.skipped.items()))
-        run = Run(job.config, job.chosen, self.inputs, opened, origin, cache, engine, staging)
+        embed = None
+        if self._embedder is not None:
+            embed = partial(
+                self._embed, self._embedder, hashes or content_hashes(self.inputs, cache, engine), engine, staging
+            )
+        run = Run(job.config, job.chosen, self.inputs, opened, origin, cache, engine, staging, embed)
         return run, run.plan()
+
+    def _embed(
+        self,
+        embedder: Embedder,
+        hashes: list[str],
+        engine: LocalEngine,
+        staging: Staging,
+        splits: Mapping[str, SplitRows],
+        windows: Mapping[str, Sequence[Window]],
+    ) -> Embedded:
+        config = self._job.config
+        origin = {
+            "inputs": hashes,
+            "columns": dict(config.column),
+            "split": config.split,
+            "tokenize": config.tokenize,
+            **{key: told and told["xxh3_128"] for key, told in self._origin.items()},
+        }
+        return embed_rows(
+            embedder,
+            splits,
+            windows,
+            origin,
+            self._job.chosen.strategy,
+            self._job.chosen.options,
+            config.seed,
+            engine,
+            self._job.cache_dir,
+            staging.work,
+        )
 
     def write(
         self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str, hashes: list[str]
     ) -> dict[str, Any]:
-        run, planned = self.written = self.plan(cache, engine, staging)
+        run, planned = self.written = self.plan(cache, engine, staging, hashes)
         _refuse_too_long(self._job.config, planned, run)
         beside = {}
         if self._tokenized is not None and self._job.tokenization is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ MANIFEST = "manifest.json"
 ORIGIN = ("tokenizer", "chat_template")
 """Where tokens come from, with name and content hash; the keys are missing where that is not known."""
 
+EMBEDDING_MODEL = "embedding_model"
+"""The same of what made vectors of samples, where a model did."""
+
+_NAMED = (*ORIGIN, EMBEDDING_MODEL)
+
 
 def canonical(value: Mapping[str, Any]) -> bytes:
     """The one form of a manifest: sorted keys, fixed separators, ASCII."""
@@ -35,10 +40,11 @@ def canonical(value: Mapping[str, Any]) -> bytes:
 def identity(told: Mapping[str, Any], input_hashes: Sequence[str]) -> str:
     """run_id: the hash of everything that decides the output's bytes, in hex.
 
-    told: versions and config, and tokenizer and chat template where they are known, of which only the content counts.
+    told: versions and config, and tokenizer, chat template and embedding model where there are any, of which only the
+    content counts.
     """
     hashed = {key: told[key] for key in ("format_version", "algorithm_version", "config")}
-    hashed |= {key: told[key]["xxh3_128"] for key in ORIGIN if told.get(key)}
+    hashed |= {key: told[key]["xxh3_128"] for key in _NAMED if told.get(key)}
     hashed["inputs"] = [list(input_hashes)]  # one list for each append
     return xxhash.xxh3_128_hexdigest(canonical(hashed))
 
@@ -63,8 +69,12 @@ def figures(
     }
 
 
-def summarise(windows: Sequence[tuple[Window, WindowSummary]], capacity: int) -> dict[str, Any]:
-    """The figures of the given windows, their list, and the sums of what the strategy reported."""
+def summarise(
+    windows: Sequence[tuple[Window, WindowSummary]],
+    capacity: int,
+    told: Callable[[Mapping[str, int | float]], Mapping[str, int | float]],
+) -> dict[str, Any]:
+    """The figures of the given windows. told: what is told of the sums of what the strategy reported."""
     summaries = [summary for _, summary in windows]
     report: dict[str, int | float] = {}
     for summary in summaries:
@@ -79,7 +89,7 @@ def summarise(windows: Sequence[tuple[Window, WindowSummary]], capacity: int) ->
             sum(s.sum_length_squared for s in summaries),
             capacity,
         ),
-        "report": report,
+        "report": dict(told(report)),
     }
 
 
@@ -214,7 +224,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if [entry["xxh3_128"] for entry in old["inputs"]] != [entry["xxh3_128"] for entry in new["inputs"]]:
         there, now = (", ".join(f"{e['name']} ({e['xxh3_128'][:8]})" for e in m["inputs"]) for m in (old, new))
         told.append(f"content of the inputs: {there} there, {now} now")
-    for key in ORIGIN:
+    for key in _NAMED:
         entries = [manifest.get(key) for manifest in (old, new)]
         if len({entry and entry["xxh3_128"] for entry in entries}) > 1:
             there, now = map(_origin, entries)

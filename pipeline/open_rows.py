@@ -39,10 +39,16 @@ class Opened:
 
 
 def open_inputs(
-    inputs: list[Input], renamed: Mapping[str, str], cache: FileCache, engine: LocalEngine, staging: Staging
+    inputs: list[Input],
+    renamed: Mapping[str, str],
+    cache: FileCache,
+    engine: LocalEngine,
+    staging: Staging,
+    beside: str | None = None,
 ) -> Opened:
     """Open tokenised inputs; what is spooled lies in staging.
 
+    beside: a column that is needed beside the tokens, where a file has it.
     Raises `DataError` for content that cannot be read or lacks the columns.
     """
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
@@ -63,7 +69,7 @@ def open_inputs(
             into = staging.work / f"spool-{number:05d}.arrow"
             record = staging.finished(into)
             if record is None:
-                facts, num_rows = _spool(file, path, renamed, into, engine.checkpoint)
+                facts, num_rows = _spool(file, path, renamed, beside, into, engine.checkpoint)
                 staging.record(into, facts, rows=num_rows)
             else:
                 num_rows = record["rows"]
@@ -117,7 +123,12 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
 
 
 def _spool(
-    file: InputFile, path: str, renamed: Mapping[str, str], into: Path, checkpoint: Callable[[], None]
+    file: InputFile,
+    path: str,
+    renamed: Mapping[str, str],
+    beside: str | None,
+    into: Path,
+    checkpoint: Callable[[], None],
 ) -> tuple[FileFacts, int]:
     """Decode an input file into an Arrow stream with its token columns, durably; returns its rows as well.
 
@@ -127,7 +138,7 @@ def _spool(
     num_rows = 0
     try:
         with reading(file.shown):
-            batches = _decode(file, path, renamed)
+            batches = _decode(file, path, renamed, beside)
             first = next(batches, None)
             schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if first is None else first.schema
             with pa.ipc.new_stream(pa.PythonFile(target, mode="w"), schema) as writer:
@@ -141,14 +152,14 @@ def _spool(
         target.discard()
 
 
-def _decode(file: InputFile, path: str, renamed: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+def _decode(file: InputFile, path: str, renamed: Mapping[str, str], beside: str | None) -> Iterator[pa.RecordBatch]:
     if file.format == "parquet":
-        batches = parquet_batches(path, renamed, file.shown)
+        batches = parquet_batches(path, renamed, file.shown, beside)
     elif file.format == "json":
-        batches = json_batches(lambda: open_text(file, path), renamed, file.shown)
+        batches = json_batches(lambda: open_text(file, path), renamed, file.shown, beside)
     else:
         batches = arrow_batches(path)
     columns = None
     for batch in batches:
         columns = columns or find_columns(batch.schema, renamed, file.shown)
-        yield from plain(batch, columns)
+        yield from plain(batch, columns, beside)

@@ -19,7 +19,7 @@ from pipeline.scan import MOST_TOKENS, Facts, Int32Array, scan
 from pipeline.segments import Counts, Loss, Segments, TooLong, account, stream_segments, whole_segments
 from pipeline.windows import SplitRows, Window
 from strategies import ContractError, Request
-from strategies.contract import check
+from strategies.contract import Int16Array, Prepared, check
 
 _BLOCK_TOKENS = 1 << 24  # tokens scanned by one task
 
@@ -106,9 +106,20 @@ def scan_block(split: SplitRows, start: int, stop: int, config: PackConfig) -> F
 
 
 def place_window(
-    facts: Facts, split: SplitRows, window: Window, config: PackConfig, chosen: Chosen
+    facts: Facts,
+    split: SplitRows,
+    window: Window,
+    config: PackConfig,
+    chosen: Chosen,
+    *,
+    vectors: Int16Array | None,
+    prepared: Prepared,
+    num_threads: int,
 ) -> tuple[WindowPlan, WindowSummary]:
     """Leave out, cut and place the samples of a window.
+
+    vectors: of its rows, for strategies that embed.  # shape: (num_rows, num_dimensions)
+    prepared: by the strategy, for the whole run.
 
     The tokens themselves are read only where a sample is cut. Raises `StrategyError` when the strategy
     breaks its contract.
@@ -128,7 +139,15 @@ def place_window(
     else:
         segments = whole_segments(remains, length, config.max_length)
     counts = _account_for_cuts(counts, segments, facts, split, window)
-    request = Request(lengths=segments.length, capacity=chosen.capacity, draws=draws, options=chosen.options)
+    request = Request(
+        lengths=segments.length,
+        capacity=chosen.capacity,
+        draws=draws,
+        options=chosen.options,
+        embeddings=None if vectors is None else vectors[segments.row],
+        prepared=prepared,
+        num_threads=num_threads,
+    )
     try:
         plan = check(strategy.place(request), request, strategy.name)
     except ContractError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline import manifest as manifests
 from pipeline.config import Chosen, PackConfig
 from pipeline.dataset_files import SCHEMA, card
 from pipeline.durable import FileFacts
+from pipeline.embedding.job import Embedded
 from pipeline.engine import LocalEngine
 from pipeline.files import FileCache
 from pipeline.folder import finish_folder, inside
@@ -24,7 +25,7 @@ from pipeline.publish import Staging
 from pipeline.rows import Rows
 from pipeline.scan import Facts
 from pipeline.shards import ShardFacts, write_empty_shard, write_shard
-from pipeline.windows import Window
+from pipeline.windows import SplitRows, Window
 from pipeline.words import counted
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,11 @@ class Run:
         cache: FileCache,
         engine: LocalEngine,
         staging: Staging,
+        embed: Callable[[Mapping[str, SplitRows], Mapping[str, Sequence[Window]]], Embedded] | None,
     ) -> None:
-        """origin: what the manifest tells of where the tokens come from."""
-        self._config, self._chosen, self._origin = config, chosen, origin
+        """origin: what the manifest tells of where the tokens come from; embed: makes the vectors, if they are used."""
+        self._config, self._chosen, self._origin, self._embed = config, chosen, origin, embed
+        self._embedded: Embedded | None = None
         self._inputs, self._cache, self._engine, self._staging = inputs, cache, engine, staging
         self._num_rows = opened.rows
         self.splits = opened.splits
@@ -80,6 +83,8 @@ class Run:
         """Plan every window; its integers are left in staging."""
         config = self._config
         windows = {split: rows.cut(config.window_samples, config.window_tokens) for split, rows in self.splits.items()}
+        if self._embed is not None:
+            self._embedded = self._embed(self.splits, windows)
         todo: list[tuple[str, Window]] = []
         planned: dict[tuple[str, int], WindowSummary] = {}
         for split, cut in windows.items():
@@ -102,14 +107,24 @@ class Run:
             facts = self._engine.map(scanned, tasks)
             for split, window in todo:
                 joined = Facts.join([next(facts) for _ in scan_blocks(window)])
-                plan, summary = place_window(joined, self.splits[split], window, config, self._chosen)
+                plan, summary = place_window(
+                    joined,
+                    self.splits[split],
+                    window,
+                    config,
+                    self._chosen,
+                    vectors=self._embedded.of_rows(split, window) if self._embedded else None,
+                    prepared=self._embedded.prepared if self._embedded else {},
+                    num_threads=self._engine.num_workers,
+                )
                 path = self._plan_path(split, window)
                 self._staging.record(path, plan.save(path), summary=summary.to_json())
                 planned[split, window.index] = summary
         return {split: [(window, planned[split, window.index]) for window in cut] for split, cut in windows.items()}
 
     def _plan_path(self, split: str, window: Window) -> Path:
-        return self._staging.work / f"plan-{split}-w{window.index:04d}.npz"
+        vectors = f"-{self._embedded.content[:8]}" if self._embedded else ""
+        return self._staging.work / f"plan-{split}-w{window.index:04d}{vectors}.npz"
 
     def write(
         self, planned: Planned, run_id: str, hashes: list[str], beside: Mapping[str, FileFacts]
@@ -179,6 +194,7 @@ class Run:
             "algorithm_version": manifests.ALGORITHM_VERSION,
             "config": self._config.to_json(),
             **self._origin,
+            **({"embedding": self._embedded.describe()} if self._embedded else {}),
             "inputs": [
                 {
                     "name": entry.name,
@@ -187,7 +203,7 @@ class Run:
                 }
                 for entry, num_rows in zip(self._inputs, self._num_rows, strict=True)
             ],
-            **manifests.summarise([window for windows in planned.values() for window in windows], capacity),
+            **manifests.summarise([window for windows in planned.values() for window in windows], capacity, self._told),
         }
         if hashes is not None:
             for entry, digest in zip(described["inputs"], hashes, strict=True):
@@ -196,10 +212,18 @@ class Run:
             return described | {"windows": manifests.describe_windows(planned[SINGLE])}
         return described | {
             "splits": {
-                split: manifests.summarise(windows, capacity) | {"windows": manifests.describe_windows(windows)}
+                split: manifests.summarise(windows, capacity, self._told)
+                | {"windows": manifests.describe_windows(windows)}
                 for split, windows in planned.items()
             }
         }
+
+    def _told(self, report: Mapping[str, int | float]) -> Mapping[str, int | float]:
+        """What is told of the sums that the strategy reported."""
+        figures = self._chosen.strategy.figures
+        if figures is None or not report:
+            return report
+        return figures(report, self._embedded.prepared if self._embedded else {})
 
 
 def _shard_names(

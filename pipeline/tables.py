@@ -105,6 +105,7 @@ def dry_run_table(result: Result, job: Job, sources: Mapping[str, Any]) -> Shown
         "cache_dir": str(job.cache_dir),
         "overwrite": job.overwrite,
     }
+    resolved["set"] = dict(vars(job.chosen.options))
     for name, setting in resolved.items():
         if isinstance(setting, dict):
             options[name] = {key: {"value": v, "source": sources[name][key]} for key, v in setting.items()}

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.errors import DataError
 from pipeline.mapped import MappedFile
 from pipeline.rows import Int64Array, Rows, list_offsets, rows_of
 
@@ -45,6 +47,21 @@ class SplitRows:
             if begin < end:
                 batches += [(batch, file.columns) for batch in file.batches(begin - first, end - first)]
         return rows_of(batches, lambda row: self.locate(start + row))
+
+    def column(self, name: str, start: int, stop: int) -> Iterator[pa.Array]:
+        """A column of rows start..stop-1 that is neither tokens nor targets, in pieces.
+
+        Raises `DataError` for a file that has none.
+        """
+        for file, first in zip(self.files, self._offsets, strict=False):
+            begin, end = max(start, first), min(stop, first + file.num_rows)
+            if begin >= end:
+                continue
+            if file.schema.names.count(name) != 1:
+                has = ", ".join(file.schema.names)
+                raise DataError(f"{file.name}: no column {name!r} to embed (the columns are: {has})")
+            for batch in file.batches(begin - first, end - first):
+                yield batch.column(batch.schema.get_field_index(name))
 
     def locate(self, row: int) -> str:
         """Words naming the file of a row, and its number there."""

