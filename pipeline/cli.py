@@ -242,6 +242,14 @@ def strategies(as_json: bool) -> None:
     _print(strategies_table(), as_json)
 
 
+_WITH_EXTRA = {
+    "faiss": "'tightpack[related]'",
+    "sklearn": "'tightpack[related]'",
+    "sentence_transformers": "'tightpack[embed]'",
+    "torch": "'tightpack[embed]'",
+}
+"""What to install for modules that some options need."""
+
 _NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "append_eos", "show")
 
 
@@ -335,7 +343,9 @@ def main() -> NoReturn:
         if str(error.name).partition(".")[0] in ("pipeline", "strategies"):
             _report_bug(error)
         _fail(
-            f"{error.name} is not installed for {sys.executable}; use the environment that has it, or pip install .", 2
+            f"{error.name} is not installed for {sys.executable}; use the environment that has it, or pip install"
+            f" {_WITH_EXTRA.get(str(error.name).partition('.')[0], '.')}",
+            2,
         )
     except OSError as error:
         _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), EXIT_STORAGE)

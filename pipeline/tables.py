@@ -237,8 +237,28 @@ def _figure_rows(manifest: Mapping[str, Any], verb: str) -> list[tuple[str, str]
             rows.append((reason, f"{', '.join(lost)}{of} {'masked' if masked else 'left out'}"))
     for reason, num_rows in manifest.get("skipped_rows", {}).items():
         rows.append((f"  {reason}", f"{counted(num_rows, 'row')} left out, among the empty"))
-    rows += [(name, str(figure)) for name, figure in manifest["report"].items()]
+    return rows + _report_rows(manifest["report"])
+
+
+_BASELINES = {"random": "random", "best_fit_decreasing": "best-fit-decreasing"}
+"""Plans that a strategy may measure beside its own: how their figures' names begin, and how they are called."""
+
+
+def _report_rows(report: Mapping[str, int | float]) -> list[tuple[str, str]]:
+    """What the strategy reported; each figure with those of the baselines."""
+    rows = []
+    for name, figure in report.items():
+        if name.startswith(tuple(f"{prefix}_" for prefix in _BASELINES)):
+            continue
+        beside = [
+            f"{told} {_number(report[key])}" for p, told in _BASELINES.items() if (key := f"{p}_{name}") in report
+        ]
+        rows.append((name.replace("_", " "), _number(figure) + (f" ({', '.join(beside)})" if beside else "")))
     return rows
+
+
+def _number(figure: float) -> str:
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4g}"
 
 
 def _aligned(rows: list[tuple[str, str]]) -> str:

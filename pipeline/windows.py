@@ -48,10 +48,10 @@ class SplitRows:
                 batches += [(batch, file.columns) for batch in file.batches(begin - first, end - first)]
         return rows_of(batches, lambda row: self.locate(start + row))
 
-    def column(self, name: str, start: int, stop: int) -> Iterator[pa.Array]:
+    def column(self, name: str, start: int, stop: int, way_out: str) -> Iterator[pa.Array]:
         """A column of rows start..stop-1 that is neither tokens nor targets, in pieces.
 
-        Raises `DataError` for a file that has none.
+        Raises `DataError` for a file that has none, ending with `way_out`.
         """
         for file, first in zip(self.files, self._offsets, strict=False):
             begin, end = max(start, first), min(stop, first + file.num_rows)
@@ -59,7 +59,7 @@ class SplitRows:
                 continue
             if file.schema.names.count(name) != 1:
                 has = ", ".join(file.schema.names)
-                raise DataError(f"{file.name}: no column {name!r} to embed (the columns are: {has})")
+                raise DataError(f"{file.name}: no column {name!r} to embed (the columns are: {has}); {way_out}")
             for batch in file.batches(begin - first, end - first):
                 yield batch.column(batch.schema.get_field_index(name))
 

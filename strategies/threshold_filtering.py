@@ -206,7 +206,7 @@ def figures(sums: Mapping[str, int | float], prepared: Mapping[str, npt.NDArray[
     told: dict[str, int | float] = {}
     threshold = int(prepared["threshold"])
     if threshold < NO_THRESHOLD:
-        told["threshold_cosine"] = round(threshold / ONE, 6)
+        told["threshold"] = min(1.0, round(threshold / ONE, 6))
     told["forced_placements"] = sums.get("forced_placements", 0)
     for name in ("", "random_", "best_fit_decreasing_"):
         told |= rates(sums, name)

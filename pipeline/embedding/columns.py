@@ -14,6 +14,8 @@ from pipeline.windows import SplitRows
 from strategies.affinity import MOST_DIMENSIONS, quantise
 from strategies.contract import Int16Array
 
+_WAY_OUT = "name the one that holds the vectors with --set column=NAME"
+
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -41,7 +43,7 @@ class ColumnEmbedder:
         """Raises `DataError` for a vector that is missing, not finite, zero, or of another width."""
         parts = []
         first = start
-        for array in split.column(self.column, start, stop):
+        for array in split.column(self.column, start, stop, _WAY_OUT):
             parts.append(self._checked(array, width, lambda row, first=first: split.locate(first + row)))
             first += len(array)
         return np.concatenate(parts)

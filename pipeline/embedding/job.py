@@ -18,7 +18,7 @@ from pipeline.windows import SplitRows, Window
 from strategies import Draws, Strategy
 from strategies.contract import SAMPLED, Int16Array, Int64Array, Prepared
 
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 2048
 """Rows of a task, and of what an interrupted run loses at most."""
 
 _Chunk = tuple[str, int, int]  # split, first row, end

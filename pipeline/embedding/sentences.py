@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MINILM = "minilm"
 """Name for the weights of all-MiniLM-L6-v2 that the extra `minilm` installs."""
 
+_WAY_OUT = "tokenise with --keep-text, or name a column of text with --set text=NAME"
 _BATCH = 64
 _READ_BY_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".spm")
 
@@ -61,7 +62,7 @@ class SentenceEmbedder:
     def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
         """See `Embedder`."""
         texts: list[str] = []
-        for array in split.column(self.column, start, stop):
+        for array in split.column(self.column, start, stop, _WAY_OUT):
             if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
                 where = split.locate(start + len(texts))
                 raise DataError(f"{where}: column {self.column!r} has type {array.type}; text is needed")

@@ -42,7 +42,7 @@ class TokenEmbedder:
             import sklearn  # noqa: F401, PLC0415 - asked for before any work is done
         except ModuleNotFoundError:
             raise ConfigError(
-                "embedder tokens needs scikit-learn: pip install 'tightpack[embed]' (or give vectors of your own with"
+                "embedder tokens needs scikit-learn: pip install 'tightpack[related]' (or give vectors of your own with"
                 " --set embedder=column)"
             ) from None
 

@@ -95,10 +95,10 @@ def test_the_report_has_the_definitions(options: dict[str, Any]) -> None:
         assert told(plan)["conflict_rate"] == pytest.approx(conflict_rate, abs=1e-12)
     else:
         similarity, _ = brute_force(packs_of(plan), lengths, vectors, 0)
-    assert told(plan)["mean_similarity"] == pytest.approx(similarity, rel=1e-9)
+    assert told(plan)["mean_in_pack_similarity"] == pytest.approx(similarity, rel=1e-9)
     baseline = packs_of(pack(lengths, 2048, "best-fit-decreasing"))
     similarity, _ = brute_force(baseline, lengths, vectors, 0)
-    assert told(plan)["best_fit_decreasing_mean_similarity"] == pytest.approx(similarity, rel=1e-9)
+    assert told(plan)["best_fit_decreasing_mean_in_pack_similarity"] == pytest.approx(similarity, rel=1e-9)
 
 
 def test_the_percentile_is_that_of_all_distances() -> None:
@@ -120,8 +120,8 @@ def test_packs_are_as_full_as_sorted_bins_and_more_related_than_the_walk(capacit
     walked = pack(lengths, capacity, "tfp", embeddings=vectors, mode="path")
     bound = -(-int(lengths.sum()) // capacity)
     assert plan.num_packs <= bound + max(3, 0.002 * bound)
-    assert told(plan)["mean_similarity"] > 1.05 * told(walked)["mean_similarity"]
-    assert told(plan)["mean_similarity"] > told(plan)["random_mean_similarity"]
+    assert told(plan)["mean_in_pack_similarity"] > 1.05 * told(walked)["mean_in_pack_similarity"]
+    assert told(plan)["mean_in_pack_similarity"] > told(plan)["random_mean_in_pack_similarity"]
     assert told(plan)["conflict_rate"] < told(walked)["conflict_rate"] / 4
 
 
@@ -138,8 +138,8 @@ def test_near_duplicates_never_meet_where_that_can_be() -> None:
 def test_related_samples_meet_where_nothing_is_too_close() -> None:
     vectors, lengths = clustered(3000, 30, spread=0.3)
     plan = pack(lengths, 2048, "tfp", embeddings=vectors, threshold="none")
-    assert told(plan)["mean_similarity"] > 0.75
-    assert told(plan)["random_mean_similarity"] < 0.2
+    assert told(plan)["mean_in_pack_similarity"] > 0.75
+    assert told(plan)["random_mean_in_pack_similarity"] < 0.2
 
 
 def test_identical_samples_fill_packs_and_are_reported() -> None:
@@ -247,7 +247,7 @@ def test_clusters_keep_related_samples_in_one_block() -> None:
     vectors, lengths = clustered(4000, 40, spread=0.3)
     with_clusters = pack(lengths, 1024, "tfp", embeddings=vectors, threshold="cosine:0.99", block=500)
     dealt = pack(lengths, 1024, "tfp", embeddings=vectors, threshold="percentile:0.01", block=500)
-    assert told(with_clusters)["mean_similarity"] > 1.1 * told(dealt)["mean_similarity"]
+    assert told(with_clusters)["mean_in_pack_similarity"] > 1.1 * told(dealt)["mean_in_pack_similarity"]
 
 
 def test_the_walk_over_lists_visits_everything_and_is_nearly_as_related(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +258,8 @@ def test_the_walk_over_lists_visits_everything_and_is_nearly_as_related(monkeypa
     near = pack(lengths, 1024, "tfp", embeddings=vectors, mode="path")
     assert sorted(near.segment) == list(range(3000))
     assert not np.array_equal(near.segment, exact.segment)
-    assert told(near)["mean_similarity"] > 0.8 * told(exact)["mean_similarity"]
-    assert told(near)["mean_similarity"] > 2 * told(near)["random_mean_similarity"]
+    assert told(near)["mean_in_pack_similarity"] > 0.8 * told(exact)["mean_in_pack_similarity"]
+    assert told(near)["mean_in_pack_similarity"] > 2 * told(near)["random_mean_in_pack_similarity"]
 
 
 def test_the_walk_over_one_list_is_the_walk() -> None:
@@ -304,5 +304,5 @@ def test_pack_needs_one_finite_vector_for_each_sample() -> None:
 
 
 def test_rates_of_nothing_are_zero() -> None:
-    assert rates({"pairs": 0}, "") == {"mean_similarity": 0.0, "conflict_rate": 0.0}
+    assert rates({"pairs": 0}, "") == {"mean_in_pack_similarity": 0.0, "conflict_rate": 0.0}
     assert find("tfp").name == "threshold-filtering"
