@@ -59,8 +59,8 @@ def relatedness(request: Request, plan: Plan, threshold: int) -> dict[str, int |
 def rates(sums: Mapping[str, int | float], prefix: str) -> dict[str, float]:
     """Figures from the sums whose names begin with `prefix`.
 
-    mean_in_pack_similarity: over packs of two or more segments, the mean pairwise cosine, weighted by the pack's tokens;
-    conflict_rate: conflicting pairs in packs / all pairs in packs.
+    mean_in_pack_similarity: over packs of two or more segments, the mean pairwise cosine, weighted by the pack's
+    tokens; conflict_rate: conflicting pairs in packs / all pairs in packs.
     """
     compared, pairs = sums.get(f"{prefix}tokens_compared", 0), sums.get(f"{prefix}pairs", 0)
     return {

@@ -88,7 +88,9 @@ class SentenceEmbedder:
 
     def _load(self) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds
+        from transformers.utils import logging as their_logging  # noqa: PLC0415
 
+        their_logging.disable_progress_bar()  # it would be shown without a terminal too
         try:
             loaded = SentenceTransformer(str(self._folder), local_files_only=True)
         except Exception as error:
