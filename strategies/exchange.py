@@ -13,8 +13,8 @@ from strategies.compiled import kernel
 from strategies.contract import Int32Array, Int64Array
 
 _SEARCHING = (0.05, 0.05, 0.07, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.6)
-"""What a token over capacity costs in each sweep over all samples; a token whose similarity to its pack grows by 0.1
-gains 0.1."""
+"""What a token over capacity costs in each sweep over all samples, in tokens times similarity: at 0.1, ten tokens over
+weigh as much as one pack's token whose similarity falls by one."""
 
 _FORBIDDING = 1e4
 _MENDING = (3.0, 6.0, 12.0, 25.0, 50.0, 1e3, *[_FORBIDDING] * 4)
@@ -34,7 +34,6 @@ _UNIT = np.float32(16)  # of gains as integers, whose maximum is found several t
 _MOST_OVER = np.int32(1 << 12)  # tokens over capacity beyond which a pack is just as bad
 _LEAST_GAIN = 1  # in units
 _NEVER = np.float32(-1e9)
-
 
 _ALL, _OF_OVER_FULL, _IN_CONFLICT = 0, 1, 2
 """Samples for which a sweep seeks a better place."""
