@@ -28,7 +28,7 @@ EMBEDDERS = ("tokens", "sentence-transformers", "column")
 
 _PAIRS_OF = 1 << 13  # embeddings all of whose pairs the percentile is taken from
 _MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 1 << 14, 3 << 10
-_PRODUCTS = 600_000_000  # similarities looked at in a window, about, where blocks may shrink for it
+_PRODUCTS = 450_000_000  # similarities looked at in a window, about, where blocks may shrink for it
 _EXACT_WALK = 50_000  # samples up to which `path` looks at all that are left, at each step
 _MOST_CLUSTERS = 1 << 10
 
