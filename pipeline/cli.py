@@ -160,6 +160,11 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     chosen = choose_strategy(values["strategy"], settings, values["max_length"])
     wanted = chosen.strategy.embedding and chosen.strategy.embedding(chosen.options)
     tokenization = _tokenization(ctx, values, keep_text=bool(wanted and wanted.embedder == "sentence-transformers"))
+    if tokenization and wanted and (wanted.embedder == "column" or wanted.column not in ("", "text")):
+        raise ConfigError(
+            f"--set: column {wanted.column!r} is not kept where raw rows are tokenised; raw rows are embedded by their"
+            " tokens, or with embedder=sentence-transformers by their prompts"
+        )
     if tokenization and column:
         raise ConfigError("--column names columns of tokenised input; with --tokenizer name those of raw rows by --map")
     fields = {name: values[name] for name in vars(PackConfig(max_length=1)) if name in values}

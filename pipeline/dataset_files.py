@@ -64,7 +64,7 @@ def dict_file(splits: list[str]) -> str:
 def card(manifest: Mapping[str, Any]) -> str:
     """README.md of the packed dataset. `manifest`: all of it but `files` and `self`."""
     config, counts = manifest["config"], manifest["counts"]
-    settings = ", ".join(f"{key}={value}" for key, value in config["set"].items())
+    settings = ", ".join(f"{key}={value}" for key, value in config["set"].items() if value != "")
     rows = [
         ("strategy", config["strategy"] + (f" ({settings})" if settings else "")),
         ("capacity", f"{manifest['capacity']:,} tokens a pack"),
@@ -79,6 +79,9 @@ def card(manifest: Mapping[str, Any]) -> str:
         ),
         ("run", manifest["run_id"]),
     ]
+    if "embedding_model" in manifest:
+        rows.append(("embedded by", manifest["embedding_model"]["name"]))
+    rows += [(name.replace("_", " "), f"{figure:.6g}") for name, figure in sorted(manifest["report"].items())]
     left_out = [
         f"| {reason} | {loss['samples']:,} | {loss['tokens']:,} | {loss['targets']:,} |"
         for reason, loss in counts["dropped"].items()

@@ -169,7 +169,8 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
                     pa.array([value.get(field.name)], field.type)
                 except (pa.ArrowException, ValueError, TypeError):
                     wanted = "text" if pa.types.is_string(field.type) else "a list of numbers"
-                    return DataError(f"{where}, row {row}: column {field.name!r} is not {wanted}, as in row 0")
+                    told = f"{where}, row {row}: column {field.name!r} is not {wanted}"
+                    return DataError(told + (", as in row 0" if row else ""))
                 continue
             kind = bool if pa.types.is_boolean(field.type.value_type) else int
             values = value.get(field.name)

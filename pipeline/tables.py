@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.segments import REASONS
 from pipeline.words import counted
 from strategies import Strategy, all_names, find
 
@@ -200,7 +201,7 @@ def _options(strategy: Strategy) -> list[tuple[str, Any, str, str]]:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value)
-    return str(value).lower() if isinstance(value, bool) else "-" if value is None else str(value)
+    return str(value).lower() if isinstance(value, bool) else "-" if value in (None, "") else str(value)
 
 
 def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +230,8 @@ def _figure_rows(manifest: Mapping[str, Any], verb: str) -> list[tuple[str, str]
     ]
     for name, split in manifest.get("splits", {}).items():
         rows.append((f"  {name}", f"{split['packs']:,} packs, fill {split['fill']:.4%}"))
-    for reason, loss in counts["dropped"].items():
+    for reason in REASONS:
+        loss = counts["dropped"][reason]
         lost = [counted(loss[f"{what}s"], what) for what in ("sample", "token", "target") if loss[f"{what}s"]]
         if lost:
             of = "" if loss["samples"] else f" in {counted(loss['samples_affected'], 'sample')}"
@@ -247,18 +249,21 @@ _BASELINES = {"random": "random", "best_fit_decreasing": "best-fit-decreasing"}
 def _report_rows(report: Mapping[str, int | float]) -> list[tuple[str, str]]:
     """What the strategy reported; each figure with those of the baselines."""
     rows = []
-    for name, figure in report.items():
+    for name, figure in sorted(report.items()):
         if name.startswith(tuple(f"{prefix}_" for prefix in _BASELINES)):
             continue
         beside = [
-            f"{told} {_number(report[key])}" for p, told in _BASELINES.items() if (key := f"{p}_{name}") in report
+            f"{told} {_number(key, report[key])}" for p, told in _BASELINES.items() if (key := f"{p}_{name}") in report
         ]
-        rows.append((name.replace("_", " "), _number(figure) + (f" ({', '.join(beside)})" if beside else "")))
+        shown = name.replace("_", " ").replace("in pack", "in-pack")
+        rows.append((shown, _number(name, figure) + (f" ({', '.join(beside)})" if beside else "")))
     return rows
 
 
-def _number(figure: float) -> str:
-    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.4g}"
+def _number(name: str, figure: float) -> str:
+    if isinstance(figure, int):
+        return f"{figure:,}"
+    return f"{figure:.4%}" if name.endswith("_rate") else f"{figure:.4f}"
 
 
 def _aligned(rows: list[tuple[str, str]]) -> str:

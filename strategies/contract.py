@@ -127,6 +127,9 @@ class Strategy:
     embedding: Callable[[Any], Embedding] | None = None
     """options -> the vectors it wants; None for strategies that need only lengths."""
 
+    embedding_options: tuple[str, ...] = ()
+    """The options that `embedding` looks at."""
+
     prepare: Callable[[Int16Array, int, Draws, Any], Prepared] | None = None
     """What has to be found once for a whole run, such as a threshold; stored, and given to every `place`:
     (embeddings of a sample of the run, most segments in one window, draws, options) -> named arrays."""

@@ -26,6 +26,15 @@ from strategies.walk import walk, walk_lists
 MODES = ("pack", "path")
 EMBEDDERS = ("tokens", "sentence-transformers", "column")
 
+MOST_COSINE = 0.999
+"""Vectors are rounded, so the product of one with itself may be 0.9995: equal ones must be above any threshold."""
+
+_OF_EMBEDDER = {
+    "model": "sentence-transformers",
+    "text": "sentence-transformers",
+    "max_tokens": "sentence-transformers",
+    "column": "column",
+}
 _PAIRS_OF = 1 << 13  # embeddings all of whose pairs the percentile is taken from
 _MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 1 << 14, 3 << 10
 _PRODUCTS = 450_000_000  # similarities looked at in a window, about, where blocks may shrink for it
@@ -54,9 +63,9 @@ class ThresholdFilteringOptions:
         default="", metadata={"help": "of sentence-transformers: a directory, a Hub id, or minilm", "is_path": True}
     )
     column: str = field(default="", metadata={"help": "of column: the one that holds a vector for each row"})
-    text: str = field(default="text", metadata={"help": "of sentence-transformers: the column to embed"})
+    text: str = field(default="", metadata={"help": "of sentence-transformers: the column to embed, else `text`"})
     max_tokens: int = field(
-        default=128, metadata={"help": "of sentence-transformers: tokens of each text that the model reads"}
+        default=0, metadata={"help": "of sentence-transformers: tokens of each text that the model reads, else 128"}
     )
     block: int = field(
         default=0, metadata={"help": "samples compared with each other at once; 0 chooses by the window"}
@@ -70,11 +79,13 @@ class ThresholdFilteringOptions:
             raise ValueError("embedder sentence-transformers needs model=PATH_OR_ID")
         if self.embedder == "column" and not self.column:
             raise ValueError("embedder column needs column=NAME")
-        for name, embedder in (("model", "sentence-transformers"), ("column", "column")):
+        for name, embedder in _OF_EMBEDDER.items():
             if getattr(self, name) and self.embedder != embedder:
                 raise ValueError(f"{name} has no effect with embedder {self.embedder}; add embedder={embedder}")
-        if self.max_tokens < 1:
+        if self.max_tokens < 0:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.block and self.mode == "path":
+            raise ValueError("block has no effect with mode path, which knows none")
         if self.block and not 2 <= self.block <= 1 << 15:
             raise ValueError(f"block must be 0 or from 2 to {1 << 15}, not {self.block}")
 
@@ -86,6 +97,8 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def parse_threshold(text: str) -> tuple[str, float]:
     """(kind, value) of a threshold: percentile, cosine or none. Raises `ValueError`."""
+    if not isinstance(text, str):
+        raise ValueError(f"threshold must be a text such as 'cosine:0.9', not {text!r}")
     kind, _, value = text.partition(":")
     if text == "none":
         return "none", 0.0
@@ -95,10 +108,13 @@ def parse_threshold(text: str) -> tuple[str, float]:
         number = math.nan
     if kind == "percentile" and 0 < number < 100:
         return kind, number
-    if kind == "cosine" and -1 <= number <= 1:
+    if kind == "cosine" and 0 <= number <= MOST_COSINE:
         return kind, number
+    if kind == "cosine" and MOST_COSINE < number <= 1:
+        raise ValueError(f"threshold cosine:{MOST_COSINE} is the highest: beyond it rounding decides what is the same")
     raise ValueError(
-        f"threshold must be percentile:P with P between 0 and 100, cosine:X with X from -1 to 1, or none, not {text!r}"
+        "threshold must be percentile:P with P between 0 and 100, cosine:X with X from 0 to"
+        f" {MOST_COSINE}, or none, not {text!r}"
     )
 
 
@@ -106,7 +122,10 @@ def embedding(options: ThresholdFilteringOptions) -> Embedding:
     """What the options ask for."""
     if options.embedder == "sentence-transformers":
         return Embedding(
-            embedder=options.embedder, model=options.model, column=options.text, max_tokens=options.max_tokens
+            embedder=options.embedder,
+            model=options.model,
+            column=options.text or "text",
+            max_tokens=options.max_tokens or 128,
         )
     return Embedding(embedder=options.embedder, column=options.column)
 
@@ -157,6 +176,7 @@ def place(request: Request) -> Plan:
     if not len(request.lengths):
         return Plan(segment=np.empty(0, np.int64), pack_offsets=np.zeros(1, np.int64))
     threshold = int(request.prepared["threshold"])
+    random = _next_fit(request, request.draws.permutation(len(request.lengths)))
     if request.options.mode == "path":
         order, num_forced = _walked(request, request.embeddings, threshold)
         plan = _next_fit(request, order)
@@ -166,7 +186,7 @@ def place(request: Request) -> Plan:
     report: dict[str, int | float] = {}
     for name, other in (
         ("", plan),
-        ("random_", _next_fit(request, request.draws.permutation(len(request.lengths)))),
+        ("random_", random),
         ("best_fit_decreasing_", best_fit_decreasing.place(request)),
     ):
         measured = relatedness(request, other, threshold)
@@ -205,11 +225,12 @@ def figures(sums: Mapping[str, int | float], prepared: Mapping[str, npt.NDArray[
     """What is told of a run, from the sums of its windows."""
     told: dict[str, int | float] = {}
     threshold = int(prepared["threshold"])
-    if threshold < NO_THRESHOLD:
-        told["threshold"] = min(1.0, round(threshold / ONE, 6))
-    told["forced_placements"] = sums.get("forced_placements", 0)
     for name in ("", "random_", "best_fit_decreasing_"):
         told |= rates(sums, name)
+    if threshold == NO_THRESHOLD:  # nothing can conflict
+        return {name: figure for name, figure in told.items() if not name.endswith("conflict_rate")}
+    told["threshold"] = min(1.0, round(threshold / ONE, 6))
+    told["forced_placements"] = sums.get("forced_placements", 0)
     return told
 
 
@@ -218,9 +239,10 @@ STRATEGY = Strategy(
     place=place,
     aliases=("tfp",),
     summary="related samples in one pack, near-duplicates in different ones, packs full",
-    when="when a pack is attended to as a whole, or related samples are to share a gradient step",
+    when="when a pack is attended to as a whole, or near-duplicates must not meet",
     options=ThresholdFilteringOptions,
     embedding=embedding,
+    embedding_options=("embedder", *_OF_EMBEDDER),
     prepare=prepare,
     figures=figures,
 )

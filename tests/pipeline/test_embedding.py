@@ -138,7 +138,7 @@ def test_manifest_result_and_dry_run_tell_relatedness(run: Run, tmp_path: Path) 
     assert planned["plan"]["report"] == manifest["report"]
     assert planned["options"]["set"]["embedder"] == {"value": "tokens", "source": "default"}
     shown = run("pack", source, *flags, "--dry-run").out
-    assert "mean in pack similarity" in shown
+    assert "mean in-pack similarity" in shown
     assert "best-fit-decreasing" in shown
 
 
@@ -246,6 +246,8 @@ def test_bad_vectors_are_named(run: Run, tmp_path: Path, vector: Any, told: list
         (["embedder=sentence-transformers", "model=here"], 2, "no sentence-transformers model"),
         (["embedder=sentence-transformers", "model=org/unknown"], 2, "the Hub is out of reach"),
         (["threshold=percentile:200"], 2, "P between 0 and 100"),
+        (["threshold=cosine:0.9999"], 2, "cosine:0.999 is the highest"),
+        (["max_tokens=64"], 2, "max_tokens has no effect with embedder tokens"),
         (["embedder=tokenz"], 2, "embedder must be tokens, sentence-transformers or column"),
     ],
 )
@@ -362,6 +364,30 @@ def test_raw_rows_are_embedded_by_their_prompts(run: Run, tmp_path: Path, real_d
     assert ended.code == 0, ended.err
     assert same_topic(out) > 0.7
     assert run("verify", out, "--source", source, "--tokenizer", tokenizer).code == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [["embedder=column", "column=vec"], ["embedder=sentence-transformers", "model=minilm", "text=q"]]
+)
+def test_columns_of_raw_rows_are_not_kept(run: Run, tmp_path: Path, real_data: Path, settings: list[str]) -> None:
+    source = write_jsonl([{"prompt": "a ", "completion": "b", "vec": [1.0], "q": "a"}], tmp_path / "raw.jsonl")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    tokenizer = real_data / "tokenizers" / "gpt2" / "tokenizer.json"
+    ended = run(
+        "pack",
+        source,
+        "--output",
+        tmp_path / "out",
+        "--max-length",
+        9,
+        "--strategy",
+        "tfp",
+        *flags,
+        "--tokenizer",
+        tokenizer,
+    )
+    assert ended.code == 2
+    assert "is not kept where raw rows are tokenised" in ended.err
 
 
 @pytest.mark.parametrize("capacity", [2048, 4096])
