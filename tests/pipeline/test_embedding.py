@@ -180,6 +180,32 @@ def test_vectors_are_found_again_by_content_and_model(
     assert sum(embedded) == 361
 
 
+def test_an_interrupted_run_goes_on_with_the_chunks_that_are_left(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = topical(tmp_path / "in"), tmp_path / "out"
+    flags = ["--max-length", 128, "--strategy", "tfp", "--num-workers", 1]
+    monkeypatch.setattr("pipeline.embedding.job.CHUNK_ROWS", 50)
+    started: list[int] = []
+    embed = TokenEmbedder.embed
+
+    def stopping(self: TokenEmbedder, split: SplitRows, start: int, stop: int, fitted: Any) -> Any:
+        started.append(start)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return embed(self, split, start, stop, fitted)
+
+    monkeypatch.setattr(TokenEmbedder, "embed", stopping)
+    ended = run("pack", source, "--output", out, *flags)
+    assert (ended.code, out.exists()) == (130, False)
+    assert "resumes it" in ended.err
+    assert run("pack", source, "--output", out, *flags).code == 0
+    assert (started.count(0), started.count(50)) == (1, 2)
+    whole = tmp_path / "whole"
+    assert run("pack", source, "--output", whole, *flags, "--cache-dir", tmp_path / "cache" / "other").code == 0
+    assert (whole / "manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
+
+
 def test_a_cache_that_cannot_be_written_is_told_and_packs_all_the_same(run: Run, tmp_path: Path) -> None:
     source, blocked = topical(tmp_path / "in"), tmp_path / "file"
     blocked.write_text("")
@@ -291,6 +317,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
         "from pipeline.cli import main\nmain()\n"
     )
     arguments = ["pack", source, "--output", tmp_path / "out", "--max-length", "128", "--strategy", "tfp", *flags]
+    arguments += ["--cache-dir", tmp_path / "cache"]
     ended = subprocess.run(
         [sys.executable, "-c", hidden, *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -307,6 +334,7 @@ def test_tokens_need_neither_torch_nor_transformers(tmp_path: Path) -> None:
         "    assert not {'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)\n"
     )
     arguments = ["pack", source, "--output", tmp_path / "out", "--max-length", "128", "--strategy", "tfp"]
+    arguments += ["--cache-dir", tmp_path / "cache"]
     subprocess.run([sys.executable, "-c", told, *map(str, arguments)], check=True, capture_output=True)
 
 
