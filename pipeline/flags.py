@@ -120,7 +120,7 @@ run_options: list[Decorator] = [
         "--cache-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Remembered content hashes [default: under $XDG_CACHE_HOME].",
+        help="Remembered content hashes and embeddings [default: under $XDG_CACHE_HOME].",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option(
