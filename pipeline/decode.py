@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.columns import ROLES, Columns, find_columns
 from pipeline.errors import DataError
 from pipeline.json_lines import line_blocks, lines_of, parse_line
+from pipeline.words import first_line
 
 BATCH_VALUES = 1 << 22
 """Tokens in a decoded batch, about; a single row may have more."""
@@ -31,15 +32,11 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DataError(f"{where}: cannot be read, damaged or truncated ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
 
 
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:

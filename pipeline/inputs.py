@@ -15,6 +15,7 @@ import fsspec
 from pipeline import manifest as manifests
 from pipeline.errors import BusyError, DataError
 from pipeline.files import InputFile, reaching
+from pipeline.words import first_line
 
 _FORMATS = {
     ".arrow": "arrow",
@@ -191,12 +192,12 @@ def _hub(name: str, subset: str | None, revision: str | None) -> Input:
     try:
         loaded = datasets.load_dataset(name, subset, revision=revision)
     except FileNotFoundError as error:  # DatasetNotFoundError, DataFilesNotFoundError and EmptyDatasetError are such
-        raise DataError(f"input {name}: no such path, and no dataset of that name ({_first_line(error)})") from None
+        raise DataError(f"input {name}: no such path, and no dataset of that name ({first_line(error)})") from None
     except ConnectionError as error:
-        told = f"input {name}: no such path, and the Hub cannot be reached ({_first_line(error)})"
+        told = f"input {name}: no such path, and the Hub cannot be reached ({first_line(error)})"
         raise (DataError if datasets.config.HF_HUB_OFFLINE else BusyError)(told) from None
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"input {name}: {_first_line(error)}") from None
+        raise DataError(f"input {name}: {first_line(error)}") from None
     local = fsspec.filesystem("file")
     return Input(
         name=name.rstrip("/").rsplit("/", 1)[-1],
@@ -208,7 +209,3 @@ def _hub(name: str, subset: str | None, revision: str | None) -> Input:
         },
         from_hub=True,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,7 +43,7 @@ lengths = np.clip(np.exp(draws.normal(5.2, 0.9, count)), 8, capacity).astype(np.
 strategy = find("threshold-filtering")
 def plan(vectors, lengths):
     options = strategy.options()
-    prepared = strategy.prepare(vectors[:SAMPLED], len(vectors), Draws("bench"), options)
+    prepared = strategy.prepare(vectors[:SAMPLED], len(vectors), options)
     request = Request(lengths=lengths, capacity=capacity, draws=Draws("bench"), options=options, embeddings=vectors,
                       prepared=prepared, num_threads=threads)
     return strategy.place(request)

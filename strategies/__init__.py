@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from strategies.affinity import quantise
+from strategies.affinity import MOST_DIMENSIONS, quantise
 from strategies.contract import SAMPLED, ContractError, Int16Array, NoOptions, Plan, Prepared, Request, Strategy, check
 from strategies.draws import Draws
 from strategies.registry import all_names, find
@@ -61,7 +61,7 @@ def pack(
     prepared: Prepared = {}
     if chosen.prepare is not None and vectors is not None:
         draws = Draws(f"seed={seed}/prepare/{chosen.name}")
-        prepared = chosen.prepare(vectors[draws.sample(len(vectors), SAMPLED)], len(vectors), draws, settings)
+        prepared = chosen.prepare(vectors[draws.sample(len(vectors), SAMPLED)], len(vectors), settings)
     request = Request(
         lengths=array.astype(np.int32),
         capacity=chosen.capacity(max_length, settings),
@@ -97,6 +97,8 @@ def _embeddings(strategy: Strategy, given: npt.ArrayLike | None, num_samples: in
         return np.empty((0, 1), np.int16)
     if values.ndim != 2 or len(values) != num_samples:
         raise ValueError(f"embeddings must be a vector for each of {num_samples} samples, not of shape {values.shape}")
+    if values.shape[1] > MOST_DIMENSIONS:
+        raise ValueError(f"embeddings may have {MOST_DIMENSIONS} dimensions at most, not {values.shape[1]}")
     for sample in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
         raise ValueError(f"the embedding of sample {sample} holds a number that is not finite")
     return quantise(values)

@@ -1,7 +1,7 @@
 """Similarities that decide a plan, so they must be the same on every machine.
 
 Unit vectors are stored as int16 at scale 4,000. Every partial sum of a product of two of them is a whole number of at
-most 4,000 squared, by Cauchy-Schwarz, and so below 2^24: a float32 matrix product of them is exact, whatever its
+most about 4,000 squared, by Cauchy-Schwarz, and so below 2^24: a float32 matrix product of them is exact, whatever its
 library adds up first and on however many threads.
 """
 

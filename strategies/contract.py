@@ -130,9 +130,9 @@ class Strategy:
     embedding_options: tuple[str, ...] = ()
     """The options that `embedding` looks at."""
 
-    prepare: Callable[[Int16Array, int, Draws, Any], Prepared] | None = None
+    prepare: Callable[[Int16Array, int, Any], Prepared] | None = None
     """What has to be found once for a whole run, such as a threshold; stored, and given to every `place`:
-    (embeddings of a sample of the run, most segments in one window, draws, options) -> named arrays."""
+    (embeddings drawn at random from the run, most rows in one window, options) -> named arrays."""
 
     figures: Callable[[Mapping[str, int | float], Prepared], dict[str, int | float]] | None = None
     """What is told of a run: (the summed reports of its plans, what was prepared) -> figures by name. None tells the

@@ -6,7 +6,7 @@
 4. Samples of the packs that stay change places where that raises similarity or ends a conflict.
 5. What is left joins the next block. In the last one it goes into packs by best fit, before step 4.
 
-So fill is that of sorted bins but for a fixed share, nothing is lost, and conflicts are what cannot be avoided.
+So fill is that of sorted bins but for a fixed share, nothing is lost, and few conflicts remain.
 Nothing depends on the number of threads.
 """
 
@@ -98,11 +98,11 @@ def place_related(
 
     with ThreadPoolExecutor(request.num_threads, thread_name_prefix="exchange") as pool:
         parts = np.array_split(order, num_blocks)
-        for number, part in enumerate(parts):
+        for number, dealt in enumerate(parts):
             is_last = number == len(parts) - 1
             while is_last and waiting:
                 finish_one()
-            samples = np.concatenate([left, part, *(ejected if is_last else [])])
+            samples = np.concatenate([left, dealt, *(ejected if is_last else [])])
             samples = samples[longest_first(lengths[samples], capacity)]
             block = _grow_block(request, embeddings[samples], threshold, samples, is_last)
             left = samples[block.pack < 0]

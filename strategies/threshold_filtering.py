@@ -18,7 +18,6 @@ from strategies import best_fit_decreasing, next_fit
 from strategies.affinity import NO_THRESHOLD, ONE, products
 from strategies.clusters import chain, learn_centroids, nearest_centroid, neighbours_first
 from strategies.contract import Embedding, Int16Array, Int64Array, Plan, Request, Strategy
-from strategies.draws import Draws
 from strategies.related_blocks import place_related
 from strategies.relatedness import rates, relatedness
 from strategies.walk import walk, walk_lists
@@ -130,13 +129,11 @@ def embedding(options: ThresholdFilteringOptions) -> Embedding:
     return Embedding(embedder=options.embedder, column=options.column)
 
 
-def prepare(
-    sample: Int16Array, most_segments: int, draws: Draws, options: ThresholdFilteringOptions
-) -> dict[str, npt.NDArray[Any]]:
+def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptions) -> dict[str, npt.NDArray[Any]]:
     """What is found once for a run: the threshold, as a product of embeddings, and cluster centroids if they are used.
 
-    sample: of the run's embeddings.  # shape: (num_sampled, num_dimensions)
-    most_segments: in one window.
+    sample: of the run's embeddings, in random order.  # shape: (num_sampled, num_dimensions)
+    most_rows: in one window.
     """
     kind, value = parse_threshold(options.threshold)
     if kind == "none":
@@ -147,9 +144,9 @@ def prepare(
         threshold = _percentile(sample[:_PAIRS_OF], value)
     prepared: dict[str, npt.NDArray[Any]] = {"threshold": np.array(threshold, np.int64)}
     if options.mode == "path":
-        num_clusters = math.isqrt(most_segments) if most_segments > _EXACT_WALK else 0
+        num_clusters = math.isqrt(most_rows) if most_rows > _EXACT_WALK else 0
     else:
-        num_blocks = _num_blocks(most_segments, options)
+        num_blocks = _num_blocks(most_rows, options)
         num_clusters = 4 * num_blocks if kind != "percentile" and num_blocks > 1 else 0
     if num_clusters:
         prepared["centroids"] = learn_centroids(sample, min(num_clusters, _MOST_CLUSTERS, len(sample)))
@@ -176,13 +173,14 @@ def place(request: Request) -> Plan:
     if not len(request.lengths):
         return Plan(segment=np.empty(0, np.int64), pack_offsets=np.zeros(1, np.int64))
     threshold = int(request.prepared["threshold"])
+    num_forced: int | None
     random = _next_fit(request, request.draws.permutation(len(request.lengths)))
     if request.options.mode == "path":
         order, num_forced = _walked(request, request.embeddings, threshold)
         plan = _next_fit(request, order)
     else:
         plan = _packed(request, request.embeddings, threshold)
-        num_forced = -1
+        num_forced = None
     report: dict[str, int | float] = {}
     for name, other in (
         ("", plan),
@@ -191,7 +189,7 @@ def place(request: Request) -> Plan:
     ):
         measured = relatedness(request, other, threshold)
         report |= {name + key: value for key, value in measured.items()}
-    report["forced_placements"] = num_forced if num_forced >= 0 else report["segments_in_conflict"]
+    report["forced_placements"] = report["segments_in_conflict"] if num_forced is None else num_forced
     return Plan(segment=plan.segment, pack_offsets=plan.pack_offsets, report=report)
 
 

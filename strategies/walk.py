@@ -95,13 +95,21 @@ def walk_lists(
     by_list = np.argsort(lists, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=len(near_lists)))])
     begin = int(np.flatnonzero(by_list == start)[0])
-    order, num_forced = _walk_lists(embeddings[by_list], threshold, begin, first, near_lists)
+    order, num_forced = _walk_lists(
+        embeddings[by_list], threshold, begin, first, near_lists, _LOOKED_AT, _MOST_REJECTED
+    )
     return by_list[order], num_forced
 
 
 @kernel
 def _walk_lists(
-    embeddings: Int16Array, threshold: int, start: int, first: Int64Array, near_lists: Int32Array
+    embeddings: Int16Array,
+    threshold: int,
+    start: int,
+    first: Int64Array,
+    near_lists: Int32Array,
+    enough: int,
+    most_rejected: int,
 ) -> tuple[Int64Array, int]:
     """embeddings: list after list; first: where each begins, and the end."""
     num = embeddings.shape[0]
@@ -133,7 +141,7 @@ def _walk_lists(
                 elif closest < farthest:
                     farthest, farthest_list, at_farthest = closest, other, i
             looked_at += num_left[other]
-            if looked_at >= (_LOOKED_AT if best_list >= 0 else _MOST_REJECTED):
+            if looked_at >= (enough if best_list >= 0 else most_rejected):
                 break
         at, own = (at_best, best_list) if best_list >= 0 else (at_farthest, farthest_list)
         num_forced += best_list < 0 and step < num - 1

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.columns import is_list
+from pipeline.embedding.store import Arrays
 from pipeline.engine import LocalEngine
 from pipeline.errors import DataError
 from pipeline.windows import SplitRows
@@ -15,8 +17,6 @@ from strategies.affinity import MOST_DIMENSIONS, quantise
 from strategies.contract import Int16Array
 
 _WAY_OUT = "name the one that holds the vectors with --set column=NAME"
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class ColumnEmbedder:
@@ -31,8 +31,8 @@ class ColumnEmbedder:
     def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> Arrays:
         """The width, which all vectors must have."""
         for split in splits:
-            for row in range(min(1, split.num_rows)):
-                return {"width": np.array(self._vectors(split, row, row + 1, None).shape[1])}
+            if split.num_rows:
+                return {"width": np.array(self._vectors(split, 0, 1, None).shape[1])}
         return {"width": np.array(0)}
 
     def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
@@ -50,8 +50,7 @@ class ColumnEmbedder:
 
     def _checked(self, array: pa.Array, width: int | None, locate: Any) -> np.ndarray[Any, Any]:
         kind = array.type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        if not is_list(kind) or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
             raise DataError(f"{locate(0)}: column {self.column!r} has type {kind}; lists of numbers are needed")
         lengths = np.asarray(pa.compute.fill_null(pa.compute.list_value_length(array), -1))
         wanted = int(lengths[0]) if width is None else width
@@ -73,5 +72,5 @@ class ColumnEmbedder:
         for row in np.flatnonzero(~numbers.any(axis=1))[:1]:
             raise DataError(f"{locate(row)}: column {self.column!r} is a zero vector, which has no direction")
         largest = np.abs(numbers).max(axis=1, keepdims=True)
-        scaled: np.ndarray[Any, Any] = (numbers / largest).astype(np.float32)  # so that squares do not overflow
+        scaled: np.ndarray[Any, Any] = (numbers / largest).astype(np.float32)  # which holds less than float64
         return scaled

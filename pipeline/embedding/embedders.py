@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
+from pipeline.embedding.store import Arrays
 from pipeline.engine import LocalEngine
 from pipeline.windows import SplitRows
 from strategies.contract import Embedding, Int16Array
@@ -27,21 +26,21 @@ class Embedder(Protocol):
     def column(self) -> str | None:
         """The column it reads beside the tokens, where there is one."""
 
-    def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> dict[str, np.ndarray[Any, Any]]:
+    def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> Arrays:
         """What has to be learned from the rows before any is embedded, as named arrays; stored, and given to `embed`.
 
         Raises `DataError` for rows that cannot be embedded.
         """
 
-    def embed(self, split: SplitRows, start: int, stop: int, fitted: dict[str, np.ndarray[Any, Any]]) -> Int16Array:
-        """Vectors of rows start..stop-1, zero for rows without tokens.  # shape: (stop - start, num_dimensions)
+    def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
+        """Vectors of rows start..stop-1.  # shape: (stop - start, num_dimensions)
 
         Raises `DataError` for a row that cannot be embedded.
         """
 
 
 def make_embedder(wanted: Embedding) -> Embedder:
-    """Raises `ConfigError` for a model that is not there, `ModuleNotFoundError` where its library is not installed."""
+    """Raises `ConfigError` for a model that is not there, and where what it needs is not installed."""
     if wanted.embedder == "column":
         from pipeline.embedding.columns import ColumnEmbedder  # noqa: PLC0415 - each brings its own libraries
 

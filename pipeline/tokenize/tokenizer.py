@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from pipeline.errors import BusyError, ConfigError
+from pipeline.words import first_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -104,17 +105,15 @@ def _load(name: str, path: Path) -> PreTrainedTokenizerBase:
         try:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise ConfigError(f"--tokenizer {name}: not a tokenizer.json ({_first_line(error)})") from None
+            raise ConfigError(f"--tokenizer {name}: not a tokenizer.json ({first_line(error)})") from None
     if not path.exists() and not _HUB_ID.fullmatch(name):
         raise ConfigError(f"--tokenizer {name}: no such file or directory")
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:
         if path.is_dir():
-            raise ConfigError(
-                f"--tokenizer {name}: no tokenizer can be loaded from it ({_first_line(error)})"
-            ) from None
-        told = f"--tokenizer {name}: no such path, and not loaded from the Hub ({_first_line(error)})"
+            raise ConfigError(f"--tokenizer {name}: no tokenizer can be loaded from it ({first_line(error)})") from None
+        told = f"--tokenizer {name}: no such path, and not loaded from the Hub ({first_line(error)})"
         is_passing = "connect" in str(error).lower() and not _is_offline()
         raise (BusyError if is_passing else ConfigError)(told) from None
 
@@ -134,7 +133,3 @@ def _untrimmed(state: dict[str, Any]) -> dict[str, Any]:
         return [untrim(value) for value in part] if isinstance(part, list) else part
 
     return state | {"padding": None, "truncation": None, "post_processor": untrim(state.get("post_processor"))}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

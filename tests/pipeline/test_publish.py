@@ -320,11 +320,11 @@ class TestInterrupted:
         process = subprocess.Popen(
             self.command(big, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while not list(tmp_path.glob(".out.staging-*/work/dataset-*.done")) and process.poll() is None:
+        while not list(tmp_path.glob(".out.staging-*/**/dataset-*.done")) and process.poll() is None:
             time.sleep(0.001)
         process.kill()
         process.wait()
-        record = sorted(tmp_path.glob(".out.staging-*/work/dataset-*.done"))[0]
+        record = sorted(tmp_path.glob(".out.staging-*/**/dataset-*.done"))[0]
         shard = record.parents[1] / "dataset" / record.name.removeprefix("dataset-").removesuffix(".done")
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1

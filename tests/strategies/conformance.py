@@ -44,7 +44,7 @@ def request_for(
         vectors[1::10] = vectors[: len(vectors[1::10]) * 10 : 10]
         embeddings = quantise(vectors)
         if strategy.prepare is not None:
-            prepared = strategy.prepare(embeddings[:SAMPLED], len(lengths), draws, options)
+            prepared = strategy.prepare(embeddings[:SAMPLED], len(lengths), options)
     return Request(
         lengths=lengths,
         capacity=strategy.capacity(max_length, options),

@@ -84,7 +84,7 @@ def test_affinities_tell_conflicts_from_all_other_pairs() -> None:
 def test_the_report_has_the_definitions(options: dict[str, Any]) -> None:
     vectors, lengths = clustered(600, 20)
     plan = pack(lengths, 2048, "tfp", embeddings=vectors, **options)
-    prepared = prepare(quantise(vectors), 600, None, ThresholdFilteringOptions(**options))  # type: ignore[arg-type]
+    prepared = prepare(quantise(vectors), 600, ThresholdFilteringOptions(**options))
     if "threshold" in options:
         assert int(prepared["threshold"]) == int(0.8 * ONE)
         similarity, conflict_rate = brute_force(packs_of(plan), lengths, vectors, int(prepared["threshold"]))
@@ -103,7 +103,7 @@ def test_the_percentile_is_that_of_all_distances() -> None:
     every = np.sort((embeddings.astype(np.int64) @ embeddings.T)[np.triu_indices(500, 1)])[::-1]
     for percentile in (0.5, 2, 50):
         found = int(
-            prepare(embeddings, 500, None, ThresholdFilteringOptions(threshold=f"percentile:{percentile}"))["threshold"]  # type: ignore[arg-type]
+            prepare(embeddings, 500, ThresholdFilteringOptions(threshold=f"percentile:{percentile}"))["threshold"]
         )
         share = (every > found).mean()
         assert share == pytest.approx(percentile / 100, abs=2e-4)
@@ -200,7 +200,7 @@ def test_the_walk_is_the_published_one_where_that_loses_nothing(
     vectors, _ = clustered(num, 5, spread, seed)
     embeddings = quantise(vectors)
     options = ThresholdFilteringOptions(threshold=f"percentile:{percentile}")
-    threshold = int(prepare(embeddings, num, None, options)["threshold"])  # type: ignore[arg-type]
+    threshold = int(prepare(embeddings, num, options)["threshold"])
     published, again = reference.published_walk(embeddings.astype(np.int64) @ embeddings.T.astype(np.int64), threshold)
     order, num_forced = walk(embeddings, threshold, 0)
     assert sorted(order) == list(range(num))
@@ -313,6 +313,8 @@ def test_pack_needs_one_finite_vector_for_each_sample() -> None:
     for wrong in (np.ones((3, 2)), np.ones(2)):
         with pytest.raises(ValueError, match=r"a vector for each of 2 samples, not of shape \("):
             pack([1, 2], 4, "tfp", embeddings=wrong)
+    with pytest.raises(ValueError, match="8192 dimensions at most, not 8193"):
+        pack([1, 2], 4, "tfp", embeddings=np.ones((2, MOST_DIMENSIONS + 1)))
     with pytest.raises(ValueError, match="sample 1 holds a number that is not finite"):
         pack([1, 2], 4, "tfp", embeddings=np.array([[1, 1], [1, np.nan]]))
     with pytest.raises(ValueError, match="no use for embeddings"):
