@@ -1,0 +1,176 @@
+"""Attention over segments laid end to end, behind one signature: that of FlashAttention's varlen function.
+
+Three backends compute the same: `flash-attn` (the package), `torch-varlen` (the same kernels inside torch) and `sdpa`
+(segment by segment, on any device; the reference). What one of them cannot do it refuses.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.errors import ConfigError, UnsupportedAttentionError
+from training.reference import UNLIMITED, Asked, segment_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    _VARLEN_PARAMETERS: frozenset[str] = frozenset()
+else:
+    _VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention."""
+
+    name: str
+    why_not: Callable[[torch.device], str | None]
+    """Why it does not run on a device; None where it does."""
+
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, int, Asked], Tensor]
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, asked: Asked, *, backend: str
+) -> Tensor:
+    """Attention within each segment.  # shape: (num_tokens, num_heads, value_dim)
+
+    query, key, value: heads of keys and values may be fewer by a whole factor.  # shape: (num_tokens, num_heads, dim)
+    cu_seqlens: int32, where segments begin, and the end; repeated values are empty segments.
+    max_length: tokens of the longest segment, or more.
+
+    Raises `UnsupportedAttentionError` for what the backend cannot do.
+    """
+    return BACKENDS[backend].attend(query, key, value, cu_seqlens, max_length, asked)
+
+
+def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
+    """(name, why): the backend to use on a device; for `auto` the fastest that runs there.
+
+    Raises `ConfigError` if the wanted one does not exist or does not run.
+    """
+    if wanted != "auto":
+        if wanted not in BACKENDS:
+            raise ConfigError(f"there is no attention backend {wanted!r}: auto, {', '.join(BACKENDS)}")
+        reason = BACKENDS[wanted].why_not(device)
+        if reason is not None:
+            raise ConfigError(f"the attention backend {wanted} does not run here: {reason}")
+        return wanted, "as asked for"
+    refused: list[str] = []
+    for backend in BACKENDS.values():
+        reason = backend.why_not(device)
+        if reason is None:
+            return backend.name, "; ".join(refused) or "the fastest"
+        refused.append(f"{backend.name}: {reason}")
+    raise AssertionError("sdpa runs anywhere")
+
+
+def _tried(name: str, device: torch.device) -> str | None:
+    """Why a few tokens fail on a device: a package may be there and not fit the GPU, the driver or torch."""
+    if device.type != "cuda":
+        return f"its kernels need CUDA, not {device.type}"
+    tokens = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=device)
+    cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32, device=device)
+    try:
+        varlen_attention(tokens, tokens, tokens, cu_seqlens, 3, Asked(), backend=name)
+        torch.cuda.synchronize(device)
+    except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _halved(backend: str, tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors in half precision, under autocast also those that a model keeps in float32."""
+    dtype = tensors[0].dtype
+    if dtype not in HALVES or len({each.dtype for each in tensors}) > 1:
+        kind = tensors[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            raise UnsupportedAttentionError(
+                f"{backend} computes in bfloat16 or float16, and the model gives it {dtype}: train in bfloat16, or"
+                " choose the backend sdpa"
+            )
+        dtype = torch.get_autocast_dtype(kind)
+    return [each.to(dtype) for each in tensors]
+
+
+def _same_width(value: Tensor, head_dim: int) -> Tensor:
+    """Values filled up with zeros to the width of queries, as the kernels want them."""
+    return torch.nn.functional.pad(value, (0, head_dim - value.shape[2])) if value.shape[2] < head_dim else value
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, asked: Asked) -> Tensor:
+    from flash_attn import flash_attn_varlen_func  # noqa: PLC0415 - not everywhere
+
+    if asked.sinks is not None:
+        raise UnsupportedAttentionError("flash-attn has no attention sinks: choose the backend sdpa")
+    q, k, v = _halved("flash-attn", [query, key, _same_width(value, query.shape[2])])
+    attended: Tensor = flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        max_length,
+        max_length,
+        dropout_p=asked.dropout,
+        softmax_scale=asked.scale,
+        causal=asked.causal,
+        window_size=asked.window_size,
+        softcap=asked.softcap,
+    )
+    return attended[..., : value.shape[2]]
+
+
+def _torch_varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, asked: Asked
+) -> Tensor:
+    if not _VARLEN_PARAMETERS:
+        raise ImportError(f"torch {torch.__version__} has no varlen attention; torch 2.11 has")
+    for lacks, what in (
+        (asked.sinks is not None, "attention sinks: choose the backend sdpa"),
+        (asked.softcap, "softcap: choose flash-attn or sdpa"),
+        (asked.dropout, "dropout: choose flash-attn or sdpa, or set the model's attention dropout to 0"),
+    ):
+        if lacks:
+            raise UnsupportedAttentionError(f"torch-varlen has no {what}")
+    q, k, v = _halved("torch-varlen", [query, key, _same_width(value, query.shape[2])])
+    options: dict[str, Any] = {"scale": asked.scale}
+    left, right = asked.window_size
+    if "window_size" in _VARLEN_PARAMETERS:
+        options["window_size"] = (left, 0 if asked.causal else right)
+    elif asked.window_size == UNLIMITED:
+        options["is_causal"] = asked.causal
+    else:
+        raise UnsupportedAttentionError(f"torch-varlen of torch {torch.__version__} has no window: torch 2.13 has")
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in _VARLEN_PARAMETERS:
+            options["enable_gqa"] = True
+        else:
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    attended = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_length, max_length, **options)
+    assert isinstance(attended, Tensor)
+    return attended[..., : value.shape[2]]
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, asked: Asked) -> Tensor:
+    return segment_attention(query, key, value, cu_seqlens, asked)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("flash-attn", lambda device: _tried("flash-attn", device), _flash_attn),
+        Backend("torch-varlen", lambda device: _tried("torch-varlen", device), _torch_varlen),
+        Backend("sdpa", lambda _: None, _sdpa),
+    )
+}
+"""From the fastest to the one that always runs."""

@@ -1,0 +1,155 @@
+"""Our attention inside transformers' models, through their `AttentionInterface`.
+
+With a function of ours no mask is built: where segments begin comes with the batch, for every layer. A model that asks
+for something else than attention within segments is refused, because a mask or an option that is left out would train
+something else without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from training.attention import varlen_attention
+from training.errors import UnsupportedAttentionError
+from training.reference import UNLIMITED, Asked
+
+MODEL_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+)
+"""What of a batch a model is given."""
+
+_REGISTERED_AS = {"flash-attn": "packed_fa2", "torch-varlen": "packed_varlen", "sdpa": "packed_segments"}
+"""Names of backends in transformers, which takes every name with "flash" or "sdpa" in it for its own."""
+
+_KNOWN_ARGUMENTS = {
+    "cache_position",
+    "cos_sin",
+    "cu_seq_lens_k",
+    "labels",
+    "layer_idx",
+    "logits_to_keep",
+    "max_length_k",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "past_key_values",
+    "position_embeddings",
+    "position_ids",
+    "return_dict",
+    "seq_idx",
+    "sliding_window",
+    "use_cache",
+}
+"""Arguments that models hand on to attention functions and that are read, or change nothing."""
+
+
+def use_backend(model: PreTrainedModel, backend: str) -> bool:
+    """Let a model compute attention by one of `attention.BACKENDS`; whether it does.
+
+    A model that does not take attention from transformers' interface (falcon, bloom) keeps its own. Whether that, or a
+    layer that is no attention, keeps samples apart is for `probe` to tell.
+    """
+    name = _REGISTERED_AS[backend]
+    if name not in AttentionInterface._global_mapping:
+        AttentionInterface.register(name, partial(_attention, backend=backend))
+    model.set_attn_implementation(name)
+    return bool(model.config._attn_implementation == name)
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's forward takes of a batch of `PackedCollator`, without a cache."""
+    known = inspect.signature(_unwrapped(model).forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    given = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
+    return {name: value for name, value in given.items() if takes_all or name in known}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, torch.compile, or both."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    *,
+    backend: str,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls.
+
+    query, key, value: # shape: (1, heads, num_tokens, head_dim)
+    Returns (attended, None), attended of shape (1, num_tokens, heads, value_dim).
+    """
+    where = type(module).__name__
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise UnsupportedAttentionError(
+            f"{where} got no cu_seq_lens: batches must come from PackedCollator, and the model must hand them on"
+        )
+    if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
+        raise UnsupportedAttentionError(f"{where}: packs are one row, and there is no cache (use_cache=False)")
+    if attention_mask is not None:
+        raise UnsupportedAttentionError(f"{where} got an attention mask, which would be ignored")
+    unknown = sorted(name for name, given in others.items() if given is not None and name not in _KNOWN_ARGUMENTS)
+    if unknown:
+        raise UnsupportedAttentionError(f"{where} asks attention for {', '.join(unknown)}, which would be ignored")
+    config = getattr(module, "config", None)
+    kind = _layer_type(module, config)
+    if "sliding_window" in others:
+        window = others["sliding_window"]
+    else:  # some models leave it to the mask
+        window = getattr(config, "sliding_window", None) if kind in (None, "sliding_attention") else None
+    chunk = getattr(config, "attention_chunk_size", None)
+    if kind == "chunked_attention" and chunk is not None and max_length_q > chunk:
+        raise UnsupportedAttentionError(
+            f"{where} attends in chunks of {chunk} tokens, and a segment may have {max_length_q}: pack with"
+            f" --max-length {chunk} at most"
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    asked = Asked(
+        dropout=dropout,
+        scale=scaling,
+        causal=bool(causal),
+        window_size=UNLIMITED if window is None else (window - 1, 0),
+        softcap=softcap or 0.0,
+        sinks=s_aux,
+    )
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    attended = varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, asked, backend=backend)
+    return attended[None], None
+
+
+def _layer_type(module: nn.Module, config: Any) -> str | None:
+    """full_attention, sliding_attention, chunked_attention, …; None where the model has one kind of layer."""
+    types = getattr(config, "layer_types", None)
+    index = getattr(module, "layer_idx", None)
+    return types[index] if types and index is not None and index < len(types) else None

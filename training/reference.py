@@ -1,0 +1,105 @@
+"""Attention over segments one by one: slow, exact, on any device. What every kernel is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+UNLIMITED = (-1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What attention is asked for besides queries, keys and values."""
+
+    dropout: float = 0.0
+    """Probability that a weight is dropped."""
+
+    scale: float | None = None
+    """What scores are multiplied by; 1 / sqrt(head_dim) by default."""
+
+    causal: bool = True
+    """Whether tokens see only themselves and what stands before them in their segment."""
+
+    window_size: tuple[int, int] = UNLIMITED
+    """Tokens to the left and right that are seen, -1 for all."""
+
+    softcap: float = 0.0
+    """Scores become softcap * tanh(score / softcap); 0 leaves them."""
+
+    sinks: Tensor | None = None
+    """A score of each head that takes part in the softmax without a value.  # shape: (num_heads,)"""
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, asked: Asked) -> Tensor:
+    """Attention within each segment.  # shape: (num_tokens, num_heads, value_dim)
+
+    query: # shape: (num_tokens, num_heads, head_dim)
+    key: # shape: (num_tokens, num_kv_heads, head_dim); value may be wider or narrower.
+    cu_seqlens: segments without a token are passed over.  # shape: (num_segments + 1,)
+
+    Waits for the device, to know where segments begin. Memory grows with the square of the longest segment where there
+    is a window, a softcap or a sink. torch.compile cannot wait: under it this is one attention with a mask, and memory
+    grows with the square of num_tokens.
+    """
+    if torch.compiler.is_compiling():
+        at = torch.arange(query.shape[0], device=query.device)
+        segment = torch.searchsorted(cu_seqlens, at, right=True)
+        return _attend(query, key, value, _seen(query, asked) & (segment[:, None] == segment[None, :]), asked)
+    outputs = []
+    for begin, end in pairwise(cu_seqlens.tolist()):
+        if end > begin:
+            q, k, v = query[begin:end], key[begin:end], value[begin:end]
+            plain = not asked.softcap and asked.sinks is None and max(asked.window_size) < 0
+            outputs.append(_attend(q, k, v, None if plain else _seen(q, asked), asked))
+    return torch.cat(outputs) if outputs else query.new_zeros(0, query.shape[1], value.shape[2])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, asked: Asked) -> Tensor:
+    """seen: which keys each query sees; None for all, or all before it.  # shape: (num_tokens, num_tokens)"""
+    q, k, v = (each.transpose(0, 1)[None] for each in (query, key, value))
+    scale = query.shape[2] ** -0.5 if asked.scale is None else asked.scale
+    if asked.softcap or asked.sinks is not None:
+        assert seen is not None
+        return _written_out(q, k, v, seen, scale, asked)[0].transpose(0, 1)
+    attended = functional.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=seen,
+        dropout_p=asked.dropout,
+        is_causal=asked.causal and seen is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended[0].transpose(0, 1)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, asked: Asked) -> Tensor:
+    """Attention by its formula.  # shape: (1, num_heads, length, value_dim)"""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(2, 3) * scale).float()
+    if asked.softcap:
+        scores = asked.softcap * torch.tanh(scores / asked.softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if asked.sinks is not None:
+        sinks = asked.sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=3)
+    weights = scores.softmax(3)[..., : k.shape[2]]
+    return functional.dropout(weights, asked.dropout).to(v.dtype) @ v
+
+
+def _seen(query: Tensor, asked: Asked) -> Tensor:
+    """Which keys each query would see in one segment.  # shape: (num_tokens, num_tokens)"""
+    at = torch.arange(query.shape[0], device=query.device)
+    ahead = at[None, :] - at[:, None]
+    left, right = asked.window_size
+    if asked.causal:
+        right = 0
+    seen = ahead <= right if right >= 0 else torch.ones_like(ahead, dtype=torch.bool)
+    return seen & (ahead >= -left) if left >= 0 else seen
