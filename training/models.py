@@ -1,0 +1,52 @@
+"""Models to train: from weights, or with random ones from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from training.errors import ConfigError
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model, in eval mode on the CPU.
+
+    name: a directory with weights, a Hub id, or, for random weights from `seed`, a `config.json` or a directory that
+    has one and no weights.
+
+    Raises `ConfigError` for what is no such model.
+    """
+    path = Path(name)
+    is_file = path.is_file()
+    folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+    if folder_without_weights and not (path / "config.json").is_file():
+        raise ConfigError(f"model {name}: the directory has no config.json")
+    try:
+        if is_file or folder_without_weights:
+            config = AutoConfig.from_pretrained(name)
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model {name} cannot be loaded as a causal language model: {said}") from error
+    model.eval()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:
+    """Ids that stand for words: none that the configuration gives a meaning.  # shape: (num_tokens,)"""
+    config = model.config.get_text_config()
+    special: set[int] = set()
+    for key, value in {**model.config.to_dict(), **config.to_dict()}.items():
+        if key.endswith(("token_id", "token_index")):
+            special.update(value if isinstance(value, list) else [] if value is None else [value])
+    ids = torch.tensor([each for each in range(min(config.vocab_size, 1 << 16)) if each not in special])
+    generator = torch.Generator().manual_seed(seed)
+    return ids[torch.randint(len(ids), (num_tokens,), generator=generator)]

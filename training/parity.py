@@ -1,0 +1,162 @@
+"""Is training on packs the same as training on the samples one by one? Measured on the user's shards and model.
+
+Each segment runs alone, with the model's own attention, and the packs run as they are trained. The losses of all
+targets and the gradient of their mean are compared. In float32 they have to agree but for rounding; in the precision of
+training they may differ as much as that precision itself changes the samples that run alone, which is measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from training.collator import PackedCollator
+from training.interface import model_inputs, use_backend
+from training.loss import target_weights, token_losses
+from training.step import to_device
+
+MOST_LOSS = 1e-5
+"""Difference of a token's loss in float32, for losses up to 1; relative to larger ones."""
+
+MOST_GRADIENT = 1e-4
+"""Norm of the difference of gradients in float32, relative to the gradient."""
+
+MOST_TIMES_ROUNDING = 2.0
+"""In lower precision: difference relative to what that precision changes in samples that run alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Packs against samples one by one, in one precision."""
+
+    dtype: str
+    backend: str
+    targets: int
+    loss: float
+    """Mean over targets, of the packs."""
+
+    max_difference: float
+    mean_difference: float
+    """Of a target's loss, in nats."""
+
+    gradient_difference: float
+    """Norm of the difference, as a part of the gradient's norm."""
+
+    most_loss: float
+    most_gradient: float
+    """What max_difference and gradient_difference may be."""
+
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class _Pass:
+    losses: Tensor
+    """Of every target.  # shape: (num_targets,)"""
+
+    gradients: list[Tensor]
+    """Of the mean loss, on the CPU."""
+
+
+def parity(
+    model: PreTrainedModel,
+    packs: Sequence[Mapping[str, Any]],
+    backend: str,
+    *,
+    dtype: torch.dtype | None = None,
+    reference_backend: str = "sdpa",
+) -> list[Parity]:
+    """Compare in float32 and, by autocast, in `dtype`; the model has float32 parameters and is in eval mode.
+
+    packs: rows of packed shards; memory is that of one pack's forward and backward, and two gradients.
+    backend: for `dtype`; where its kernels have no float32, `reference_backend` computes in that.
+    """
+    alone = _alone(model, packs, None)
+    found = [_compared(alone, _packed(model, packs, reference_backend, None), "float32", reference_backend, None)]
+    if dtype is not None and dtype != torch.float32:
+        rounded = _alone(model, packs, dtype)
+        name = str(dtype).removeprefix("torch.")
+        found.append(_compared(rounded, _packed(model, packs, backend, dtype), name, backend, alone))
+    return found
+
+
+def _compared(alone: _Pass, packed: _Pass, dtype: str, backend: str, exact: _Pass | None) -> Parity:
+    difference = (packed.losses - alone.losses).abs()
+    gradient_difference = _distance(packed.gradients, alone.gradients)
+    if exact is None:
+        most_loss = MOST_LOSS * max(1.0, float(alone.losses.max()))
+        most_gradient = MOST_GRADIENT
+    else:
+        most_loss = MOST_TIMES_ROUNDING * float((alone.losses - exact.losses).abs().max())
+        most_gradient = MOST_TIMES_ROUNDING * _distance(alone.gradients, exact.gradients)
+    most = float(difference.max())
+    return Parity(
+        dtype=dtype,
+        backend=backend,
+        targets=len(difference),
+        loss=float(packed.losses.mean()),
+        max_difference=most,
+        mean_difference=float(difference.mean()),
+        gradient_difference=gradient_difference,
+        most_loss=most_loss,
+        most_gradient=most_gradient,
+        agrees=most <= most_loss and gradient_difference <= most_gradient,
+    )
+
+
+def _distance(gradients: list[Tensor], others: list[Tensor]) -> float:
+    difference = sum(float((a - b).double().square().sum()) for a, b in zip(gradients, others, strict=True))
+    size = sum(float(each.double().square().sum()) for each in others)
+    return float((difference / size) ** 0.5) if size else 0.0
+
+
+def _packed(
+    model: PreTrainedModel, packs: Sequence[Mapping[str, Any]], backend: str, dtype: torch.dtype | None
+) -> _Pass:
+    own = model.config._attn_implementation
+    collate = PackedCollator(seq_idx=True)
+    use_backend(model, backend)
+    try:
+        return _run(model, [collate([pack]) for pack in packs], None, dtype)
+    finally:
+        model.set_attn_implementation(own)
+
+
+def _alone(model: PreTrainedModel, packs: Sequence[Mapping[str, Any]], dtype: torch.dtype | None) -> _Pass:
+    collate = PackedCollator()
+    batches = []
+    for pack in packs:
+        for begin, end in pairwise(pack["boundaries"]):
+            columns = {name: pack[name][begin:end] for name in ("input_ids", "labels", "position_ids")}
+            batches.append(collate([{**columns, "boundaries": [0, end - begin]}]))
+    return _run(model, batches, ("input_ids", "position_ids"), dtype)
+
+
+def _run(
+    model: PreTrainedModel, batches: list[dict[str, Any]], keep: tuple[str, ...] | None, dtype: torch.dtype | None
+) -> _Pass:
+    device = next(model.parameters()).device
+    num_targets = sum(float(target_weights(batch).sum()) for batch in batches)
+    losses: list[Tensor] = []
+    model.zero_grad(set_to_none=True)
+    for cpu_batch in batches:
+        batch = to_device(cpu_batch, device)
+        given = model_inputs(model, {name: batch[name] for name in keep or batch})
+        with torch.autocast(device.type, dtype) if dtype is not None else nullcontext():
+            logits = model(
+                **{name: given[name] for name in given if keep is None or name in (*keep, "use_cache")}
+            ).logits
+        weights = target_weights(batch)
+        each = token_losses(logits, batch["labels"])
+        (torch.dot(each, weights) / num_targets).backward()  # type: ignore[no-untyped-call]
+        losses.append(each.detach()[weights > 0].cpu())
+    gradients = [each.grad.cpu() for each in model.parameters() if each.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return _Pass(torch.cat(losses), gradients)
