@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import Run
+from tests.training.samples import VOCABULARY, config_file, packed_shards
+from training.shards import packs_of_step
+
+ROOT = Path(__file__).parents[2]
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model/model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def command(shards: Path, folder: Path, output: Path, *more: object, steps: int = 6) -> list[object]:
+    config = config_file(folder)
+    return ["train", "--shards", shards, "--model", config, "--steps", steps, "--output", output, *more]
+
+
+def test_training_lowers_the_loss_and_leaves_a_model(training: Run, shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    more = ["--learning-rate", "3e-2", "--packs-per-step", 4, "--packs-per-forward", 2]
+    ended = training(*command(shards, tmp_path, output, *more, "--warmup-steps", 2, "--json", steps=30))
+    assert ended.code == 0, ended.err
+    log = log_of(output)
+    assert [line["step"] for line in log] == list(range(1, 31))
+    assert sum(line["loss"] for line in log[-5:]) < sum(line["loss"] for line in log[:5]) - 1
+    assert log[0]["learning_rate"] == pytest.approx(3e-2)  # of the next step: half-way through the warm-up
+    assert log[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert all(line["tokens_per_second"] > line["targets_per_second"] > 0 for line in log)
+    assert ended.json["loss"] == log[-1]["loss"]
+    assert ended.json["backend"] == "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(output / "model")
+    assert model.config.vocab_size == VOCABULARY
+    assert not (output / "checkpoint.pt").exists()
+
+
+def test_a_finished_run_is_up_to_date_and_no_other(training: Run, shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert training(*command(shards, tmp_path, output)).code == 0
+    before = (output / "model/model.safetensors").stat().st_mtime_ns
+    again = training(*command(shards, tmp_path, output))
+    assert again.code == 0
+    assert "up to date" in again.out
+    assert (output / "model/model.safetensors").stat().st_mtime_ns == before
+    other = training(*command(shards, tmp_path, output, "--learning-rate", "1e-3"))
+    assert other.code == 2
+    assert "holds another run: its learning-rate is 2e-05, not 0.001" in other.err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    training: Run, shards: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    more = ["--learning-rate", "1e-2", "--loss", "sample-mean"]
+    assert training(*command(shards, tmp_path, whole, *more, steps=60)).code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *map(str, command(shards, tmp_path, stopped, *more, steps=60))],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (stopped / "log.jsonl").exists() or len(log_of_complete(stopped)) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (130 if sent == signal.SIGINT else 143), said
+    assert "the same command goes on after step" in said
+    assert "Traceback" not in said
+    step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
+    assert 5 <= step < 60
+    with open(stopped / "log.jsonl", "a") as file:
+        file.write(json.dumps({"step": step + 1, "loss": 0.0}) + '\n{"step": ')  # as if it had been killed later
+    on = training(*command(shards, tmp_path, stopped, *more, steps=60))
+    assert on.code == 0, on.err
+    assert f"going on after step {step}" in on.err
+    assert equal(whole, stopped)
+    assert [line["loss"] for line in log_of(stopped)] == [line["loss"] for line in log_of(whole)]
+
+
+def log_of_complete(output: Path) -> list[str]:
+    return [line for line in (output / "log.jsonl").read_text().split("\n") if line.endswith("}")]
+
+
+def test_checkpoints_are_written_on_request_and_of_one_run(training: Run, shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert training(*command(shards, tmp_path, output, "--save-every", 2)).code == 0
+    assert not (output / "checkpoint.pt").exists()
+    (output / "result.json").unlink()
+    torch.save({"step": 2, "options": {"steps": 9}}, output / "checkpoint.pt")
+    other = training(*command(shards, tmp_path, output))
+    assert other.code == 2
+    assert "holds another run" in other.err
+    (output / "checkpoint.pt").write_bytes(b"broken")
+    broken = training(*command(shards, tmp_path, output))
+    assert broken.code == 2
+    assert "remove it to begin again" in broken.err
+
+
+def test_every_option_that_decides_the_result_changes_it(training: Run, shards: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+    train = ["train", "--shards", shards, "--model", config, "--steps", 3, "--learning-rate", "1e-2"]
+    assert training(*train, "--output", tmp_path / "plain").code == 0
+    for number, more in enumerate(
+        (
+            ["--attention", "joint"],
+            ["--loss", "sample-mean"],
+            ["--packs-per-step", 4],
+            ["--learning-rate", "2e-2"],
+            ["--warmup-steps", 2],
+            ["--weight-decay", "0.5"],
+            ["--max-grad-norm", "0.01"],
+            ["--dtype", "bfloat16"],
+            ["--seed", 1],
+        )
+    ):
+        output = tmp_path / str(number)
+        ended = training(*train, *more, "--output", output)
+        assert ended.code == 0, (more, ended.err)
+        assert not equal(tmp_path / "plain", output), more
+    for more in (["--log-every", 2], ["--save-every", 1], ["--no-check"], ["--backend", "sdpa"]):
+        output = tmp_path / more[0]
+        assert training(*train, *more, "--output", output).code == 0
+        assert equal(tmp_path / "plain", output), more
+
+
+def test_micro_batches_do_not_change_what_is_learned(training: Run, shards: Path, tmp_path: Path) -> None:
+    for packs in (1, 3, 8):
+        output = tmp_path / str(packs)
+        assert training(*command(shards, tmp_path, output, "--packs-per-forward", packs)).code == 0
+    one, three, eight = (weights(tmp_path / str(packs)) for packs in (1, 3, 8))
+    for name, each in one.items():
+        assert torch.allclose(each, three[name], atol=1e-4), name
+        assert torch.allclose(each, eight[name], atol=1e-4), name
+
+
+def test_two_ranks_train_as_one(training: Run, shards: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert training(*command(shards, tmp_path, one, "--learning-rate", "1e-3")).code == 0
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
+    done = subprocess.run(
+        [*launched, *map(str, command(shards, tmp_path, two, "--learning-rate", "1e-3", "--json"))],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6  # one rank prints
+    assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], abs=1e-5)
+    other = weights(two)
+    for name, each in weights(one).items():
+        assert torch.allclose(each, other[name], atol=1e-4), name
+
+
+def test_a_model_in_which_samples_see_each_other_is_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
+    train = ["train", "--shards", shards, "--model", config_file(tmp_path, "falcon"), "--steps", 1]
+    ended = training(*train, "--output", tmp_path / "out")
+    assert ended.code == 4
+    assert "samples would not be kept apart: FalconForCausalLM leaks at FalconAttention" in ended.err
+    assert not (tmp_path / "out").exists()
+    all_the_same = training(*train, "--output", tmp_path / "out", "--no-check")
+    assert all_the_same.code == 0
+    assert "the backend sdpa has no effect on it" in all_the_same.err
+
+
+def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+
+    def ends(shards: object, *more: object) -> tuple[int, str]:
+        ended = training(
+            "train", "--shards", shards, "--model", config, "--steps", 1, "--output", tmp_path / "o", *more
+        )
+        assert ended.out == ""
+        return ended.code, ended.err
+
+    code, said = ends(tmp_path / "nowhere")
+    assert (code, "no such directory" in said) == (2, True)
+    code, said = ends(tmp_path / "tokens")
+    assert (code, "no column 'position_ids'" in said) == (3, True)
+    (tmp_path / "empty").mkdir()
+    assert ends(tmp_path / "empty")[0] == 3
+    code, said = ends(shards, "--split", "train")
+    assert (code, "there are no splits" in said) == (2, True)
+    code, said = ends(shards, "--backend", "torch-varlen")
+    assert (code, "does not run here: its kernels need CUDA" in said) == (2, True)
+
+    small = json.loads(config.read_text()) | {"vocab_size": 50}
+    config.write_text(json.dumps(small))
+    code, said = ends(shards)
+    assert (code, "but the model has 50 ids" in said) == (3, True)
+    config.write_text(json.dumps(small | {"vocab_size": VOCABULARY, "max_position_embeddings": 16}))
+    code, said = ends(shards)
+    assert (code, "pack with --max-length 16" in said) == (3, True)
+    assert not (tmp_path / "o/model").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(training: Run, shards: Path, tmp_path: Path) -> None:
+    ended = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30"))
+    assert ended.code == 4
+    assert "a smaller --learning-rate" in ended.err
+    assert not (tmp_path / "out/model").exists()
+
+
+def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> None:
+    rows = [{"input_ids": list(range(3, 20))}] * 20
+    both = datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:5]))
+    both.save_to_disk(str(tmp_path / "tokens"))
+    assert run("pack", tmp_path / "tokens", "--output", tmp_path / "shards", "--max-length", 40).code == 0
+    ambiguous = training(*command(tmp_path / "shards", tmp_path, tmp_path / "out"))
+    assert ambiguous.code == 2
+    assert "--split: " in ambiguous.err
+    assert training(*command(tmp_path / "shards", tmp_path, tmp_path / "out", "--split", "train", steps=1)).code == 0
+    missing = training(*command(tmp_path / "shards", tmp_path, tmp_path / "other", "--split", "dev"))
+    assert "no split 'dev'" in missing.err
+
+
+def test_compiled_training_learns_the_same(training: Run, run: Run, tmp_path: Path) -> None:
+    if not any(os.access(Path(folder) / "g++", os.X_OK) for folder in os.environ["PATH"].split(":")):
+        pytest.skip("no C++ compiler for torch.compile on a CPU")
+    shards = packed_shards(run, tmp_path)
+    assert training(*command(shards, tmp_path, tmp_path / "plain", steps=3)).code == 0
+    ended = training(*command(shards, tmp_path, tmp_path / "compiled", "--compile", steps=3))
+    assert ended.code == 0, ended.err
+    losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("plain", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_steps_walk_through_every_pack_once_an_epoch() -> None:
+    seen = [pack for step in range(10) for pack in packs_of_step(7, step, 3, seed=0)]
+    for epoch in range(4):
+        assert sorted(seen[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert seen[:7] != seen[7:14]
+    assert packs_of_step(7, 2, 3, seed=0) != packs_of_step(7, 2, 3, seed=1)
+    assert packs_of_step(2, 0, 5, seed=0)[4] in (0, 1)  # more packs a step than there are

@@ -1,0 +1,35 @@
+"""What a stopped run goes on from: one file that appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import ConfigError
+
+NAME = "checkpoint.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Replace a folder's checkpoint."""
+    building = folder / f".{NAME}"
+    with open(building, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    building.replace(folder / NAME)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """A folder's checkpoint, on the CPU; None if there is none. Raises `ConfigError` if it cannot be read."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); remove it to begin again") from error
+    return state

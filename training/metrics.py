@@ -1,0 +1,83 @@
+"""What a step costs: floating-point operations, and the part of the device's peak that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+_PEAK_BF16 = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bfloat16 operations a second, by the makers' datasheets; the first name that occurs in a device's counts."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second that a device can do at most, in bfloat16; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_BF16.items() if part in name), None)
+
+
+def training_flops(model: PreTrainedModel, num_tokens: int, sum_length_squared: float) -> float:
+    """Operations of one forward and backward pass, recomputation not counted (Kaplan et al., 2020, appendix 2.1).
+
+    sum_length_squared: over segments; causal attention computes half of each square.
+
+    6 for each parameter in a matrix product and token, and 6 for each layer, width and pair of tokens. Of experts, only
+    those that a token passes through should count; here all do, so mixtures of experts come out too high.
+    """
+    config = model.config.get_text_config()
+    embedding = model.get_input_embeddings()
+    of_lookup = 0 if model.config.tie_word_embeddings else sum(each.numel() for each in embedding.parameters())
+    in_products = sum(each.numel() for each in model.parameters() if each.ndim > 1) - of_lookup
+    width: int = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    flops: float = 6.0 * in_products * num_tokens + 6.0 * config.num_hidden_layers * width * sum_length_squared
+    return flops
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What there is to compute in some packs, padding left out."""
+
+    tokens: int
+    targets: int
+    sum_length_squared: float
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(
+            self.tokens + other.tokens,
+            self.targets + other.targets,
+            self.sum_length_squared + other.sum_length_squared,
+        )
+
+
+def costs(packs: Sequence[Mapping[str, Any]], *, joint: bool) -> Costs:
+    """Of rows of packed shards."""
+    squares = [
+        float(pack["boundaries"][-1]) ** 2
+        if joint
+        else float((np.diff(pack["boundaries"]).astype(np.float64) ** 2).sum())
+        for pack in packs
+    ]
+    targets = sum(int(np.sum(pack["target_counts"])) for pack in packs)
+    return Costs(sum(int(pack["boundaries"][-1]) for pack in packs), targets, sum(squares))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors took on a CUDA device since the last reset; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM, heard between steps: a step that is broken off half-way cannot be gone on from."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; handled like Ctrl-C, with an exit code of its own."""
+
+
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Collect signals instead of being interrupted by them; a second one interrupts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def keep(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        received.append(number)
+
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

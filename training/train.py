@@ -1,0 +1,396 @@
+"""Training on packed shards: `python -m training train`.
+
+Which packs a step trains follows from its number and the seed alone, as do its random draws; so a run that was stopped
+goes on exactly as it would have, and the same packs are trained on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from training import checkpoint
+from training.attention import choose_backend
+from training.collator import PackedCollator
+from training.errors import CheckError, ConfigError
+from training.interface import use_backend
+from training.metrics import Costs, costs, peak_flops, peak_memory, training_flops
+from training.models import load_model
+from training.probe import CLEAN, probe
+from training.shards import Shards, check_fits, check_ids, open_shards, packs_of_step
+from training.signals import Terminated, deferred_signals
+from training.step import StepResult, train_step
+
+log = logging.getLogger("training")
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Copied from the model's directory beside the trained weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What is trained, and how. All but the last three decide the result."""
+
+    shards: str
+    model: str
+    steps: int
+    split: str | None = None
+    packs_per_step: int = 8
+    """Of all ranks together; one optimizer step."""
+
+    packs_per_forward: int = 1
+    """Of one rank, in one forward and backward pass."""
+
+    attention: str = "isolated"
+    loss: str = "token-mean"
+    """token-mean or sample-mean."""
+
+    learning_rate: float = 2e-5
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    dtype: str = "auto"
+    """Of the forward pass, by autocast: float32 or bfloat16; auto is bfloat16 on a GPU. Parameters are float32."""
+
+    seed: int = 0
+    backend: str = "auto"
+    compile: bool = False
+    """torch.compile the whole model once, for rows of one length."""
+
+    output: Path = field(default=Path())
+    save_every: int = 0
+    """Steps between checkpoints; 0: only when the run is interrupted."""
+
+    log_every: int = 1
+    check: bool = True
+    """Probe the model first, and train nothing if samples see each other."""
+
+
+_NOT_IN_RESULT = ("shards", "output", "save_every", "log_every", "check")
+"""Options that change nothing in the trained weights, or are named by the shards' `run_id`."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where this process computes."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+
+
+def train(options: TrainOptions) -> dict[str, Any]:
+    """Train, or go on with a run that was stopped; what a finished run is told is what it told then.
+
+    Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
+    """
+    finished = options.output / "result.json"
+    with _place() as place:
+        shards = open_shards(options.shards, options.split)
+        identity = _identity(options, shards)
+        if finished.is_file():
+            told: dict[str, Any] = json.loads(finished.read_text())
+            _refuse_other(options.output, identity, told["options"])
+            return told | {"up_to_date": True}
+        torch.manual_seed(options.seed)
+        model = load_model(options.model, seed=options.seed)
+        model.to(place.device)  # type: ignore[arg-type]
+        check_fits(shards, model, joint=options.attention == "joint")
+        backend, why = choose_backend(options.backend, place.device)
+        if place.rank == 0:
+            log.info("attention by %s on %s (%s)", backend, place.device, why)
+        if options.check and options.attention == "isolated":
+            _check_isolated(model, backend)
+        if not use_backend(model, backend) and place.rank == 0:
+            log.warning(
+                "%s computes attention itself: the backend %s has no effect on it", type(model).__name__, backend
+            )
+        options.output.mkdir(parents=True, exist_ok=True)
+        return _Run(options, place, shards, model, backend, identity).run()
+
+
+def _check_isolated(model: PreTrainedModel, backend: str) -> None:
+    found = probe(model, backend)
+    if found.verdict != CLEAN:
+        at = f" at {found.layer}" if found.layer else ""
+        raise CheckError(
+            f"samples would not be kept apart: {type(model).__name__} {found.verdict}{at}"
+            f"{f' ({found.message})' if found.message else ''}; see `python -m training probe --model … --all`"
+            " (--no-check trains all the same)"
+        )
+
+
+def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
+    decides = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_RESULT}
+    return decides | {"shards": shards.run_id or Path(options.shards).name}
+
+
+def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    differ = [name for name in identity if identity[name] != known.get(name)]
+    if differ:
+        name = differ[0]
+        raise ConfigError(
+            f"{output} holds another run: its {name.replace('_', '-')} is {known.get(name)!r}, not {identity[name]!r};"
+            " choose another --output, or remove it"
+        )
+
+
+@contextmanager
+def _place() -> Iterator[_Place]:
+    """Join the ranks that torchrun started, if it did."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if num_ranks == 1:
+        yield _Place(0, 1, device)
+        return
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield _Place(distributed.get_rank(), num_ranks, device)
+    finally:
+        gc.collect()  # a model in DistributedDataParallel that outlives its group can abort the process when it exits
+        distributed.destroy_process_group()
+
+
+class _Steps(Sampler[list[int]]):
+    """Packs of one rank, micro-batch by micro-batch, from a step on."""
+
+    def __init__(self, options: TrainOptions, place: _Place, num_packs: int, first: int) -> None:
+        self._options, self._place, self._num_packs, self._first = options, place, num_packs, first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        options, place = self._options, self._place
+        for step in range(self._first, options.steps):
+            of_step = packs_of_step(self._num_packs, step, options.packs_per_step, options.seed)
+            own = of_step[place.rank :: place.num_ranks]
+            for at in range(0, len(own), options.packs_per_forward):
+                yield own[at : at + options.packs_per_forward]
+
+
+class _Run:
+    """A run on one rank."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        place: _Place,
+        shards: Shards,
+        model: PreTrainedModel,
+        backend: str,
+        identity: dict[str, Any],
+    ) -> None:
+        if options.packs_per_step % place.num_ranks:
+            raise ConfigError(f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks")
+        self._options, self._place, self._shards, self._bare = options, place, shards, model
+        self._backend, self._identity = backend, identity
+        model.train()
+        self._model: nn.Module = model
+        if options.compile:
+            self._model.compile(fullgraph=True, dynamic=False)
+        if place.num_ranks > 1:
+            self._model = nn.parallel.DistributedDataParallel(
+                self._model, device_ids=[place.device] if place.device.type == "cuda" else None
+            )
+        decayed = [each for each in model.parameters() if each.ndim > 1]
+        others = [each for each in model.parameters() if each.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=options.learning_rate,
+            fused=place.device.type == "cuda",
+        )
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+
+    def run(self) -> dict[str, Any]:
+        """Train from the checkpoint on, if there is one."""
+        options, place = self._options, self._place
+        first = self._resume()
+        record: dict[str, Any] = {}
+        loader = iter(self._loader(first))
+        started = time.perf_counter()
+        since, done = started, Costs(0, 0, 0.0)
+        bar = tqdm(
+            total=options.steps, initial=first, unit="step", disable=True if place.rank else None, dynamic_ncols=True
+        )
+        with deferred_signals() as signals, bar, open(options.output / "log.jsonl", "a", encoding="utf-8") as file:
+            for step in range(first + 1, options.steps + 1):
+                torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
+                micro_batches, of_step = self._next(loader)
+                result = train_step(
+                    self._model,
+                    micro_batches,
+                    self._optimizer,
+                    scheduler=self._scheduler,
+                    max_grad_norm=options.max_grad_norm,
+                    autocast=self._autocast(),
+                )
+                done += of_step
+                if step % options.log_every == 0 or step == options.steps:
+                    record = self._record(step, result, done, time.perf_counter() - since)
+                    since, done = time.perf_counter(), Costs(0, 0, 0.0)
+                    if place.rank == 0:
+                        file.write(json.dumps(record) + "\n")
+                        file.flush()
+                    bar.set_postfix(loss=f"{record['loss']:.4f}")
+                    if not math.isfinite(record["loss"]):
+                        raise CheckError(f"the loss of step {step} is {record['loss']}: try a smaller --learning-rate")
+                bar.update()
+                if signals or (options.save_every and step % options.save_every == 0):
+                    self._save(step)
+                if signals:
+                    stopped = KeyboardInterrupt() if signals[0] == signal.SIGINT else Terminated()
+                    stopped.add_note(f"the same command goes on after step {step} of {options.steps}")
+                    raise stopped
+        return self._finish(record, time.perf_counter() - started)
+
+    def _rate(self, step: int) -> float:
+        """Part of the learning rate: linear warm-up, then a cosine to zero."""
+        options = self._options
+        if step < options.warmup_steps:
+            return (step + 1) / options.warmup_steps
+        return 0.5 * (
+            1 + math.cos(math.pi * (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1))
+        )
+
+    def _autocast(self) -> torch.dtype | None:
+        name = self._options.dtype
+        if name == "auto":
+            name = "bfloat16" if self._place.device.type == "cuda" else "float32"
+        return None if name == "float32" else getattr(torch, name)
+
+    def _loader(self, first: int) -> DataLoader[Any]:
+        options = self._options
+        size = options.packs_per_forward * self._shards.capacity if options.compile else None
+        most = None if size is None else self._most_segments()
+        self._collate = PackedCollator(
+            attention=options.attention, sample_mean=options.loss == "sample-mean", pad_to=size, max_segments=most
+        )
+        sampler = _Steps(options, self._place, len(self._shards.packs), first)
+        return DataLoader(
+            self._shards.packs,
+            batch_sampler=sampler,
+            collate_fn=self._collated,
+            pin_memory=self._place.device.type == "cuda",
+        )
+
+    def _collated(self, packs: list[Mapping[str, Any]]) -> tuple[dict[str, Any], Costs]:
+        batch = self._collate(packs)
+        check_ids(batch, self._bare, self._shards)
+        return batch, costs(packs, joint=self._options.attention == "joint")
+
+    def _most_segments(self) -> int:
+        """Segments of a forward pass at most, padding included."""
+        per_pack = max(len(each) for each in self._shards.packs["target_counts"])
+        return self._options.packs_per_forward * per_pack + 1
+
+    def _next(self, loader: Iterator[Any]) -> tuple[list[dict[str, Any]], Costs]:
+        """Micro-batches of the next step."""
+        options = self._options
+        of_rank = options.packs_per_step // self._place.num_ranks
+        taken = [next(loader) for _ in range(-(-of_rank // options.packs_per_forward))]
+        total = Costs(0, 0, 0.0)
+        for _, each in taken:
+            total += each
+        return [batch for batch, _ in taken], total
+
+    def _record(self, step: int, result: StepResult, done: Costs, seconds: float) -> dict[str, Any]:
+        """What the log says of the steps since its last line; rates are of all ranks."""
+        place = self._place
+        record: dict[str, Any] = {
+            "step": step,
+            "loss": float(result.loss),  # waits for the device
+            "grad_norm": float(result.grad_norm),
+            "learning_rate": self._scheduler.get_last_lr()[0],
+            "tokens_per_second": done.tokens * place.num_ranks / seconds,
+            "targets_per_second": done.targets * place.num_ranks / seconds,
+        }
+        peak = peak_flops(place.device)
+        if peak is not None:
+            spent = training_flops(self._bare, done.tokens, done.sum_length_squared)
+            record |= {"mfu": spent / seconds / peak, "peak_memory_bytes": peak_memory(place.device)}
+        return record
+
+    def _resume(self) -> int:
+        """Steps that are done."""
+        options = self._options
+        state = checkpoint.load(options.output)
+        lines = options.output / "log.jsonl"
+        if state is None:
+            if self._place.rank == 0:
+                lines.unlink(missing_ok=True)
+            return 0
+        _refuse_other(options.output, self._identity, state["options"])
+        self._bare.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        step: int = state["step"]
+        if self._place.rank == 0:
+            known = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
+            kept = [line for line in known if line.endswith("}") and json.loads(line)["step"] <= step]
+            lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            log.info("going on after step %d", step)
+        return step
+
+    def _save(self, step: int) -> None:
+        if self._place.rank == 0:
+            checkpoint.save(
+                self._options.output,
+                {
+                    "step": step,
+                    "model": self._bare.state_dict(),
+                    "optimizer": self._optimizer.state_dict(),
+                    "scheduler": self._scheduler.state_dict(),
+                    "options": self._identity,
+                },
+            )
+
+    def _finish(self, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Write the trained model, and say that the run is done."""
+        options = self._options
+        result = {
+            "output": str(options.output),
+            "steps": options.steps,
+            "loss": record.get("loss"),
+            "backend": self._backend,
+            "device": str(self._place.device),
+            "seconds": seconds,
+            "options": self._identity,
+        }
+        if self._place.rank == 0:
+            building = options.output / ".model"
+            shutil.rmtree(building, ignore_errors=True)
+            self._bare.save_pretrained(building)
+            for name in TOKENIZER_FILES:
+                if (Path(options.model) / name).is_file():
+                    shutil.copy(Path(options.model) / name, building / name)
+            shutil.rmtree(options.output / "model", ignore_errors=True)
+            building.rename(options.output / "model")
+            (options.output / "result.json").write_text(json.dumps(result) + "\n")
+            (options.output / checkpoint.NAME).unlink(missing_ok=True)
+        return result
