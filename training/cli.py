@@ -186,6 +186,67 @@ def parity(
         sys.exit(CheckError.exit_code)
 
 
+@cli.command()
+@_options(_shards, _split, _model, _backend)
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of each layout in a round.")
+@click.option("--packs-per-step", type=click.IntRange(1), default=1, show_default=True, help="And samples as many.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="In which layouts take turns.")
+@click.option("--layouts", metavar="NAME,...", help="Some of them, by name.")
+@_options(_dtype, _seed, _json)
+def bench(
+    shards: str,
+    split: str | None,
+    model: str,
+    backend: str,
+    steps: int,
+    packs_per_step: int,
+    rounds: int,
+    layouts: str | None,
+    dtype: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure tokens per second and memory of the same samples: padded, grouped by length, flattened, packed."""
+    import torch
+
+    from training.attention import choose_backend
+    from training.bench import BenchOptions
+    from training.bench import bench as measure
+    from training.errors import ConfigError
+    from training.layouts import LAYOUTS
+    from training.shards import check_fits, open_shards, packs_of_step
+    from training.tables import bench_table
+    from training.versions import machine
+
+    chosen = tuple(layouts.split(",")) if layouts else LAYOUTS
+    for name in chosen:
+        if name not in LAYOUTS:
+            raise ConfigError(f"--layouts: there is no {name!r}, but {', '.join(LAYOUTS)}")
+    device = _device()
+    opened = open_shards(shards, split)
+    if len(opened.packs) < packs_per_step:
+        raise ConfigError(f"--packs-per-step {packs_per_step}: there are {len(opened.packs)} packs")
+    loaded = _loaded(model, seed, device, torch.float32).train()
+    check_fits(opened, loaded, joint=False)
+    name, why = choose_backend(backend, device)
+    log.info("attention by %s on %s (%s)", name, device, why)
+    num_packs = min(steps, len(opened.packs) // packs_per_step) * packs_per_step
+    rows = opened.packs.select(packs_of_step(len(opened.packs), 0, num_packs, seed))
+    precision = _chosen_dtype(dtype, device)
+    options = BenchOptions(
+        packs_per_step=packs_per_step,
+        rounds=rounds,
+        layouts=chosen,
+        backend=name,
+        autocast=None if precision == torch.float32 else precision,
+        capacity=opened.capacity,
+        seed=seed,
+    )
+    _print(
+        {"shards": shards, "model": model, **machine(device), **measure(loaded, rows, options)}, bench_table, as_json
+    )
+
+
 def _device() -> torch.device:
     import torch
 

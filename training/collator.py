@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IGNORE = -100
 """The label of a token that is not trained."""
 
 Int32Array = npt.NDArray[np.int32]
-Rows: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[pa.Table] | pa.Table | pa.RecordBatch
+Rows: TypeAlias = "Sequence[Mapping[str, Any]] | Sequence[pa.Table] | pa.Table | pa.RecordBatch"
 """Packs: mappings of columns (lists, arrays or tensors), one-row tables, or one table."""
 
 ATTENTIONS = ("isolated", "joint")
@@ -117,50 +119,51 @@ class _Packs:
     """The columns of some packs, pack after pack, whatever they came as."""
 
     def __init__(self, rows: Rows) -> None:
-        if isinstance(rows, pa.Table | pa.RecordBatch):
-            rows = [rows]
-        self._rows = rows
+        self._rows: Sequence[Any] = [rows] if _is_arrow(rows) else rows
+        self._read: dict[str, tuple[list[npt.NDArray[Any]], npt.NDArray[np.int64]]] = {}
 
     def values(self, name: str) -> list[npt.NDArray[Any]]:
         """The values of a column, in pieces."""
-        return [values for row in self._rows for values, _ in _pieces(row, name)]
+        return self._column(name)[0]
 
     def lengths(self, name: str) -> npt.NDArray[np.int64]:
         """Values of a column in each pack.  # shape: (num_packs,)"""
-        found = [lengths for row in self._rows for _, lengths in _pieces(row, name)]
-        return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+        return self._column(name)[1]
 
     def segment_starts(self, pack_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """First token of each segment, from the stored boundaries.  # shape: (num_segments,)"""
-        boundaries = np.concatenate([np.empty(0, np.int64), *self.values("boundaries")]).astype(np.int64)
-        counts = self.lengths("boundaries")
-        ends = np.cumsum(counts) - 1  # the last of each pack is where the next one begins
+        boundaries, counts = np.concatenate(self.values("boundaries")), self.lengths("boundaries")
         starts = boundaries + np.repeat(pack_offsets[:-1], counts)
-        kept = np.ones(len(starts), np.bool_)
-        kept[ends] = False
-        return starts[kept]
+        return np.delete(starts, np.cumsum(counts) - 1)  # the last of each pack is where the next one begins
+
+    def _column(self, name: str) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.int64]]:
+        if name not in self._read:
+            try:
+                columns = [row[name] for row in self._rows]
+            except KeyError:
+                raise ValueError(
+                    f"packs need a column {name!r}; was it removed? (Trainer: remove_unused_columns=False)"
+                ) from None
+            if columns and _is_arrow(columns[0]):
+                chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
+                values = [chunk.flatten().to_numpy() for chunk in chunks]
+                lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+            else:
+                values = [np.asarray(column) for column in columns]
+                lengths = np.array([len(each) for each in values])
+            self._read[name] = values, lengths.astype(np.int64)
+        return self._read[name]
 
 
-def _pieces(row: Any, name: str) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
-    """(values, values in each pack) of a column of one pack, or of the packs of a table."""
-    try:
-        column = row[name]
-    except KeyError:
-        raise ValueError(
-            f"packs need a column {name!r}; was it removed? (Trainer: remove_unused_columns=False)"
-        ) from None
-    if isinstance(column, pa.Array | pa.ChunkedArray):
-        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-        return [(chunk.flatten().to_numpy(), np.diff(chunk.offsets.to_numpy()).astype(np.int64)) for chunk in chunks]
-    values = column.numpy() if isinstance(column, torch.Tensor) else np.asarray(column)
-    return [(values, np.array([len(values)], np.int64))]
+def _is_arrow(value: Any) -> bool:
+    """Told without importing pyarrow, which training on rows of other kinds does not need."""
+    return type(value).__module__.partition(".")[0] == "pyarrow"
 
 
 def _row(pieces: list[npt.NDArray[Any]], size: int, num_tokens: int, filling: int) -> torch.Tensor:
     """Values end to end as one row of int64, filled up.  # shape: (1, size)"""
     row = np.empty((1, size), np.int64)
-    if pieces:
-        np.concatenate(pieces, out=row[0, :num_tokens])
+    np.concatenate(pieces, out=row[0, :num_tokens])
     row[0, num_tokens:] = filling
     return torch.from_numpy(row)
 
@@ -170,7 +173,7 @@ def _weights(
 ) -> npt.NDArray[np.float32]:
     """1 / targets of its segment, for each target; 0 elsewhere.  # shape: (num_tokens,)"""
     num_tokens = int(pack_offsets[-1])
-    counts = np.concatenate([np.empty(0, np.int64), *packs.values("target_counts")])
+    counts = np.concatenate(packs.values("target_counts"))
     ends = np.append(packs.segment_starts(pack_offsets)[1:], num_tokens)
     each = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
     weights = np.zeros(len(labels), np.float32)

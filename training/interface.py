@@ -8,7 +8,8 @@ something else without a word.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,21 @@ def use_backend(model: PreTrainedModel, backend: str) -> bool:
         AttentionInterface.register(name, partial(_attention, backend=backend))
     model.set_attn_implementation(name)
     return bool(model.config._attn_implementation == name)
+
+
+@contextmanager
+def attention_alone(model: PreTrainedModel) -> Iterator[None]:
+    """Attention of the model's own, for samples that run by themselves; afterwards it is what it was.
+
+    transformers' sdpa drops softcap in some versions without a word, so that models with softcap are computed eagerly.
+    """
+    before = model.config._attn_implementation
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -48,34 +43,6 @@ def training_flops(model: PreTrainedModel, num_tokens: int, sum_length_squared: 
     )
     flops: float = 6.0 * in_products * num_tokens + 6.0 * config.num_hidden_layers * width * sum_length_squared
     return flops
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What there is to compute in some packs, padding left out."""
-
-    tokens: int
-    targets: int
-    sum_length_squared: float
-
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(
-            self.tokens + other.tokens,
-            self.targets + other.targets,
-            self.sum_length_squared + other.sum_length_squared,
-        )
-
-
-def costs(packs: Sequence[Mapping[str, Any]], *, joint: bool) -> Costs:
-    """Of rows of packed shards."""
-    squares = [
-        float(pack["boundaries"][-1]) ** 2
-        if joint
-        else float((np.diff(pack["boundaries"]).astype(np.float64) ** 2).sum())
-        for pack in packs
-    ]
-    targets = sum(int(np.sum(pack["target_counts"])) for pack in packs)
-    return Costs(sum(int(pack["boundaries"][-1]) for pack in packs), targets, sum(squares))
 
 
 def peak_memory(device: torch.device) -> int | None:

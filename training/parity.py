@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.collator import PackedCollator
-from training.interface import model_inputs, use_backend
+from training.interface import attention_alone, model_inputs, use_backend
 from training.loss import target_weights, token_losses
 from training.step import to_device
 
@@ -136,7 +136,8 @@ def _alone(model: PreTrainedModel, packs: Sequence[Mapping[str, Any]], dtype: to
         for begin, end in pairwise(pack["boundaries"]):
             columns = {name: pack[name][begin:end] for name in ("input_ids", "labels", "position_ids")}
             batches.append(collate([{**columns, "boundaries": [0, end - begin]}]))
-    return _run(model, batches, ("input_ids", "position_ids"), dtype)
+    with attention_alone(model):
+        return _run(model, batches, ("input_ids", "position_ids"), dtype)
 
 
 def _run(

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from training.attention import BACKENDS
 from training.collator import PackedCollator
-from training.interface import model_inputs, use_backend
+from training.interface import attention_alone, model_inputs, use_backend
 from training.models import random_tokens
 from training.step import to_device
 
@@ -114,7 +114,7 @@ def _find(model: PreTrainedModel, way: _Way, seed: int) -> Finding:
     row, others = tokens[: sum(SEGMENTS)], tokens[sum(SEGMENTS) :]
     own = model.config._attn_implementation
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attention_alone(model):
             alone = torch.cat(
                 [_logits(model, _ALONE, part[None], [len(part)]) for part in torch.split(row, list(SEGMENTS))]
             )

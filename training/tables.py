@@ -60,6 +60,37 @@ def parity_table(result: dict[str, Any]) -> str:
     return aligned(rows)
 
 
+def bench_table(result: dict[str, Any]) -> str:
+    """Of `bench`."""
+    rows = [("layout", "tokens/s", "targets/s", "× padded", "real tokens", "step", "peak memory", "MFU")]
+    for name, each in result["layouts"].items():
+        if "failed" in each:
+            rows.append((name, "failed: " + each["failed"][:60], *[""] * 6))
+            continue
+        ratio, peak, mfu = each.get("times_padded"), each.get("peak_memory_bytes"), each.get("mfu")
+        rows.append(
+            (
+                name,
+                f"{each['tokens_per_second']:,.0f}",
+                f"{each['targets_per_second']:,.0f}",
+                f"{ratio['median']:.2f}" if ratio else "",
+                f"{each['real_tokens']:.1%}",
+                f"{each['step_seconds'] * 1000:,.1f} ms",
+                f"{peak / 1e9:.1f} GB" if peak else "",
+                f"{mfu:.1%}" if mfu else "",
+            )
+        )
+    part = result["collating"].get("part_of_step")
+    lines = [
+        aligned(rows),
+        f"{result['samples']:,} samples of {result['tokens']:,} tokens, {result['parameters']:,} parameters,"
+        f" {result['precision']}, {result['device']}, attention by {result['backend']}",
+    ]
+    if part is not None:
+        lines.append(f"reading and collating takes {part:.2%} of a packed step")
+    return "\n".join(lines)
+
+
 def _small(value: float | None) -> str:
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Sampler
@@ -31,10 +32,10 @@ from training.attention import choose_backend
 from training.collator import PackedCollator
 from training.errors import CheckError, ConfigError
 from training.interface import use_backend
-from training.metrics import Costs, costs, peak_flops, peak_memory, training_flops
+from training.metrics import peak_flops, peak_memory, training_flops
 from training.models import load_model
 from training.probe import CLEAN, probe
-from training.shards import Shards, check_fits, check_ids, open_shards, packs_of_step
+from training.shards import Costs, PackTables, Shards, check_fits, check_ids, costs, open_shards, packs_of_step
 from training.signals import Terminated, deferred_signals
 from training.step import StepResult, train_step
 
@@ -293,13 +294,14 @@ class _Run:
         )
         sampler = _Steps(options, self._place, len(self._shards.packs), first)
         return DataLoader(
-            self._shards.packs,
+            PackTables(self._shards),
             batch_sampler=sampler,
             collate_fn=self._collated,
             pin_memory=self._place.device.type == "cuda",
         )
 
-    def _collated(self, packs: list[Mapping[str, Any]]) -> tuple[dict[str, Any], Costs]:
+    def _collated(self, tables: list[pa.Table]) -> tuple[dict[str, Any], Costs]:
+        (packs,) = tables
         batch = self._collate(packs)
         check_ids(batch, self._bare, self._shards)
         return batch, costs(packs, joint=self._options.attention == "joint")

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import Ended, Run
 from tests.training.samples import packed_shards
 from training.cli import main
+
+torch.set_num_threads(1)  # models are tiny, and tests run side by side
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from tests.conftest import Run
 from tests.training.families import FAMILIES, tiny_config
@@ -31,6 +32,8 @@ def test_the_page_names_every_family() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_page_says_what_is_found(row: list[str]) -> None:
+    if f"transformers {transformers.__version__} " not in PAGE.read_text(encoding="utf-8"):
+        pytest.skip("the page was written with another version of transformers")
     positions, cached, masked, ours = probe_ways(tiny(row[0]))
     assert [each.verdict for each in (ours, positions, cached, masked)] == [row[1], *row[3:]]
     if ours.verdict == "leaks":
