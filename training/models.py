@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from training.errors import ConfigError
+
+log = logging.getLogger("training")
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -25,9 +30,12 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
         raise ConfigError(f"model {name}: the directory has no config.json")
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if is_file or folder_without_weights:
             config = AutoConfig.from_pretrained(name)
+            log.info("%s has no weights: they are random, from seed %d", name, seed)
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         else:

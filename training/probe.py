@@ -13,7 +13,7 @@ what is not a leak and still wrong: positions that do not restart, a window that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -85,9 +85,18 @@ class _Way:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def probe(model: PreTrainedModel, backend: str, *, seed: int = 0) -> Finding:
-    """Probe a model, in eval mode, with our batch and a backend of `attention.BACKENDS`; it keeps its own attention."""
-    return _find(model, _Way(name=f"our batch, {backend}", backend=backend), seed)
+def probe(model: PreTrainedModel, backend: str, *, seed: int = 0, autocast: torch.dtype | None = None) -> Finding:
+    """Probe a model, in eval mode, with our batch and a backend of `attention.BACKENDS`; it keeps its own attention.
+
+    autocast: precision of the forward pass, where it is not that of the parameters.
+    """
+    with _precision(model, autocast):
+        return _find(model, _Way(name=f"our batch, {backend}", backend=backend), seed)
+
+
+def _precision(model: PreTrainedModel, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
+    device = next(model.parameters()).device
+    return nullcontext() if autocast is None else torch.autocast(device.type, autocast)
 
 
 def probe_ways(model: PreTrainedModel, *, seed: int = 0) -> list[Finding]:
@@ -129,7 +138,9 @@ def _find(model: PreTrainedModel, way: _Way, seed: int) -> Finding:
 
 
 def _compared(model: PreTrainedModel, way: _Way, row: Tensor, others: Tensor, alone: Tensor) -> Finding:
-    dtype = next(model.parameters()).dtype
+    device, dtype = row.device.type, next(model.parameters()).dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     bounds = list(pairwise([0, *accumulate(SEGMENTS)]))
     with torch.no_grad(), _recorded(model) as before:
         logits = _logits(model, way, row[None], SEGMENTS)

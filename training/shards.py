@@ -33,6 +33,9 @@ class Shards:
     longest: int
     """Tokens of the longest segment."""
 
+    most_segments: int
+    """Segments of the pack that has most."""
+
     run_id: str | None
     """Of the run that wrote them; None if there is no manifest."""
 
@@ -83,14 +86,15 @@ def open_shards(path: str, split: str | None = None) -> Shards:
     manifest = Path(path) / "manifest.json"
     told = json.loads(manifest.read_text()) if manifest.is_file() else {}
     packs = found.select_columns(list(COLUMNS))
-    longest_pack = longest = 0
+    longest_pack = longest = most = 0
     for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):
         boundaries = table.column("boundaries").combine_chunks()
         ends = boundaries.values.to_numpy()[boundaries.offsets.to_numpy()[1:] - 1]
         longest_pack = max(longest_pack, int(ends.max()))
         longest = max(longest, int(np.diff(boundaries.flatten().to_numpy()).max()))
+        most = max(most, int(np.diff(boundaries.offsets.to_numpy()).max()) - 1)
     capacity = int(told.get("capacity") or longest_pack)
-    return Shards(path, packs.with_format("numpy"), capacity, longest, told.get("run_id"))
+    return Shards(path, packs.with_format("numpy"), capacity, longest, most, told.get("run_id"))
 
 
 def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:

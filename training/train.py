@@ -15,7 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         if place.rank == 0:
             log.info("attention by %s on %s (%s)", backend, place.device, why)
         if options.check and options.attention == "isolated":
-            _check_isolated(model, backend)
+            _check_isolated(model, backend, _autocast(options.dtype, place.device))
         if not use_backend(model, backend) and place.rank == 0:
             log.warning(
                 "%s computes attention itself: the backend %s has no effect on it", type(model).__name__, backend
@@ -135,8 +135,15 @@ def train(options: TrainOptions) -> dict[str, Any]:
         return _Run(options, place, shards, model, backend, identity).run()
 
 
-def _check_isolated(model: PreTrainedModel, backend: str) -> None:
-    found = probe(model, backend)
+def _autocast(name: str, device: torch.device) -> torch.dtype | None:
+    """Precision of the forward pass; None where it is that of the parameters, float32."""
+    if name == "bfloat16" or (name == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return None
+
+
+def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:
+    found = probe(model, backend, autocast=autocast)
     if found.verdict != CLEAN:
         at = f" at {found.layer}" if found.layer else ""
         raise CheckError(
@@ -219,8 +226,9 @@ class _Run:
             self._model = nn.parallel.DistributedDataParallel(
                 self._model, device_ids=[place.device] if place.device.type == "cuda" else None
             )
-        decayed = [each for each in model.parameters() if each.ndim > 1]
-        others = [each for each in model.parameters() if each.ndim <= 1]
+        trained = [each for each in model.parameters() if each.requires_grad]
+        decayed = [each for each in trained if each.ndim > 1]
+        others = [each for each in trained if each.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=options.learning_rate,
@@ -231,29 +239,33 @@ class _Run:
     def run(self) -> dict[str, Any]:
         """Train from the checkpoint on, if there is one."""
         options, place = self._options, self._place
-        first = self._resume()
-        record: dict[str, Any] = {}
+        first, record = self._resume()
         loader = iter(self._loader(first))
         started = time.perf_counter()
         since, done = started, Costs(0, 0, 0.0)
         bar = tqdm(
             total=options.steps, initial=first, unit="step", disable=True if place.rank else None, dynamic_ncols=True
         )
-        with deferred_signals() as signals, bar, open(options.output / "log.jsonl", "a", encoding="utf-8") as file:
+        # Ranks hear a signal at different steps, and one that goes on alone would wait for the others.
+        interruptible: AbstractContextManager[list[int]] = (
+            deferred_signals() if place.num_ranks == 1 else nullcontext([])
+        )
+        with interruptible as signals, bar, open(options.output / "log.jsonl", "a", encoding="utf-8") as file:
             for step in range(first + 1, options.steps + 1):
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
+                rate = float(self._scheduler.get_last_lr()[0])
                 result = train_step(
                     self._model,
                     micro_batches,
                     self._optimizer,
                     scheduler=self._scheduler,
                     max_grad_norm=options.max_grad_norm,
-                    autocast=self._autocast(),
+                    autocast=_autocast(options.dtype, place.device),
                 )
                 done += of_step
                 if step % options.log_every == 0 or step == options.steps:
-                    record = self._record(step, result, done, time.perf_counter() - since)
+                    record = self._record(step, rate, result, done, time.perf_counter() - since)
                     since, done = time.perf_counter(), Costs(0, 0, 0.0)
                     if place.rank == 0:
                         file.write(json.dumps(record) + "\n")
@@ -279,16 +291,10 @@ class _Run:
             1 + math.cos(math.pi * (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1))
         )
 
-    def _autocast(self) -> torch.dtype | None:
-        name = self._options.dtype
-        if name == "auto":
-            name = "bfloat16" if self._place.device.type == "cuda" else "float32"
-        return None if name == "float32" else getattr(torch, name)
-
     def _loader(self, first: int) -> DataLoader[Any]:
         options = self._options
         size = options.packs_per_forward * self._shards.capacity if options.compile else None
-        most = None if size is None else self._most_segments()
+        most = None if size is None else options.packs_per_forward * self._shards.most_segments + 1
         self._collate = PackedCollator(
             attention=options.attention, sample_mean=options.loss == "sample-mean", pad_to=size, max_segments=most
         )
@@ -306,11 +312,6 @@ class _Run:
         check_ids(batch, self._bare, self._shards)
         return batch, costs(packs, joint=self._options.attention == "joint")
 
-    def _most_segments(self) -> int:
-        """Segments of a forward pass at most, padding included."""
-        per_pack = max(len(each) for each in self._shards.packs["target_counts"])
-        return self._options.packs_per_forward * per_pack + 1
-
     def _next(self, loader: Iterator[Any]) -> tuple[list[dict[str, Any]], Costs]:
         """Micro-batches of the next step."""
         options = self._options
@@ -321,14 +322,14 @@ class _Run:
             total += each
         return [batch for batch, _ in taken], total
 
-    def _record(self, step: int, result: StepResult, done: Costs, seconds: float) -> dict[str, Any]:
+    def _record(self, step: int, rate: float, result: StepResult, done: Costs, seconds: float) -> dict[str, Any]:
         """What the log says of the steps since its last line; rates are of all ranks."""
         place = self._place
         record: dict[str, Any] = {
             "step": step,
             "loss": float(result.loss),  # waits for the device
             "grad_norm": float(result.grad_norm),
-            "learning_rate": self._scheduler.get_last_lr()[0],
+            "learning_rate": rate,
             "tokens_per_second": done.tokens * place.num_ranks / seconds,
             "targets_per_second": done.targets * place.num_ranks / seconds,
         }
@@ -338,26 +339,26 @@ class _Run:
             record |= {"mfu": spent / seconds / peak, "peak_memory_bytes": peak_memory(place.device)}
         return record
 
-    def _resume(self) -> int:
-        """Steps that are done."""
+    def _resume(self) -> tuple[int, dict[str, Any]]:
+        """(steps that are done, what the log says of the last of them)."""
         options = self._options
         state = checkpoint.load(options.output)
         lines = options.output / "log.jsonl"
         if state is None:
             if self._place.rank == 0:
                 lines.unlink(missing_ok=True)
-            return 0
+            return 0, {}
         _refuse_other(options.output, self._identity, state["options"])
         self._bare.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         step: int = state["step"]
+        known = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
+        kept = [line for line in known if line.endswith("}") and json.loads(line)["step"] <= step]
         if self._place.rank == 0:
-            known = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
-            kept = [line for line in known if line.endswith("}") and json.loads(line)["step"] <= step]
             lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             log.info("going on after step %d", step)
-        return step
+        return step, json.loads(kept[-1]) if kept else {}
 
     def _save(self, step: int) -> None:
         if self._place.rank == 0:

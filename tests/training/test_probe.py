@@ -66,6 +66,13 @@ def test_parity_allows_lower_precision_its_own_rounding() -> None:
     assert not leaking.agrees
 
 
+def test_probing_under_autocast_judges_by_its_precision() -> None:
+    exact, rounded = (probe(tiny(), "sdpa", autocast=autocast) for autocast in (None, torch.bfloat16))
+    assert exact.verdict == rounded.verdict == "clean"
+    assert rounded.alone != exact.alone  # it was computed otherwise
+    assert probe(tiny("falcon"), "sdpa", autocast=torch.bfloat16).verdict == "leaks"
+
+
 def test_a_probed_model_is_left_as_it_was() -> None:
     model = tiny()
     before = {name: each.clone() for name, each in model.state_dict().items()}
