@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from strategies import pack
 from tests.training.families import tiny_config
-from training.attention import BACKENDS, choose_backend, varlen_attention
+from training.attention import BACKENDS, choose_backend
 from training.bench import BenchOptions, bench
 from training.parity import parity
 from training.probe import CLEAN, LEAKS, REFUSES, probe
@@ -79,7 +79,7 @@ def _errors(
     def computed(backend: str, precision: torch.dtype) -> list[torch.Tensor]:
         given = [each.detach().to(precision).requires_grad_() for each in made]
         query, key, value = given
-        output = varlen_attention(query, key, value, cu_seqlens, int(lengths.max()), asked, backend=backend)
+        output = BACKENDS[backend].attend(query, key, value, cu_seqlens, int(lengths.max()), asked)
         gradients = torch.autograd.grad((output.float() * weights).sum(), given)
         return [output.detach().float(), *(each.float() for each in gradients)]
 

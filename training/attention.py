@@ -36,20 +36,43 @@ class Backend:
     """Why it does not run on a device; None where it does."""
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, int, Asked], Tensor]
+    """From queries, keys, values, cu_seqlens, tokens of the longest segment, and what is asked for besides."""
 
 
 def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, asked: Asked, *, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = UNLIMITED,
+    softcap: float = 0.0,
+    *,
+    sinks: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Attention within each segment.  # shape: (num_tokens, num_heads, value_dim)
+    """Attention within each segment, called as `flash_attn_varlen_func`.  # shape: (num_tokens, num_heads, value_dim)
 
-    query, key, value: heads of keys and values may be fewer by a whole factor.  # shape: (num_tokens, num_heads, dim)
-    cu_seqlens: int32, where segments begin, and the end; repeated values are empty segments.
-    max_length: tokens of the longest segment, or more.
+    q, k, v: heads of keys and values may be fewer by a whole factor.  # shape: (num_tokens, num_heads, dim)
+    cu_seqlens_q: int32, where segments begin, and the end; repeated values are empty segments. Queries and keys are the
+        same tokens, so cu_seqlens_k and max_seqlen_k are as those of the queries.
+    max_seqlen_q: tokens of the longest segment, or more.
+    The rest is as in `Asked`.
 
     Raises `UnsupportedAttentionError` for what the backend cannot do.
     """
-    return BACKENDS[backend].attend(query, key, value, cu_seqlens, max_length, asked)
+    if k.shape[0] != q.shape[0] or cu_seqlens_k.shape != cu_seqlens_q.shape or max_seqlen_k != max_seqlen_q:
+        raise UnsupportedAttentionError("queries and keys have to be the same tokens, in the same segments")
+    asked = Asked(
+        dropout=dropout_p, scale=softmax_scale, causal=causal, window_size=window_size, softcap=softcap, sinks=sinks
+    )
+    chosen = choose_backend(backend, q.device)[0] if backend == "auto" else backend
+    return BACKENDS[chosen].attend(q, k, v, cu_seqlens_q, max_seqlen_q, asked)
 
 
 def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
@@ -80,7 +103,7 @@ def _tried(name: str, device: torch.device) -> str | None:
     tokens = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=device)
     cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32, device=device)
     try:
-        varlen_attention(tokens, tokens, tokens, cu_seqlens, 3, Asked(), backend=name)
+        BACKENDS[name].attend(tokens, tokens, tokens, cu_seqlens, 3, Asked())
         torch.cuda.synchronize(device)
     except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]

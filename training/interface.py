@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from training.attention import varlen_attention
 from training.errors import UnsupportedAttentionError
-from training.reference import UNLIMITED, Asked
+from training.reference import UNLIMITED
 
 MODEL_INPUTS = (
     "input_ids",
@@ -151,16 +151,23 @@ def _attention(
             f" --max-length {chunk} at most"
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    asked = Asked(
-        dropout=dropout,
-        scale=scaling,
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    attended = varlen_attention(
+        q,
+        k,
+        v,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        dropout_p=dropout,
+        softmax_scale=scaling,
         causal=bool(causal),
         window_size=UNLIMITED if window is None else (window - 1, 0),
         softcap=softcap or 0.0,
         sinks=s_aux,
+        backend=backend,
     )
-    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    attended = varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, asked, backend=backend)
     return attended[None], None
 
 

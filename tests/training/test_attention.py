@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.training.families import tiny_config
 from tests.training.samples import pack_of, tiny
 from training import PackedCollator, use_backend
-from training.attention import choose_backend, varlen_attention
+from training.attention import BACKENDS, choose_backend, varlen_attention
 from training.errors import ConfigError, UnsupportedAttentionError
 from training.interface import model_inputs
 from training.reference import Asked
@@ -76,7 +76,20 @@ def test_the_reference_is_attention_within_segments(
     )
     boundaries = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
-    found = varlen_attention(query, key, value, cu_seqlens, max(lengths), asked, backend="sdpa")
+    found = varlen_attention(
+        query,
+        key,
+        value,
+        cu_seqlens,
+        cu_seqlens,
+        max(lengths),
+        max(lengths),
+        softmax_scale=scale,
+        causal=causal,
+        window_size=window,
+        softcap=softcap,
+        sinks=asked.sinks,
+    )
     expected = by_definition(query, key, value, boundaries, asked)
     assert found.shape == expected.shape
     assert torch.allclose(found.double(), expected, atol=1e-5)
@@ -87,7 +100,7 @@ def test_dropout_is_honoured() -> None:
     tokens = torch.randn(40, 2, 8)
     cu_seqlens = torch.tensor([0, 15, 40], dtype=torch.int32)
     found = [
-        varlen_attention(tokens, tokens, tokens, cu_seqlens, 25, Asked(dropout=each), backend="sdpa")
+        varlen_attention(tokens, tokens, tokens, cu_seqlens, cu_seqlens, 25, 25, dropout_p=each, backend="sdpa")
         for each in (0.0, 0.0, 0.5)
     ]
     assert torch.equal(found[0], found[1])
@@ -123,7 +136,13 @@ def test_kernels_refuse_what_they_cannot_do(
         pytest.importorskip("flash_attn")
     tokens, cu_seqlens = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
     with pytest.raises(UnsupportedAttentionError, match=said):
-        varlen_attention(tokens, tokens, tokens, cu_seqlens, 4, Asked(**asked), backend=backend)
+        BACKENDS[backend].attend(tokens, tokens, tokens, cu_seqlens, 4, Asked(**asked))
+
+
+def test_queries_and_keys_are_the_same_tokens() -> None:
+    tokens, cu_seqlens = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(UnsupportedAttentionError, match="the same tokens"):
+        varlen_attention(tokens, tokens[:3], tokens[:3], cu_seqlens, cu_seqlens, 4, 4)
 
 
 def test_no_mask_is_built_and_none_is_ignored() -> None:
