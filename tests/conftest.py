@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ class Ended:
 Run = Callable[..., Ended]
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
-    """Call `python -m pipeline` in this process; its caches lie in the test's own folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    log = logging.getLogger("pipeline")
+def in_process(
+    package: str, main: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """What calls `python -m PACKAGE` in this process."""
+    log = logging.getLogger(package)
 
     def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [package, *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -53,7 +53,14 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         assert isinstance(code, int)
         return Ended(code, captured.out, captured.err)
 
-    yield call
+    return call
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Call `python -m pipeline`; its caches lie in the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return in_process("pipeline", main, capfd, monkeypatch)
 
 
 @pytest.fixture(scope="session")

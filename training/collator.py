@@ -46,7 +46,7 @@ class PackedCollator:
 
     sample_mean: bool = False
     """Add loss_weights (float32, shape (1, num_tokens)): 1 / targets of its segment for each target, else 0; so that
-    their sum is the number of segments that have targets."""
+    their sum is the number of segments that have targets. For `train_step`; other loops have to apply them."""
 
     pad_to: int | None = None
     """Tokens of every row, for static shapes: what is missing is a segment of its own, not trained."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 from transformers import PreTrainedModel
 
@@ -45,6 +47,8 @@ def training_flops(model: PreTrainedModel, num_tokens: int, sum_length_squared: 
     return flops
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes that tensors took on a CUDA device since the last reset; None elsewhere."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that tensors took on a CUDA device since the last reset; on a CPU, that the process ever took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -332,11 +332,12 @@ class _Run:
             "learning_rate": rate,
             "tokens_per_second": done.tokens * place.num_ranks / seconds,
             "targets_per_second": done.targets * place.num_ranks / seconds,
+            "peak_memory_bytes": peak_memory(place.device),
         }
         peak = peak_flops(place.device)
         if peak is not None:
             spent = training_flops(self._bare, done.tokens, done.sum_length_squared)
-            record |= {"mfu": spent / seconds / peak, "peak_memory_bytes": peak_memory(place.device)}
+            record["mfu"] = spent / seconds / peak
         return record
 
     def _resume(self) -> tuple[int, dict[str, Any]]:

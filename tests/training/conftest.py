@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import Ended, Run
+from tests.conftest import Run, in_process
 from tests.training.samples import packed_shards
 from training.cli import main
 
@@ -16,24 +14,8 @@ torch.set_num_threads(1)  # models are tiny, and tests run side by side
 
 @pytest.fixture
 def training(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call `python -m training` in this process."""
-    log = logging.getLogger("training")
-
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Ended(code, captured.out, captured.err)
-
-    return call
+    """Call `python -m training`."""
+    return in_process("training", main, capfd, monkeypatch)
 
 
 @pytest.fixture

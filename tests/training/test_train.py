@@ -53,6 +53,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(training: Run, shards: Path
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert 0 < rates[-1] < 1e-3
     assert all(line["tokens_per_second"] > line["targets_per_second"] > 0 for line in log)
+    assert all(line["peak_memory_bytes"] > 1 << 20 for line in log)
     assert ended.json["loss"] == log[-1]["loss"]
     assert ended.json["backend"] == "sdpa"
     model = AutoModelForCausalLM.from_pretrained(output / "model")
@@ -253,6 +254,16 @@ def test_compiled_training_learns_the_same(training: Run, run: Run, tmp_path: Pa
     assert ended.code == 0, ended.err
     losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("plain", "compiled")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from training.cli import main; main()"
+    for arguments, code in ((["--help"], 0), (["probe", "--model", "x"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+    assert "pip install 'tightpack[train]'" in done.stderr
 
 
 def test_steps_walk_through_every_pack_once_an_epoch() -> None:
