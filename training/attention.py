@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.errors import ConfigError, UnsupportedAttentionError
+from training.errors import ConfigError, UnsupportedAttentionError, first_line
 from training.reference import UNLIMITED, Asked, segment_attention
 
 try:
@@ -106,7 +106,7 @@ def _tried(name: str, device: torch.device) -> str | None:
         BACKENDS[name].attend(tokens, tokens, tokens, cu_seqlens, 3, Asked())
         torch.cuda.synchronize(device)
     except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

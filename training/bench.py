@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from training.collator import IGNORE, PackedCollator
+from training.errors import first_line
 from training.interface import use_backend
 from training.layouts import LAYOUTS, OF_TRANSFORMERS, PACKED, PADDED, STATIC, Prepared, batches, samples_of
 from training.metrics import peak_flops, training_flops
@@ -121,7 +122,7 @@ class _Lane:
             if device.type == "cuda":
                 self._peak = max(self._peak, torch.cuda.max_memory_allocated(device))
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            self.failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.failed = first_line(error)
         finally:
             self._optimizer.zero_grad(set_to_none=True)
             self._optimizer.state.clear()  # one layout's at a time

@@ -29,3 +29,8 @@ class CheckError(TrainingError):
 
 class UnsupportedAttentionError(ValueError):
     """Something a model asks of attention that the backend cannot do. It is never left out silently."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 
 log = logging.getLogger("training")
 
@@ -41,8 +41,7 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"model {name} cannot be loaded as a causal language model: {said}") from error
+        raise ConfigError(f"model {name} cannot be loaded as a causal language model: {first_line(error)}") from error
     model.eval()
     assert isinstance(model, PreTrainedModel)
     return model

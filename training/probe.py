@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from training.attention import BACKENDS
 from training.collator import PackedCollator
+from training.errors import first_line
 from training.interface import attention_alone, model_inputs, use_backend
 from training.models import random_tokens
 from training.step import to_device
@@ -131,8 +132,7 @@ def _find(model: PreTrainedModel, way: _Way, seed: int) -> Finding:
             use_backend(model, way.backend)
         return _compared(model, way, row, others, alone)
     except (TypeError, ValueError, RuntimeError, IndexError, ImportError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(way=way.name, verdict=REFUSES, message=said)
+        return Finding(way=way.name, verdict=REFUSES, message=first_line(error))
     finally:
         model.set_attn_implementation(own)
 

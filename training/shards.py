@@ -14,7 +14,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from training.errors import ConfigError, ShardError
+from training.errors import ConfigError, ShardError, first_line
 
 COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
 
@@ -65,8 +65,7 @@ def open_shards(path: str, split: str | None = None) -> Shards:
     try:
         found = datasets.load_from_disk(path)
     except (FileNotFoundError, ValueError, OSError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShardError(f"shards {path}: {said}") from error
+        raise ShardError(f"shards {path}: {first_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) > 1:
             raise ConfigError(f"shards {path}: choose one of the splits with --split: {', '.join(found)}")

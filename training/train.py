@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from training import checkpoint
 from training.attention import choose_backend
 from training.collator import PackedCollator
-from training.errors import CheckError, ConfigError
+from training.errors import CheckError, ConfigError, first_line
 from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
 from training.models import load_model
@@ -255,14 +255,7 @@ class _Run:
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
                 rate = float(self._scheduler.get_last_lr()[0])
-                result = train_step(
-                    self._model,
-                    micro_batches,
-                    self._optimizer,
-                    scheduler=self._scheduler,
-                    max_grad_norm=options.max_grad_norm,
-                    autocast=_autocast(options.dtype, place.device),
-                )
+                result = self._step(micro_batches)
                 done += of_step
                 if step % options.log_every == 0 or step == options.steps:
                     record = self._record(step, rate, result, done, time.perf_counter() - since)
@@ -281,6 +274,22 @@ class _Run:
                     stopped.add_note(f"the same command goes on after step {step} of {options.steps}")
                     raise stopped
         return self._finish(record, time.perf_counter() - started)
+
+    def _step(self, micro_batches: list[dict[str, Any]]) -> StepResult:
+        options = self._options
+        try:
+            return train_step(
+                self._model,
+                micro_batches,
+                self._optimizer,
+                scheduler=self._scheduler,
+                max_grad_norm=options.max_grad_norm,
+                autocast=_autocast(options.dtype, self._place.device),
+            )
+        except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise ConfigError(f"--compile: the model does not compile here: {first_line(error)}") from error
+            raise
 
     def _rate(self, step: int) -> float:
         """Part of the learning rate: linear warm-up, then a cosine to zero."""

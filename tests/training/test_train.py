@@ -256,6 +256,20 @@ def test_compiled_training_learns_the_same(training: Run, run: Run, tmp_path: Pa
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_without_a_compiler_compilation_is_refused(training: Run, shards: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "training", *map(str, command(shards, tmp_path, tmp_path / "out", "--compile"))],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CXX": "/nowhere/g++"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "--compile: the model does not compile here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
     program = "import sys; sys.modules['torch'] = None; from training.cli import main; main()"
     for arguments, code in ((["--help"], 0), (["probe", "--model", "x"], 2)):
