@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 
-from training.errors import ConfigError
+from training.errors import ConfigError, StorageError, first_line
 
 NAME = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Replace a folder's checkpoint."""
+    """Replace a folder's checkpoint. Raises `StorageError`; the one before stays then."""
     building = folder / f".{NAME}"
-    with open(building, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(building, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # what torch makes of any fault while it writes
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise StorageError(f"{building} cannot be written: {first_line(error)}") from error
     building.replace(folder / NAME)
 
 

@@ -133,7 +133,7 @@ def probe(model: str, backend: str, all_ways: bool, dtype: str, seed: int, as_js
     name, why = choose_backend(backend, device)
     log.info("attention by %s on %s (%s)", name, device, why)
     found = find(loaded, name, seed=seed)
-    others = probe_ways(loaded, seed=seed) if all_ways else []
+    others = [each for each in probe_ways(loaded, seed=seed) if each.way != found.way] if all_ways else []
     result = {
         "model": model,
         "verdict": found.verdict,
@@ -189,7 +189,13 @@ def parity(
 @cli.command()
 @_options(_shards, _split, _model, _backend)
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of each layout in a round.")
-@click.option("--packs-per-step", type=click.IntRange(1), default=1, show_default=True, help="And samples as many.")
+@click.option(
+    "--packs-per-step",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="In one forward pass.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="In which layouts take turns.")
 @click.option("--layouts", metavar="NAME,...", help="Some of them, by name.")
 @_options(_dtype, _seed, _json)
@@ -214,7 +220,8 @@ def bench(
     from training.bench import bench as measure
     from training.errors import ConfigError
     from training.layouts import LAYOUTS
-    from training.shards import check_fits, open_shards, packs_of_step
+    from training.probe import CLEAN, probe
+    from training.shards import check_fits, check_ids, open_shards, packs_of_step
     from training.tables import bench_table
     from training.versions import machine
 
@@ -232,19 +239,25 @@ def bench(
     log.info("attention by %s on %s (%s)", name, device, why)
     num_packs = min(steps, len(opened.packs) // packs_per_step) * packs_per_step
     rows = opened.packs.select(packs_of_step(len(opened.packs), 0, num_packs, seed))
+    for row in rows:
+        check_ids(row, loaded, opened)
     precision = _chosen_dtype(dtype, device)
+    autocast = None if precision == torch.float32 else precision
+    found = probe(loaded.eval(), name, autocast=autocast)
+    if found.verdict != CLEAN:
+        log.warning("packs cannot be trained like this: %s %s", type(loaded).__name__, found.verdict)
+    loaded.train()
     options = BenchOptions(
         packs_per_step=packs_per_step,
         rounds=rounds,
         layouts=chosen,
         backend=name,
-        autocast=None if precision == torch.float32 else precision,
+        autocast=autocast,
         capacity=opened.capacity,
         seed=seed,
     )
-    _print(
-        {"shards": shards, "model": model, **machine(device), **measure(loaded, rows, options)}, bench_table, as_json
-    )
+    figures = {"shards": shards, "model": model, "verdict": found.verdict, **machine(device)}
+    _print(figures | measure(loaded, rows, options), bench_table, as_json)
 
 
 def _device() -> torch.device:

@@ -27,6 +27,18 @@ class CheckError(TrainingError):
     exit_code = 4
 
 
+class StorageError(TrainingError):
+    """Full disk, missing permission, I/O error."""
+
+    exit_code = 74
+
+
+class BusyError(TrainingError):
+    """Another run writes the same output."""
+
+    exit_code = 75
+
+
 class UnsupportedAttentionError(ValueError):
     """Something a model asks of attention that the backend cannot do. It is never left out silently."""
 

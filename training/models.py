@@ -8,11 +8,15 @@ from pathlib import Path
 
 import torch
 import transformers
+import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from training.errors import ConfigError, first_line
 
 log = logging.getLogger("training")
+
+_IDENTIFYING = (".json", ".safetensors", ".bin")
+"""Files of a model's directory that make it what it is."""
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -45,6 +49,21 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     model.eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def model_identity(name: str) -> str:
+    """What tells one model from another: of files their content, of a Hub id the id."""
+    path = Path(name)
+    if not path.exists():
+        return name
+    found = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.suffix in _IDENTIFYING)
+    digest = xxhash.xxh3_128()
+    for each in found:
+        digest.update(f"{each.name if path.is_dir() else ''} {each.stat().st_size}\n".encode())
+        with open(each, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:

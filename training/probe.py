@@ -2,7 +2,8 @@
 
 Several segments stand in one row, as they do in training. Then
 
-1. the tokens of one segment are changed: the logits of all others must stay as they are;
+1. the tokens of one segment are changed: the logits of all others must stay as they are; as must, when the last token
+   alone is changed, those of the tokens before it;
 2. the logits of one segment are differentiated: no other segment's embeddings may have a part in them;
 3. every segment runs alone, with the model's own attention: its logits must be those it has in the row.
 
@@ -146,7 +147,8 @@ def _compared(model: PreTrainedModel, way: _Way, row: Tensor, others: Tensor, al
         logits = _logits(model, way, row[None], SEGMENTS)
     spread = float(logits.float().std())
     most, layer = 0.0, None
-    for begin, end in bounds:
+    last = bounds[-1][1]
+    for begin, end in [*bounds, (last - 1, last)]:  # the last token alone: nothing before it may see it either
         changed = row.clone()
         changed[begin:end] = others[: end - begin]
         with torch.no_grad(), _recorded(model) as after:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+log = logging.getLogger("training")
 
 
 class Terminated(KeyboardInterrupt):
@@ -15,16 +18,17 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collect signals instead of being interrupted by them; a second one interrupts."""
+    """Collect signals instead of being interrupted by them; a third one interrupts."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def keep(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         received.append(number)
+        if len(received) > 2:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        log.info("finishing what is being done, so that it can be gone on from; a third signal stops at once")
 
     before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

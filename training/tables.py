@@ -42,18 +42,18 @@ def parity_table(result: dict[str, Any]) -> str:
         "attention",
         "targets",
         "loss",
-        "max diff",
+        "losses differ by",
+        "at most",
         "allowed",
-        "mean diff",
-        "gradient",
+        "gradients by",
         "allowed",
-        "",
+        "verdict",
     )
     rows = [header]
     for each in result["found"]:
         figures = [
             _small(each[name])
-            for name in ("max_difference", "most_loss", "mean_difference", "gradient_difference", "most_gradient")
+            for name in ("mean_difference", "max_difference", "most_loss", "gradient_difference", "most_gradient")
         ]
         verdict = "agrees" if each["agrees"] else "DIFFERS"
         rows.append((each["dtype"], each["backend"], f"{each['targets']:,}", f"{each['loss']:.4f}", *figures, verdict))

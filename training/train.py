@@ -6,6 +6,7 @@ goes on exactly as it would have, and the same packs are trained on any number o
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import logging
@@ -18,10 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -30,16 +32,19 @@ from transformers import PreTrainedModel
 from training import checkpoint
 from training.attention import choose_backend
 from training.collator import PackedCollator
-from training.errors import CheckError, ConfigError, first_line
+from training.errors import BusyError, CheckError, ConfigError, StorageError, first_line
 from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
-from training.models import load_model
+from training.models import load_model, model_identity
 from training.probe import CLEAN, probe
 from training.shards import Costs, PackTables, Shards, check_fits, check_ids, costs, open_shards, packs_of_step
 from training.signals import Terminated, deferred_signals
 from training.step import StepResult, train_step
 
 log = logging.getLogger("training")
+
+LOG = "log.jsonl"
+LOCK = ".lock"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -110,14 +115,13 @@ def train(options: TrainOptions) -> dict[str, Any]:
 
     Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
     """
-    finished = options.output / "result.json"
     with _place() as place:
         shards = open_shards(options.shards, options.split)
         identity = _identity(options, shards)
-        if finished.is_file():
-            told: dict[str, Any] = json.loads(finished.read_text())
-            _refuse_other(options.output, identity, told["options"])
-            return told | {"up_to_date": True}
+        _check_output(options.output, identity)
+        finished = options.output / "result.json"
+        if finished.is_file() and (options.output / "model/config.json").is_file():
+            return _read(finished) | {"output": str(options.output), "up_to_date": True}
         torch.manual_seed(options.seed)
         model = load_model(options.model, seed=options.seed)
         model.to(place.device)  # type: ignore[arg-type]
@@ -128,11 +132,15 @@ def train(options: TrainOptions) -> dict[str, Any]:
         if options.check and options.attention == "isolated":
             _check_isolated(model, backend, _autocast(options.dtype, place.device))
         if not use_backend(model, backend) and place.rank == 0:
-            log.warning(
-                "%s computes attention itself: the backend %s has no effect on it", type(model).__name__, backend
-            )
-        options.output.mkdir(parents=True, exist_ok=True)
-        return _Run(options, place, shards, model, backend, identity).run()
+            log.warning("%s computes attention itself: %s has no effect on it", type(model).__name__, backend)
+        if not options.check and place.rank == 0:
+            log.warning("whether samples see each other is not checked")
+        run = _Run(options, place, shards, model, backend)
+        if place.rank != 0:
+            return run.run()
+        with _claim(options.output, identity):
+            log.info("%d steps of %d packs; see %s", options.steps, options.packs_per_step, options.output / LOG)
+            return run.run()
 
 
 def _autocast(name: str, device: torch.device) -> torch.dtype | None:
@@ -155,7 +163,49 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
 
 def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
     decides = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_RESULT}
-    return decides | {"shards": shards.run_id or Path(options.shards).name}
+    return decides | {
+        "shards": shards.run_id or Path(options.shards).name,
+        "model": model_identity(options.model),
+    }
+
+
+def _check_output(output: Path, identity: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an output that holds something else than this run, or the beginnings of another."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file")
+    record = output / "run.json"
+    if not record.is_file():
+        if output.is_dir() and any(each.name != LOCK for each in output.iterdir()):
+            raise ConfigError(f"--output {output} holds files that are not of a training run: choose another directory")
+    elif (output / checkpoint.NAME).is_file() or (output / "result.json").is_file():
+        _refuse_other(output, identity, _read(record))
+
+
+def _claim(output: Path, identity: Mapping[str, Any]) -> IO[str]:
+    """Make a directory this run's own; returns the lock, which is held until it is closed.
+
+    Raises `BusyError` where another run writes, and as `_check_output`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = open(output / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held by the caller
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _check_output(output, identity)  # again: another run may have ended meanwhile
+    except BlockingIOError:
+        lock.close()
+        raise BusyError(f"another run is writing {output}") from None
+    building = output / ".run.json"
+    building.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+    building.replace(output / "run.json")
+    return lock
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged; remove its directory to begin again") from error
+    return value
 
 
 def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -187,6 +237,14 @@ def _place() -> Iterator[_Place]:
         distributed.destroy_process_group()
 
 
+def _open_to_readers(folder: Path) -> None:
+    """Weights are written for their owner alone; they get the permissions of any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
 class _Steps(Sampler[list[int]]):
     """Packs of one rank, micro-batch by micro-batch, from a step on."""
 
@@ -212,12 +270,11 @@ class _Run:
         shards: Shards,
         model: PreTrainedModel,
         backend: str,
-        identity: dict[str, Any],
     ) -> None:
         if options.packs_per_step % place.num_ranks:
             raise ConfigError(f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks")
         self._options, self._place, self._shards, self._bare = options, place, shards, model
-        self._backend, self._identity = backend, identity
+        self._backend = backend
         model.train()
         self._model: nn.Module = model
         if options.compile:
@@ -250,7 +307,7 @@ class _Run:
         interruptible: AbstractContextManager[list[int]] = (
             deferred_signals() if place.num_ranks == 1 else nullcontext([])
         )
-        with interruptible as signals, bar, open(options.output / "log.jsonl", "a", encoding="utf-8") as file:
+        with interruptible as signals, bar, open(options.output / LOG, "a", encoding="utf-8") as file:
             for step in range(first + 1, options.steps + 1):
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
@@ -273,7 +330,7 @@ class _Run:
                     stopped = KeyboardInterrupt() if signals[0] == signal.SIGINT else Terminated()
                     stopped.add_note(f"the same command goes on after step {step} of {options.steps}")
                     raise stopped
-        return self._finish(record, time.perf_counter() - started)
+            return self._finish(record, time.perf_counter() - started)
 
     def _step(self, micro_batches: list[dict[str, Any]]) -> StepResult:
         options = self._options
@@ -353,12 +410,11 @@ class _Run:
         """(steps that are done, what the log says of the last of them)."""
         options = self._options
         state = checkpoint.load(options.output)
-        lines = options.output / "log.jsonl"
+        lines = options.output / LOG
         if state is None:
             if self._place.rank == 0:
                 lines.unlink(missing_ok=True)
             return 0, {}
-        _refuse_other(options.output, self._identity, state["options"])
         self._bare.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
@@ -379,7 +435,6 @@ class _Run:
                     "model": self._bare.state_dict(),
                     "optimizer": self._optimizer.state_dict(),
                     "scheduler": self._scheduler.state_dict(),
-                    "options": self._identity,
                 },
             )
 
@@ -393,12 +448,15 @@ class _Run:
             "backend": self._backend,
             "device": str(self._place.device),
             "seconds": seconds,
-            "options": self._identity,
         }
         if self._place.rank == 0:
             building = options.output / ".model"
             shutil.rmtree(building, ignore_errors=True)
-            self._bare.save_pretrained(building)
+            try:
+                self._bare.save_pretrained(building)
+            except SafetensorError as error:
+                raise StorageError(f"{building} cannot be written: {first_line(error)}") from error
+            _open_to_readers(building)
             for name in TOKENIZER_FILES:
                 if (Path(options.model) / name).is_file():
                     shutil.copy(Path(options.model) / name, building / name)

@@ -50,6 +50,17 @@ def test_clean_families_train_as_their_samples_one_by_one(family: str) -> None:
     assert found.gradient_difference <= 1e-4
 
 
+def test_a_model_that_sees_what_comes_after_leaks() -> None:
+    """It keeps samples apart, and yet learns nothing: every target is before its eyes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=128, initializer_range=0.2, **sizes)
+    found = probe(transformers.BertLMHeadModel(config).eval(), "sdpa")
+    assert found.verdict == "leaks"
+    assert found.layer == "BertSelfAttention"
+    assert found.gradient == 0
+
+
 def test_parity_sees_a_leak() -> None:
     (found,) = parity(tiny("falcon"), [pack_of([9, 8])], "sdpa")
     assert not found.agrees
@@ -124,7 +135,8 @@ def test_all_shows_the_mistake_of_a_mask_of_ones(training: Run, tmp_path: Path) 
     assert ways["positions, all-ones mask"]["verdict"] == "leaks"
     assert ways["positions, all-ones mask"]["logits"] > 0.1
     assert ways["positions, use_cache"]["verdict"] == "leaks"
-    assert ways["our batch, sdpa"]["verdict"] == "clean"
+    assert "our batch, sdpa" not in ways  # said once
+    assert ended.json["found"]["verdict"] == "clean"
     assert json.loads(json.dumps(ways)) == ways
 
 

@@ -46,7 +46,7 @@ def test_the_loss_is_its_definition_however_packs_are_split(split: list[int], sa
     expected = torch.stack(with_targets).mean() if sample_mean else torch.cat(losses).mean()
     expected.backward()
     result, gradients = stepped(split, sample_mean=sample_mean)
-    assert float(result.loss) == pytest.approx(float(expected), abs=1e-6)
+    assert float(result.loss) == pytest.approx(expected.item(), abs=1e-6)
     assert float(result.weight) == pytest.approx(len(with_targets) if sample_mean else len(torch.cat(losses)))
     for name, parameter in model.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name

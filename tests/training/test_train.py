@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,9 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from tests.conftest import Run
+from tests.conftest import Run, left_behind
 from tests.training.samples import VOCABULARY, config_file, packed_shards
 from training.shards import packs_of_step
 
@@ -74,6 +76,61 @@ def test_a_finished_run_is_up_to_date_and_no_other(training: Run, shards: Path, 
     assert "holds another run: its learning-rate is 2e-05, not 0.001" in other.err
 
 
+def test_a_run_whose_model_is_gone_or_was_another_is_not_up_to_date(
+    training: Run, shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    assert training(*command(shards, tmp_path, output)).code == 0
+    before = weights(output)
+    shutil.rmtree(output / "model")
+    again = training(*command(shards, tmp_path, output))
+    assert again.code == 0
+    assert "up to date" not in again.out
+    assert all(torch.equal(before[name], each) for name, each in weights(output).items())
+    arguments = command(shards, tmp_path, output)
+    config = config_file(tmp_path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 1e-3}))
+    other = training(*arguments)
+    assert other.code == 2
+    assert "holds another run: its model is" in other.err
+
+
+def test_what_is_not_a_runs_own_is_left_alone(training: Run, shards: Path, tmp_path: Path) -> None:
+    before = left_behind(shards)
+    refused = training(*command(shards, tmp_path, shards))
+    assert refused.code == 2
+    assert "holds files that are not of a training run" in refused.err
+    assert left_behind(shards) == before
+    (tmp_path / "file").touch()
+    assert "is a file" in training(*command(shards, tmp_path, tmp_path / "file")).err
+    failed = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30"))
+    assert failed.code == 4
+    assert training(*command(shards, tmp_path, tmp_path / "out")).code == 0  # nothing of it was worth keeping
+
+
+def test_two_runs_do_not_write_one_output(training: Run, shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    with open(output / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        busy = training(*command(shards, tmp_path, output))
+    assert busy.code == 75
+    assert "another run is writing" in busy.err
+    assert training(*command(shards, tmp_path, output)).code == 0
+    assert (output / "model/model.safetensors").stat().st_mode & 0o777 == (output / "log.jsonl").stat().st_mode & 0o777
+
+
+def test_a_full_disk_is_a_storage_fault(shards: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
+    program = f"{limit}; from training.cli import main; main()"
+    arguments = map(str, command(shards, tmp_path, tmp_path / "out", steps=1))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 74, done.stderr
+    assert "cannot be written" in done.stderr
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     training: Run, shards: Path, tmp_path: Path, sent: signal.Signals
@@ -116,10 +173,10 @@ def test_checkpoints_are_written_on_request_and_of_one_run(training: Run, shards
     assert training(*command(shards, tmp_path, output, "--save-every", 2)).code == 0
     assert not (output / "checkpoint.pt").exists()
     (output / "result.json").unlink()
-    torch.save({"step": 2, "options": {"steps": 9}}, output / "checkpoint.pt")
-    other = training(*command(shards, tmp_path, output))
+    torch.save({"step": 2}, output / "checkpoint.pt")
+    other = training(*command(shards, tmp_path, output, steps=9))
     assert other.code == 2
-    assert "holds another run" in other.err
+    assert "holds another run: its steps is 6, not 9" in other.err
     (output / "checkpoint.pt").write_bytes(b"broken")
     broken = training(*command(shards, tmp_path, output))
     assert broken.code == 2
@@ -191,7 +248,7 @@ def test_a_model_in_which_samples_see_each_other_is_not_trained(training: Run, s
     assert not (tmp_path / "out").exists()
     all_the_same = training(*train, "--output", tmp_path / "out", "--no-check")
     assert all_the_same.code == 0
-    assert "the backend sdpa has no effect on it" in all_the_same.err
+    assert "FalconForCausalLM computes attention itself: sdpa has no effect on it" in all_the_same.err
 
 
 def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards: Path, tmp_path: Path) -> None:
@@ -254,6 +311,25 @@ def test_compiled_training_learns_the_same(training: Run, run: Run, tmp_path: Pa
     assert ended.code == 0, ended.err
     losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("plain", "compiled")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_signal_after_the_last_step_does_not_lose_the_run(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice Ctrl-C while the model is written: it is written."""
+    written = LlamaForCausalLM.save_pretrained
+
+    def interrupted(self: Any, folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        written(self, folder)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+    output = tmp_path / "out"
+    ended = training(*command(shards, tmp_path, output))
+    assert ended.code == 0, ended.err
+    assert (output / "model/model.safetensors").is_file()
+    assert "up to date" in training(*command(shards, tmp_path, output)).out
 
 
 def test_without_a_compiler_compilation_is_refused(training: Run, shards: Path, tmp_path: Path) -> None:
