@@ -146,10 +146,9 @@ class _Lane:
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, self._options.autocast) if self._options.autocast else nullcontext():
             logits = self._model(**batch, use_cache=False).logits
-        losses = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-        (losses / (labels[:, 1:] != IGNORE).sum()).backward()
+        following = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+        losses = functional.cross_entropy(logits.flatten(0, 1).float(), following, ignore_index=IGNORE, reduction="sum")
+        (losses / (following != IGNORE).sum()).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
 

@@ -21,8 +21,10 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     logits: # shape: (1, num_tokens, vocabulary)
     labels: at the place of the token they name, not shifted.  # shape: (1, num_tokens)
     """
-    losses = functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=IGNORE, reduction="none")
-    return functional.pad(losses, (1, 0))
+    # Labels are shifted, not logits: the gradient of a slice of those would fill as much memory once more.
+    following = functional.pad(labels[0, 1:], (0, 1), value=IGNORE)
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), following, ignore_index=IGNORE, reduction="none")
+    return functional.pad(losses[:-1], (1, 0))
 
 
 def target_weights(batch: Mapping[str, Any]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,12 +49,14 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Ten
         at = torch.arange(query.shape[0], device=query.device)
         segment = torch.searchsorted(cu_seqlens, at, right=True)
         return _attend(query, key, value, _seen(query, asked) & (segment[:, None] == segment[None, :]), asked)
-    outputs = []
-    for begin, end in pairwise(cu_seqlens.tolist()):
-        if end > begin:
-            q, k, v = query[begin:end], key[begin:end], value[begin:end]
-            plain = not asked.softcap and asked.sinks is None and max(asked.window_size) < 0
-            outputs.append(_attend(q, k, v, None if plain else _seen(q, asked), asked))
+    lengths = cu_seqlens.diff().tolist()
+    plain = not asked.softcap and asked.sinks is None and max(asked.window_size) < 0
+    outputs = [
+        _attend(q, k, v, None if plain else _seen(q, asked), asked)
+        # Not slices, the gradient of each of which would be as long as all tokens.
+        for q, k, v in zip(*(torch.split(each, lengths) for each in (query, key, value)), strict=True)
+        if len(q)
+    ]
     return torch.cat(outputs) if outputs else query.new_zeros(0, query.shape[1], value.shape[2])
 
 
