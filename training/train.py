@@ -6,7 +6,6 @@ goes on exactly as it would have, and the same packs are trained on any number o
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import logging
@@ -15,11 +14,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -29,10 +28,10 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from training import checkpoint
+from training import checkpoint, output
 from training.attention import choose_backend
 from training.collator import PackedCollator
-from training.errors import BusyError, CheckError, ConfigError, StorageError, first_line
+from training.errors import CheckError, ConfigError, StorageError, first_line
 from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
 from training.models import load_model, model_identity
@@ -42,9 +41,6 @@ from training.signals import Terminated, deferred_signals
 from training.step import StepResult, train_step
 
 log = logging.getLogger("training")
-
-LOG = "log.jsonl"
-LOCK = ".lock"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -118,10 +114,10 @@ def train(options: TrainOptions) -> dict[str, Any]:
     with _place() as place:
         shards = open_shards(options.shards, options.split)
         identity = _identity(options, shards)
-        _check_output(options.output, identity)
-        finished = options.output / "result.json"
+        output.check_output(options.output, identity)
+        finished = options.output / output.RESULT
         if finished.is_file() and (options.output / "model/config.json").is_file():
-            return _read(finished) | {"output": str(options.output), "up_to_date": True}
+            return output.read_json(finished) | {"output": str(options.output), "up_to_date": True}
         torch.manual_seed(options.seed)
         model = load_model(options.model, seed=options.seed)
         model.to(place.device)  # type: ignore[arg-type]
@@ -138,8 +134,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
         run = _Run(options, place, shards, model, backend)
         if place.rank != 0:
             return run.run()
-        with _claim(options.output, identity):
-            log.info("%d steps of %d packs; see %s", options.steps, options.packs_per_step, options.output / LOG)
+        with output.claim(options.output, identity):
+            log.info("%d steps of %d packs; see %s", options.steps, options.packs_per_step, options.output / output.LOG)
             return run.run()
 
 
@@ -169,55 +165,6 @@ def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
     }
 
 
-def _check_output(output: Path, identity: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for an output that holds something else than this run, or the beginnings of another."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file")
-    record = output / "run.json"
-    if not record.is_file():
-        if output.is_dir() and any(each.name != LOCK for each in output.iterdir()):
-            raise ConfigError(f"--output {output} holds files that are not of a training run: choose another directory")
-    elif (output / checkpoint.NAME).is_file() or (output / "result.json").is_file():
-        _refuse_other(output, identity, _read(record))
-
-
-def _claim(output: Path, identity: Mapping[str, Any]) -> IO[str]:
-    """Make a directory this run's own; returns the lock, which is held until it is closed.
-
-    Raises `BusyError` where another run writes, and as `_check_output`.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = open(output / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held by the caller
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _check_output(output, identity)  # again: another run may have ended meanwhile
-    except BlockingIOError:
-        lock.close()
-        raise BusyError(f"another run is writing {output}") from None
-    building = output / ".run.json"
-    building.write_text(json.dumps(identity) + "\n", encoding="utf-8")
-    building.replace(output / "run.json")
-    return lock
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged; remove its directory to begin again") from error
-    return value
-
-
-def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    differ = [name for name in identity if identity[name] != known.get(name)]
-    if differ:
-        name = differ[0]
-        raise ConfigError(
-            f"{output} holds another run: its {name.replace('_', '-')} is {known.get(name)!r}, not {identity[name]!r};"
-            " choose another --output, or remove it"
-        )
-
-
 @contextmanager
 def _place() -> Iterator[_Place]:
     """Join the ranks that torchrun started, if it did."""
@@ -235,14 +182,6 @@ def _place() -> Iterator[_Place]:
     finally:
         gc.collect()  # a model in DistributedDataParallel that outlives its group can abort the process when it exits
         distributed.destroy_process_group()
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Weights are written for their owner alone; they get the permissions of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
 
 
 class _Steps(Sampler[list[int]]):
@@ -307,7 +246,7 @@ class _Run:
         interruptible: AbstractContextManager[list[int]] = (
             deferred_signals() if place.num_ranks == 1 else nullcontext([])
         )
-        with interruptible as signals, bar, open(options.output / LOG, "a", encoding="utf-8") as file:
+        with interruptible as signals, bar, open(options.output / output.LOG, "a", encoding="utf-8") as file:
             for step in range(first + 1, options.steps + 1):
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
@@ -410,7 +349,7 @@ class _Run:
         """(steps that are done, what the log says of the last of them)."""
         options = self._options
         state = checkpoint.load(options.output)
-        lines = options.output / LOG
+        lines = options.output / output.LOG
         if state is None:
             if self._place.rank == 0:
                 lines.unlink(missing_ok=True)
@@ -456,12 +395,12 @@ class _Run:
                 self._bare.save_pretrained(building)
             except SafetensorError as error:
                 raise StorageError(f"{building} cannot be written: {first_line(error)}") from error
-            _open_to_readers(building)
+            output.open_to_readers(building)
             for name in TOKENIZER_FILES:
                 if (Path(options.model) / name).is_file():
                     shutil.copy(Path(options.model) / name, building / name)
             shutil.rmtree(options.output / "model", ignore_errors=True)
             building.rename(options.output / "model")
-            (options.output / "result.json").write_text(json.dumps(result) + "\n")
+            (options.output / output.RESULT).write_text(json.dumps(result) + "\n")
             (options.output / checkpoint.NAME).unlink(missing_ok=True)
         return result
