@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
     raise AssertionError("sdpa runs anywhere")
 
 
+@cache
 def _tried(name: str, device: torch.device) -> str | None:
     """Why a few tokens fail on a device: a package may be there and not fit the GPU, the driver or torch."""
     if device.type != "cuda":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,7 +24,7 @@ from training.errors import first_line
 from training.interface import use_backend
 from training.layouts import LAYOUTS, OF_TRANSFORMERS, PACKED, PADDED, STATIC, Prepared, batches, samples_of
 from training.metrics import peak_flops, training_flops
-from training.step import to_device, train_step
+from training.step import precision, to_device, train_step
 
 _WARM_UP = 3
 """Steps of a layout that are not timed, in its first round."""
@@ -121,7 +120,7 @@ class _Lane:
             self._seconds.append(_timed([lambda each=each: step(each) for each in self.prepared], device))  # type: ignore[misc]
             if device.type == "cuda":
                 self._peak = max(self._peak, torch.cuda.max_memory_allocated(device))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # out of memory, or no compiler
             self.failed = first_line(error)
         finally:
             self._optimizer.zero_grad(set_to_none=True)
@@ -144,7 +143,7 @@ class _Lane:
         batch = to_device(prepared.batch, device)
         labels = batch.pop("labels")
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, self._options.autocast) if self._options.autocast else nullcontext():
+        with precision(device, self._options.autocast):
             logits = self._model(**batch, use_cache=False).logits
         following = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), following, ignore_index=IGNORE, reduction="sum")

@@ -36,15 +36,6 @@ def cli() -> None:
     """Train on packed shards, and check that what is trained is what was packed."""
 
 
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(command: Any) -> Any:
-        for each in reversed(decorators):
-            command = each(command)
-        return command
-
-    return decorate
-
-
 _shards = click.option("--shards", required=True, metavar="DIR", help="What `python -m pipeline pack` wrote.")
 _split = click.option("--split", metavar="NAME", help="Where the shards have several.")
 _model = click.option(
@@ -79,7 +70,9 @@ _dtype = click.option(
 
 
 @cli.command()
-@_options(_shards, _split, _model)
+@_shards
+@_split
+@_model
 @click.option("--steps", type=click.IntRange(1), required=True, help="Optimizer steps.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="For model and log.")
 @click.option(
@@ -100,12 +93,14 @@ _dtype = click.option(
 @click.option("--warmup-steps", type=click.IntRange(0), default=0, show_default=True, help="Then a cosine to zero.")
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of matrices.")
 @click.option("--max-grad-norm", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Clip.")
-@_options(_dtype, _backend)
+@_dtype
+@_backend
 @click.option("--compile", is_flag=True, help="torch.compile, with rows of one length.")
 @click.option("--save-every", type=click.IntRange(0), default=0, metavar="STEPS", help="Checkpoints, to go on from.")
 @click.option("--log-every", type=click.IntRange(1), default=1, show_default=True, metavar="STEPS", help="Log lines.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Probe the model before training.")
-@_options(_seed, _json)
+@_seed
+@_json
 def train(as_json: bool, **values: Any) -> None:
     """Train a model on packs. A run that was stopped goes on by the same command; torchrun starts several."""
     from training.tables import train_table
@@ -116,20 +111,26 @@ def train(as_json: bool, **values: Any) -> None:
 
 
 @cli.command()
-@_options(_model, _backend)
+@_model
+@_backend
 @click.option("--all", "all_ways", is_flag=True, help="Also by positions alone, with usual mistakes, and each backend.")
-@_options(_dtype, _seed, _json)
+@_dtype
+@_seed
+@_json
 def probe(model: str, backend: str, all_ways: bool, dtype: str, seed: int, as_json: bool) -> None:
     """Does one sample see another, with our batch and the chosen backend? Exits with 4 if so."""
     from dataclasses import asdict
 
+    import torch
+
     from training.attention import choose_backend
     from training.probe import CLEAN, probe_ways
     from training.probe import probe as find
+    from training.step import autocast_dtype
     from training.tables import probe_table
 
     device = _device()
-    loaded = _loaded(model, seed, device, _chosen_dtype(dtype, device))
+    loaded = _loaded(model, seed, device, autocast_dtype(dtype, device) or torch.float32)
     name, why = choose_backend(backend, device)
     log.info("attention by %s on %s (%s)", name, device, why)
     found = find(loaded, name, seed=seed)
@@ -146,9 +147,14 @@ def probe(model: str, backend: str, all_ways: bool, dtype: str, seed: int, as_js
 
 
 @cli.command()
-@_options(_shards, _split, _model, _backend)
+@_shards
+@_split
+@_model
+@_backend
 @click.option("--packs", type=click.IntRange(1), default=4, show_default=True, help="How many are compared.")
-@_options(_dtype, _seed, _json)
+@_dtype
+@_seed
+@_json
 def parity(
     shards: str, split: str | None, model: str, backend: str, packs: int, dtype: str, seed: int, as_json: bool
 ) -> None:
@@ -158,8 +164,10 @@ def parity(
     import torch
 
     from training.attention import choose_backend
+    from training.errors import ShardError
     from training.parity import parity as compare
     from training.shards import check_fits, check_ids, open_shards, packs_of_step
+    from training.step import autocast_dtype
     from training.tables import parity_table
 
     device = _device()
@@ -172,7 +180,9 @@ def parity(
     rows = [opened.packs[each] for each in chosen]
     for row in rows:
         check_ids(row, loaded, opened)
-    found = compare(loaded, rows, name, dtype=_chosen_dtype(dtype, device))
+    if not any(row["target_counts"].any() for row in rows):
+        raise ShardError(f"shards {shards}: {len(rows)} packs without a single target; try more --packs")
+    found = compare(loaded, rows, name, dtype=autocast_dtype(dtype, device))
     agrees = all(each.agrees for each in found)
     result = {
         "shards": shards,
@@ -187,7 +197,10 @@ def parity(
 
 
 @cli.command()
-@_options(_shards, _split, _model, _backend)
+@_shards
+@_split
+@_model
+@_backend
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Of each layout in a round.")
 @click.option(
     "--packs-per-step",
@@ -198,7 +211,9 @@ def parity(
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="In which layouts take turns.")
 @click.option("--layouts", metavar="NAME,...", help="Some of them, by name.")
-@_options(_dtype, _seed, _json)
+@_dtype
+@_seed
+@_json
 def bench(
     shards: str,
     split: str | None,
@@ -222,6 +237,7 @@ def bench(
     from training.layouts import LAYOUTS
     from training.probe import CLEAN, probe
     from training.shards import check_fits, check_ids, open_shards, packs_of_step
+    from training.step import autocast_dtype
     from training.tables import bench_table
     from training.versions import machine
 
@@ -241,8 +257,7 @@ def bench(
     rows = opened.packs.select(packs_of_step(len(opened.packs), 0, num_packs, seed))
     for row in rows:
         check_ids(row, loaded, opened)
-    precision = _chosen_dtype(dtype, device)
-    autocast = None if precision == torch.float32 else precision
+    autocast = autocast_dtype(dtype, device)
     found = probe(loaded.eval(), name, autocast=autocast)
     if found.verdict != CLEAN:
         log.warning("packs cannot be trained like this: %s %s", type(loaded).__name__, found.verdict)
@@ -264,16 +279,6 @@ def _device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _chosen_dtype(name: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _loaded(name: str, seed: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

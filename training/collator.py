@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 IGNORE = -100
 """The label of a token that is not trained."""
 
-Int32Array = npt.NDArray[np.int32]
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | Sequence[pa.Table] | pa.Table | pa.RecordBatch"
 """Packs: mappings of columns (lists, arrays or tensors), one-row tables, or one table."""
 

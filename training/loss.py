@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,8 +34,3 @@ def target_weights(batch: Mapping[str, Any]) -> Tensor:
     """
     weights: Tensor = batch["loss_weights"][0] if "loss_weights" in batch else (batch["labels"][0] != IGNORE).float()
     return functional.pad(weights[1:], (1, 0))  # nothing predicts the first token
-
-
-def weighted_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """Sum over targets of loss times weight; a part of a step's loss, to be divided by the weights of all its parts."""
-    return torch.dot(token_losses(logits, batch["labels"]), target_weights(batch))

@@ -67,12 +67,13 @@ def model_identity(name: str) -> str:
 
 
 def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:
-    """Ids that stand for words: none that the configuration gives a meaning.  # shape: (num_tokens,)"""
+    """Ids that stand for words: none that the configuration gives a meaning, and none twice while there are others, so
+    that one put for another is always a change.  # shape: (num_tokens,)"""
     config = model.config.get_text_config()
     special: set[int] = set()
     for key, value in {**model.config.to_dict(), **config.to_dict()}.items():
         if key.endswith(("token_id", "token_index")):
             special.update(value if isinstance(value, list) else [] if value is None else [value])
     ids = torch.tensor([each for each in range(min(config.vocab_size, 1 << 16)) if each not in special])
-    generator = torch.Generator().manual_seed(seed)
-    return ids[torch.randint(len(ids), (num_tokens,), generator=generator)]
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    return ids[order.repeat(-(-num_tokens // len(ids)))[:num_tokens]]

@@ -8,7 +8,6 @@ training they may differ as much as that precision itself changes the samples th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from training.collator import PackedCollator
 from training.interface import attention_alone, model_inputs, use_backend
 from training.loss import target_weights, token_losses
-from training.step import to_device
+from training.step import precision, to_device
 
 MOST_LOSS = 1e-5
 """Difference of a token's loss in float32, for losses up to 1; relative to larger ones."""
@@ -71,15 +70,14 @@ def parity(
     backend: str,
     *,
     dtype: torch.dtype | None = None,
-    reference_backend: str = "sdpa",
 ) -> list[Parity]:
     """Compare in float32 and, by autocast, in `dtype`; the model has float32 parameters and is in eval mode.
 
     packs: rows of packed shards; memory is that of one pack's forward and backward, and two gradients.
-    backend: for `dtype`; where its kernels have no float32, `reference_backend` computes in that.
+    backend: for `dtype`; in float32, which kernels do not have, the reference computes.
     """
     alone = _alone(model, packs, None)
-    found = [_compared(alone, _packed(model, packs, reference_backend, None), "float32", reference_backend, None)]
+    found = [_compared(alone, _packed(model, packs, "sdpa", None), "float32", "sdpa", None)]
     if dtype is not None and dtype != torch.float32:
         rounded = _alone(model, packs, dtype)
         name = str(dtype).removeprefix("torch.")
@@ -150,7 +148,7 @@ def _run(
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
         given = model_inputs(model, {name: batch[name] for name in keep or batch})
-        with torch.autocast(device.type, dtype) if dtype is not None else nullcontext():
+        with precision(device, dtype):
             logits = model(
                 **{name: given[name] for name in given if keep is None or name in (*keep, "use_cache")}
             ).logits

@@ -14,7 +14,7 @@ what is not a leak and still wrong: positions that do not restart, a window that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -28,10 +28,10 @@ from training.collator import PackedCollator
 from training.errors import first_line
 from training.interface import attention_alone, model_inputs, use_backend
 from training.models import random_tokens
-from training.step import to_device
+from training.step import precision, to_device
 
 SEGMENTS = (6, 1, 9, 12)
-"""Tokens of each segment of the row. The third is the one changed and watched: something stands on either side."""
+"""Tokens of each segment of the row. The third is the one whose gradient is followed: others stand on either side."""
 
 _WATCHED = 2
 
@@ -55,10 +55,11 @@ class Finding:
     """What the model was given, and what computed its attention."""
 
     verdict: str
-    """clean, leaks (a sample sees another), differs (none does, but samples are not as alone) or refuses (an error)."""
+    """clean, leaks (a sample sees another, or a token what comes after it), differs (nothing leaks, but samples are not
+    as if they were alone) or refuses (an error)."""
 
     layer: str | None = None
-    """Type of the layer that is first to let a sample see another."""
+    """Type of the layer that leaks first."""
 
     logits: float | None = None
     """Largest change of another segment's logits, as a part of their standard deviation."""
@@ -92,13 +93,8 @@ def probe(model: PreTrainedModel, backend: str, *, seed: int = 0, autocast: torc
 
     autocast: precision of the forward pass, where it is not that of the parameters.
     """
-    with _precision(model, autocast):
+    with precision(next(model.parameters()).device, autocast):
         return _find(model, _Way(name=f"our batch, {backend}", backend=backend), seed)
-
-
-def _precision(model: PreTrainedModel, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
-    device = next(model.parameters()).device
-    return nullcontext() if autocast is None else torch.autocast(device.type, autocast)
 
 
 def probe_ways(model: PreTrainedModel, *, seed: int = 0) -> list[Finding]:

@@ -41,7 +41,7 @@ class Shards:
 
 
 class PackTables(Dataset[pa.Table]):
-    """Packs for a `DataLoader`, a batch of them as one table: four times as fast as row by row."""
+    """Packs for a `DataLoader`, a batch of them as one table: more than three times as fast as row by row."""
 
     def __init__(self, shards: Shards) -> None:
         self._packs = shards.packs.with_format("arrow")
@@ -83,7 +83,10 @@ def open_shards(path: str, split: str | None = None) -> Shards:
     if len(found) == 0:
         raise ShardError(f"shards {path}: there are no packs")
     manifest = Path(path) / "manifest.json"
-    told = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    except ValueError as error:
+        raise ShardError(f"{manifest} is damaged; see `python -m pipeline verify {path}`") from error
     packs = found.select_columns(list(COLUMNS))
     longest_pack = longest = most = 0
     for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from training.interface import model_inputs
-from training.loss import target_weights, weighted_loss
+from training.loss import target_weights, token_losses
 
 Batch = Mapping[str, Any]
 """What `PackedCollator` returns."""
@@ -52,7 +52,8 @@ def train_step(
     batches = [batch] if isinstance(batch, Mapping) else list(batch)
     device = next(model.parameters()).device
     batches = [to_device(each, device) for each in batches]
-    weight = torch.stack([target_weights(each).double().sum() for each in batches]).sum()
+    weights = [target_weights(each) for each in batches]
+    weight = torch.stack([each.double().sum() for each in weights]).sum()
     num_ranks = 1
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(weight)
@@ -63,9 +64,9 @@ def train_step(
     total = torch.zeros((), dtype=torch.float64, device=device)
     for number, each in enumerate(batches):
         with _synchronised(model, number == len(batches) - 1):
-            with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
+            with precision(device, autocast):
                 logits = model(**model_inputs(model, each)).logits
-            loss = weighted_loss(logits, each)
+            loss = torch.dot(token_losses(logits, each["labels"]), weights[number])
             # DistributedDataParallel divides gradients by the number of ranks.
             (loss * (num_ranks / divisor)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -76,6 +77,16 @@ def train_step(
     if scheduler is not None:
         scheduler.step()
     return StepResult(loss=total / divisor, weight=weight, grad_norm=grad_norm)
+
+
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Precision of the forward pass: float32, bfloat16, or auto, which is bfloat16 on a GPU; None for float32."""
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and device.type == "cuda") else None
+
+
+def precision(device: torch.device, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Compute in a precision, or in that of the parameters."""
+    return nullcontext() if autocast is None else torch.autocast(device.type, autocast)
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

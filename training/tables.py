@@ -23,7 +23,7 @@ def probe_table(result: dict[str, Any]) -> str:
     rows = [header, *(_finding(each) for each in [result["found"], *result["ways"]])]
     verdict = {
         "clean": "samples do not see each other, and are as if they were alone",
-        "leaks": "samples SEE EACH OTHER: this model cannot be trained on packs like this",
+        "leaks": "samples SEE EACH OTHER, or tokens what comes after them: packs cannot be trained like this",
         "differs": "samples do not see each other, but are NOT as if they were alone",
         "refuses": "the model REFUSES packs",
     }[result["verdict"]]

@@ -38,7 +38,7 @@ from training.models import load_model, model_identity
 from training.probe import CLEAN, probe
 from training.shards import Costs, PackTables, Shards, check_fits, check_ids, costs, open_shards, packs_of_step
 from training.signals import Terminated, deferred_signals
-from training.step import StepResult, train_step
+from training.step import StepResult, autocast_dtype, train_step
 
 log = logging.getLogger("training")
 
@@ -56,7 +56,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What is trained, and how. All but the last three decide the result."""
+    """What is trained, and how."""
 
     shards: str
     model: str
@@ -113,8 +113,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
     """
     with _place() as place:
         shards = open_shards(options.shards, options.split)
-        identity = _identity(options, shards)
-        output.check_output(options.output, identity)
+        identity = _identity(options, shards) if place.rank == 0 else {}
+        if place.rank == 0:
+            output.check_output(options.output, identity)
         finished = options.output / output.RESULT
         if finished.is_file() and (options.output / "model/config.json").is_file():
             return output.read_json(finished) | {"output": str(options.output), "up_to_date": True}
@@ -126,24 +127,18 @@ def train(options: TrainOptions) -> dict[str, Any]:
         if place.rank == 0:
             log.info("attention by %s on %s (%s)", backend, place.device, why)
         if options.check and options.attention == "isolated":
-            _check_isolated(model, backend, _autocast(options.dtype, place.device))
+            _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
         if not use_backend(model, backend) and place.rank == 0:
             log.warning("%s computes attention itself: %s has no effect on it", type(model).__name__, backend)
         if not options.check and place.rank == 0:
             log.warning("whether samples see each other is not checked")
         run = _Run(options, place, shards, model, backend)
-        if place.rank != 0:
+        with output.claim(options.output, identity) if place.rank == 0 else nullcontext():
+            if place.num_ranks > 1:
+                distributed.barrier()  # other ranks read there what is to be gone on from
+            if place.rank == 0:
+                log.info("%d steps; see %s", options.steps, options.output / output.LOG)
             return run.run()
-        with output.claim(options.output, identity):
-            log.info("%d steps of %d packs; see %s", options.steps, options.packs_per_step, options.output / output.LOG)
-            return run.run()
-
-
-def _autocast(name: str, device: torch.device) -> torch.dtype | None:
-    """Precision of the forward pass; None where it is that of the parameters, float32."""
-    if name == "bfloat16" or (name == "auto" and device.type == "cuda"):
-        return torch.bfloat16
-    return None
 
 
 def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:
@@ -151,7 +146,7 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
     if found.verdict != CLEAN:
         at = f" at {found.layer}" if found.layer else ""
         raise CheckError(
-            f"samples would not be kept apart: {type(model).__name__} {found.verdict}{at}"
+            f"samples would not be trained as if alone: {type(model).__name__} {found.verdict}{at}"
             f"{f' ({found.message})' if found.message else ''}; see `python -m training probe --model … --all`"
             " (--no-check trains all the same)"
         )
@@ -246,7 +241,8 @@ class _Run:
         interruptible: AbstractContextManager[list[int]] = (
             deferred_signals() if place.num_ranks == 1 else nullcontext([])
         )
-        with interruptible as signals, bar, open(options.output / output.LOG, "a", encoding="utf-8") as file:
+        lines = options.output / output.LOG if place.rank == 0 else Path(os.devnull)
+        with interruptible as signals, bar, open(lines, "a", encoding="utf-8") as file:
             for step in range(first + 1, options.steps + 1):
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
@@ -256,9 +252,8 @@ class _Run:
                 if step % options.log_every == 0 or step == options.steps:
                     record = self._record(step, rate, result, done, time.perf_counter() - since)
                     since, done = time.perf_counter(), Costs(0, 0, 0.0)
-                    if place.rank == 0:
-                        file.write(json.dumps(record) + "\n")
-                        file.flush()
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
                     bar.set_postfix(loss=f"{record['loss']:.4f}")
                     if not math.isfinite(record["loss"]):
                         raise CheckError(f"the loss of step {step} is {record['loss']}: try a smaller --learning-rate")
@@ -280,7 +275,7 @@ class _Run:
                 self._optimizer,
                 scheduler=self._scheduler,
                 max_grad_norm=options.max_grad_norm,
-                autocast=_autocast(options.dtype, self._place.device),
+                autocast=autocast_dtype(options.dtype, self._place.device),
             )
         except RuntimeError as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -358,11 +353,12 @@ class _Run:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         step: int = state["step"]
+        if self._place.rank != 0:
+            return step, {}
         known = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
         kept = [line for line in known if line.endswith("}") and json.loads(line)["step"] <= step]
-        if self._place.rank == 0:
-            lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            log.info("going on after step %d", step)
+        lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        log.info("going on after step %d", step)
         return step, json.loads(kept[-1]) if kept else {}
 
     def _save(self, step: int) -> None:

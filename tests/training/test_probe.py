@@ -11,7 +11,7 @@ from tests.conftest import Run
 from tests.training.families import FAMILIES, tiny_config
 from tests.training.samples import config_file, pack_of, tiny
 from training.parity import parity
-from training.probe import SEGMENTS, Finding, probe, probe_ways
+from training.probe import SEGMENTS, probe, probe_ways
 
 PAGE = Path(__file__).parents[2] / "docs/families.md"
 ROWS = [
@@ -156,4 +156,3 @@ def test_the_row_is_long_enough_for_what_it_probes() -> None:
         for family in FAMILIES
         if family != "modernbert-decoder"
     )
-    assert isinstance(probe(tiny(), "sdpa"), Finding)
