@@ -6,6 +6,7 @@ one is taken within each round. Every step is a whole one: forward, backward, cl
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from training.collator import IGNORE, PackedCollator
-from training.errors import first_line
+from training.errors import UnsupportedAttentionError, first_line
 from training.interface import use_backend
 from training.layouts import LAYOUTS, OF_TRANSFORMERS, PACKED, PADDED, STATIC, Prepared, batches, samples_of
 from training.metrics import peak_flops, training_flops
 from training.step import precision, to_device, train_step
+
+log = logging.getLogger("training")
 
 _WARM_UP = 3
 """Steps of a layout that are not timed, in its first round."""
@@ -61,10 +64,12 @@ def bench(model: PreTrainedModel, packs: Any, options: BenchOptions) -> dict[str
         prepared = batches(layout, rows, options.packs_per_step, options.capacity, options.seed)
         lanes[layout] = _Lane(layout, prepared, model, options)
     with tqdm(total=options.rounds * len(lanes), unit="run", disable=None, leave=False) as bar:
-        for _ in range(options.rounds):
+        for number in range(1, options.rounds + 1):
             for lane in lanes.values():
                 lane.run()
                 bar.update()
+                if bar.disable:
+                    log.info("round %d of %d: %s %s", number, options.rounds, lane.layout, lane.failed or "measured")
     padded = lanes.get(PADDED)
     tokens = sum(each.tokens for each in next(iter(lanes.values())).prepared)
     peak = peak_flops(device)
@@ -120,7 +125,7 @@ class _Lane:
             self._seconds.append(_timed([lambda each=each: step(each) for each in self.prepared], device))  # type: ignore[misc]
             if device.type == "cuda":
                 self._peak = max(self._peak, torch.cuda.max_memory_allocated(device))
-        except RuntimeError as error:  # out of memory, or no compiler
+        except (UnsupportedAttentionError, RuntimeError) as error:  # the latter: out of memory, or no compiler
             self.failed = first_line(error)
         finally:
             self._optimizer.zero_grad(set_to_none=True)

@@ -96,9 +96,12 @@ _dtype = click.option(
 @_dtype
 @_backend
 @click.option("--compile", is_flag=True, help="torch.compile, with rows of one length.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time: compute activations twice.")
 @click.option("--save-every", type=click.IntRange(0), default=0, metavar="STEPS", help="Checkpoints, to go on from.")
 @click.option("--log-every", type=click.IntRange(1), default=1, show_default=True, metavar="STEPS", help="Log lines.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Probe the model before training.")
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Checksums of the shards, and probe, before training."
+)
 @_seed
 @_json
 def train(as_json: bool, **values: Any) -> None:
@@ -166,7 +169,7 @@ def parity(
     from training.attention import choose_backend
     from training.errors import ShardError
     from training.parity import parity as compare
-    from training.shards import check_fits, check_ids, open_shards, packs_of_step
+    from training.shards import check_fits, check_packs, open_shards, packs_of_step
     from training.step import autocast_dtype
     from training.tables import parity_table
 
@@ -176,10 +179,9 @@ def parity(
     check_fits(opened, loaded, joint=False)
     name, why = choose_backend(backend, device)
     log.info("attention by %s on %s (%s)", name, device, why)
-    chosen = packs_of_step(len(opened.packs), 0, min(packs, len(opened.packs)), seed)
-    rows = [opened.packs[each] for each in chosen]
-    for row in rows:
-        check_ids(row, loaded, opened)
+    chosen = opened.packs.select(packs_of_step(len(opened.packs), 0, min(packs, len(opened.packs)), seed))
+    check_packs(chosen.with_format("arrow")[:], loaded, opened)
+    rows = list(chosen)
     if not any(row["target_counts"].any() for row in rows):
         raise ShardError(f"shards {shards}: {len(rows)} packs without a single target; try more --packs")
     found = compare(loaded, rows, name, dtype=autocast_dtype(dtype, device))
@@ -236,7 +238,7 @@ def bench(
     from training.errors import ConfigError
     from training.layouts import LAYOUTS
     from training.probe import CLEAN, probe
-    from training.shards import check_fits, check_ids, open_shards, packs_of_step
+    from training.shards import check_fits, check_packs, open_shards, packs_of_step
     from training.step import autocast_dtype
     from training.tables import bench_table
     from training.versions import machine
@@ -255,8 +257,7 @@ def bench(
     log.info("attention by %s on %s (%s)", name, device, why)
     num_packs = min(steps, len(opened.packs) // packs_per_step) * packs_per_step
     rows = opened.packs.select(packs_of_step(len(opened.packs), 0, num_packs, seed))
-    for row in rows:
-        check_ids(row, loaded, opened)
+    check_packs(rows.with_format("arrow")[:], loaded, opened)
     autocast = autocast_dtype(dtype, device)
     found = probe(loaded.eval(), name, autocast=autocast)
     if found.verdict != CLEAN:
@@ -290,7 +291,7 @@ def _loaded(name: str, seed: int, device: torch.device, dtype: torch.dtype) -> P
 
 
 def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not _is_first_rank():
         return
     try:
         click.echo(json.dumps(result) if as_json else table(result))
@@ -299,12 +300,17 @@ def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_js
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has seen enough
 
 
+def _is_first_rank() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def main() -> NoReturn:
     """Run a command; every way it can end has its exit code, and a user's mistake is one message."""
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log.addHandler(to_stderr)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with cli.make_context("python -m training", sys.argv[1:]) as ctx:
@@ -320,7 +326,7 @@ def main() -> NoReturn:
     except TrainingError as error:
         _fail(str(error), error.exit_code)
     except UnsupportedAttentionError as error:
-        _fail(str(error), 2)
+        _fail(f"packs cannot be trained like this: {error}", CheckError.exit_code)
     except KeyboardInterrupt as error:
         kept = "; ".join(getattr(error, "__notes__", []))
         terminated = isinstance(error, Terminated)

@@ -129,7 +129,8 @@ def _attention(
     where = type(module).__name__
     if cu_seq_lens_q is None or max_length_q is None:
         raise UnsupportedAttentionError(
-            f"{where} got no cu_seq_lens: batches must come from PackedCollator, and the model must hand them on"
+            f"{where} is not told where segments begin: the model does not hand on cu_seq_lens, or the batch is not"
+            " PackedCollator's"
         )
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         raise UnsupportedAttentionError(f"{where}: packs are one row, and there is no cache (use_cache=False)")

@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 import transformers
 import xxhash
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from training.digests import file_hash
 from training.errors import ConfigError, first_line
 
 log = logging.getLogger("training")
@@ -30,6 +33,8 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     Raises `ConfigError` for what is no such model.
     """
     path = Path(name)
+    if not path.exists() and not _may_be_hub_id(name):
+        raise ConfigError(f"model {name}: no such file or directory")
     is_file = path.is_file()
     folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
@@ -45,10 +50,21 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ConfigError(f"model {name} cannot be loaded as a causal language model: {first_line(error)}") from error
+        where = "" if path.exists() else " from the Hub (there is no such file or directory here)"
+        raise ConfigError(
+            f"model {name} cannot be loaded{where} as a causal language model: {first_line(error)}"
+        ) from error
     model.eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _may_be_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return Path(name).suffix != ".json"
 
 
 def model_identity(name: str) -> str:
@@ -57,13 +73,8 @@ def model_identity(name: str) -> str:
     if not path.exists():
         return name
     found = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.suffix in _IDENTIFYING)
-    digest = xxhash.xxh3_128()
-    for each in found:
-        digest.update(f"{each.name if path.is_dir() else ''} {each.stat().st_size}\n".encode())
-        with open(each, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    lines = [f"{each.name if path.is_dir() else ''} {file_hash(each)}\n" for each in found]
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
 
 
 def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from training.collator import IGNORE
+from training.digests import file_hash
 from training.errors import ConfigError, ShardError, first_line
 
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
 COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
+
+_SEE_VERIFY = "see `python -m pipeline verify {}`"
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ class Shards:
     most_segments: int
     """Segments of the pack that has most."""
 
-    run_id: str | None
-    """Of the run that wrote them; None if there is no manifest."""
+    manifest: dict[str, Any]
+    """What the run that wrote them says of them; empty if it is not there."""
 
 
 class PackTables(Dataset[pa.Table]):
@@ -60,12 +67,17 @@ def open_shards(path: str, split: str | None = None) -> Shards:
 
     Raises `ConfigError` for a path or a split that does not exist, `ShardError` for what are no packs.
     """
-    if not Path(path).is_dir():
-        raise ConfigError(f"shards {path}: no such directory")
+    folder = Path(path)
+    if not folder.is_dir():
+        wrong = "a file, not the directory of the shards" if folder.exists() else "no such directory"
+        raise ConfigError(f"shards {path}: {wrong}")
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise ShardError(f"shards {path}: no dataset; training reads what `python -m pipeline pack` writes")
+    manifest = _manifest(folder)
     try:
         found = datasets.load_from_disk(path)
-    except (FileNotFoundError, ValueError, OSError) as error:
-        raise ShardError(f"shards {path}: {first_line(error)}") from error
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ShardError(f"shards {path} cannot be read: {first_line(error)}; {_SEE_VERIFY.format(path)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) > 1:
             raise ConfigError(f"shards {path}: choose one of the splits with --split: {', '.join(found)}")
@@ -82,21 +94,56 @@ def open_shards(path: str, split: str | None = None) -> Shards:
         )
     if len(found) == 0:
         raise ShardError(f"shards {path}: there are no packs")
-    manifest = Path(path) / "manifest.json"
-    try:
-        told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    except ValueError as error:
-        raise ShardError(f"{manifest} is damaged; see `python -m pipeline verify {path}`") from error
     packs = found.select_columns(list(COLUMNS))
     longest_pack = longest = most = 0
     for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):
-        boundaries = table.column("boundaries").combine_chunks()
-        ends = boundaries.values.to_numpy()[boundaries.offsets.to_numpy()[1:] - 1]
-        longest_pack = max(longest_pack, int(ends.max()))
-        longest = max(longest, int(np.diff(boundaries.flatten().to_numpy()).max()))
-        most = max(most, int(np.diff(boundaries.offsets.to_numpy()).max()) - 1)
-    capacity = int(told.get("capacity") or longest_pack)
-    return Shards(path, packs.with_format("numpy"), capacity, longest, most, told.get("run_id"))
+        try:
+            table.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise _damaged(path) from error
+        if pc.min(pc.list_value_length(table["boundaries"])).as_py() < 2:
+            raise _damaged(path)
+        lengths, counts = _segments(table)
+        if lengths.min() < 1:
+            raise _damaged(path)
+        longest_pack = max(longest_pack, int(_per_pack(lengths, counts).max()))
+        longest = max(longest, int(lengths.max()))
+        most = max(most, int(counts.max()))
+    capacity = int(manifest.get("capacity") or longest_pack)
+    return Shards(path, packs.with_format("numpy"), capacity, longest, most, manifest)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ShardError(f"{path} is damaged; {_SEE_VERIFY.format(folder)}")
+    return manifest
+
+
+def _segments(packs: pa.Table) -> tuple[Integers, Integers]:
+    """(lengths, counts): tokens of each segment, segments of each pack.  # shapes: (num_segments,), (num_packs,)"""
+    boundaries = packs.column("boundaries").combine_chunks()
+    num_bounds = np.diff(boundaries.offsets.to_numpy()).astype(np.int64)
+    last = np.cumsum(num_bounds) - 1
+    return np.delete(np.diff(boundaries.flatten().to_numpy()), last[:-1]), num_bounds - 1
+
+
+def _per_pack(lengths: Integers, counts: Integers) -> Integers:
+    """Tokens of each pack.  # shape: (num_packs,)"""
+    return np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64)
+
+
+def _damaged(path: str) -> ShardError:
+    return ShardError(
+        f"shards {path}: tokens, labels, positions and boundaries of a pack do not fit each other; "
+        + _SEE_VERIFY.format(path)
+    )
 
 
 def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
@@ -111,13 +158,48 @@ def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
         )
 
 
-def check_ids(batch: Mapping[str, Any], model: PreTrainedModel, shards: Shards) -> None:
-    """Raise `ShardError` if a batch, still on the CPU, has ids that the model does not have."""
+def check_files(shards: Shards, rank: int = 0, num_ranks: int = 1) -> None:
+    """Raise `ShardError` if a file is not what the run wrote, by its manifest's checksum.
+
+    Ranks share the files, and every byte is read once. The dataset card is anyone's to edit.
+    """
+    names = [name for name in shards.manifest.get("files", {}) if not name.endswith(".md")][rank::num_ranks]
+    with tqdm(names, desc="checking", unit="file", disable=True if rank else None, leave=False) as bar:
+        for name in bar:
+            path = Path(shards.path) / name
+            if not path.is_file():
+                raise ShardError(f"{path} is missing; {_SEE_VERIFY.format(shards.path)}")
+            if file_hash(path) != shards.manifest["files"][name].get("xxh3_128"):
+                raise ShardError(f"{path} was changed after it was packed; {_SEE_VERIFY.format(shards.path)}")
+
+
+def check_packs(packs: pa.Table, model: PreTrainedModel, shards: Shards) -> None:
+    """Raise `ShardError` for packs whose columns do not fit each other, or whose ids the model does not have."""
+    columns = {name: packs.column(name).combine_chunks() for name in COLUMNS}
+    values = {name: column.flatten().to_numpy() for name, column in columns.items()}
+    lengths, counts = _segments(packs)
+    starts, tokens = np.cumsum(lengths) - lengths, _per_pack(lengths, counts)
+    fit = all(
+        np.array_equal(np.diff(columns[name].offsets.to_numpy()), expected)
+        for name, expected in (
+            ("input_ids", tokens),
+            ("labels", tokens),
+            ("position_ids", tokens),
+            ("target_counts", counts),
+        )
+    )
+    if (
+        not fit
+        or not np.array_equal(values["position_ids"], np.arange(len(values["input_ids"])) - np.repeat(starts, lengths))
+        or not np.array_equal(values["target_counts"], np.add.reduceat(values["labels"] != IGNORE, starts))
+    ):
+        raise _damaged(shards.path)
     size = model.config.get_text_config().vocab_size
-    highest = int(batch["input_ids"].max())
-    if highest >= size:
+    ids = np.concatenate([values["input_ids"], values["labels"][values["labels"] != IGNORE]])
+    wrong = ids[(ids < 0) | (ids >= size)]
+    if len(wrong):
         raise ShardError(
-            f"shards {shards.path}: token id {highest}, but the model has {size} ids: packed with another tokenizer?"
+            f"shards {shards.path}: token id {wrong[0]}, but the model has {size} ids: packed with another tokenizer?"
         )
 
 
@@ -139,16 +221,13 @@ class Costs:
 
 def costs(packs: pa.Table, *, joint: bool) -> Costs:
     """Of rows of packed shards."""
-    boundaries = packs.column("boundaries").combine_chunks()
-    offsets, values = boundaries.offsets.to_numpy(), boundaries.values.to_numpy().astype(np.float64)
-    ends = values[offsets[1:] - 1]
-    lengths = ends if joint else np.diff(values[offsets[0] : offsets[-1]])
-    lengths = lengths[lengths > 0]  # not from one pack's end to the next one's beginning
+    lengths, counts = _segments(packs)
+    attending = _per_pack(lengths, counts) if joint else lengths
     targets = packs.column("target_counts").combine_chunks().flatten().to_numpy().sum()
-    return Costs(int(ends.sum()), int(targets), float((lengths**2).sum()))
+    return Costs(int(lengths.sum()), int(targets), float((attending.astype(np.float64) ** 2).sum()))
 
 
-def pack_order(num_packs: int, epoch: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def pack_order(num_packs: int, epoch: int, seed: int) -> Integers:
     """A permutation of the packs, for each epoch another.  # shape: (num_packs,)"""
     return np.random.default_rng([seed, epoch]).permutation(num_packs)
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -36,7 +36,17 @@ from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
 from training.models import load_model, model_identity
 from training.probe import CLEAN, probe
-from training.shards import Costs, PackTables, Shards, check_fits, check_ids, costs, open_shards, packs_of_step
+from training.shards import (
+    Costs,
+    PackTables,
+    Shards,
+    check_files,
+    check_fits,
+    check_packs,
+    costs,
+    open_shards,
+    packs_of_step,
+)
 from training.signals import Terminated, deferred_signals
 from training.step import StepResult, autocast_dtype, train_step
 
@@ -84,17 +94,31 @@ class TrainOptions:
     compile: bool = False
     """torch.compile the whole model once, for rows of one length."""
 
+    gradient_checkpointing: bool = False
+    """Keep the activations of no layer, and compute them again for the backward pass."""
+
     output: Path = field(default=Path())
     save_every: int = 0
     """Steps between checkpoints; 0: only when the run is interrupted."""
 
     log_every: int = 1
     check: bool = True
-    """Probe the model first, and train nothing if samples see each other."""
+    """Compare the shards with their checksums and probe the model first, and train nothing if either fails."""
 
 
-_NOT_IN_RESULT = ("shards", "output", "save_every", "log_every", "check")
-"""Options that change nothing in the trained weights, or are named by the shards' `run_id`."""
+_NOT_IN_RESULT = (
+    "shards",
+    "output",
+    "packs_per_forward",
+    "gradient_checkpointing",
+    "save_every",
+    "log_every",
+    "check",
+)
+"""Options that change at most how the trained weights are rounded, or are named by the shards' `run_id`."""
+
+_TELL_EVERY = 30.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,14 @@ class _Place:
     rank: int
     num_ranks: int
     device: torch.device
+
+    def highest(self, number: int) -> int:
+        """The highest of the ranks' numbers; waits for them all."""
+        if self.num_ranks == 1:
+            return number
+        numbers = torch.tensor(number)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return int(numbers)
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
@@ -119,25 +151,24 @@ def train(options: TrainOptions) -> dict[str, Any]:
         finished = options.output / output.RESULT
         if finished.is_file() and (options.output / "model/config.json").is_file():
             return output.read_json(finished) | {"output": str(options.output), "up_to_date": True}
+        if options.check:
+            check_files(shards, place.rank, place.num_ranks)
         torch.manual_seed(options.seed)
         model = load_model(options.model, seed=options.seed)
         model.to(place.device)  # type: ignore[arg-type]
         check_fits(shards, model, joint=options.attention == "joint")
         backend, why = choose_backend(options.backend, place.device)
-        if place.rank == 0:
-            log.info("attention by %s on %s (%s)", backend, place.device, why)
+        log.info("attention by %s on %s (%s)", backend, place.device, why)
         if options.check and options.attention == "isolated":
             _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
-        if not use_backend(model, backend) and place.rank == 0:
+        if not use_backend(model, backend):
             log.warning("%s computes attention itself: %s has no effect on it", type(model).__name__, backend)
-        if not options.check and place.rank == 0:
-            log.warning("whether samples see each other is not checked")
+        if not options.check:
+            log.warning("neither checksums nor whether samples see each other are checked")
         run = _Run(options, place, shards, model, backend)
         with output.claim(options.output, identity) if place.rank == 0 else nullcontext():
-            if place.num_ranks > 1:
-                distributed.barrier()  # other ranks read there what is to be gone on from
-            if place.rank == 0:
-                log.info("%d steps; see %s", options.steps, options.output / output.LOG)
+            place.highest(0)  # other ranks wait, and read there what is to be gone on from
+            log.info("%d steps; see %s", options.steps, options.output / output.LOG)
             return run.run()
 
 
@@ -155,9 +186,15 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
 def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
     decides = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_RESULT}
     return decides | {
-        "shards": shards.run_id or Path(options.shards).name,
+        "shards": shards.manifest.get("run_id") or Path(options.shards).name,
         "model": model_identity(options.model),
     }
+
+
+def _number(value: Tensor) -> float | None:
+    """A number that JSON has; None for others."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 @contextmanager
@@ -171,7 +208,7 @@ def _place() -> Iterator[_Place]:
     if num_ranks == 1:
         yield _Place(0, 1, device)
         return
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield _Place(distributed.get_rank(), num_ranks, device)
     finally:
@@ -210,6 +247,13 @@ class _Run:
         self._options, self._place, self._shards, self._bare = options, place, shards, model
         self._backend = backend
         model.train()
+        if options.gradient_checkpointing:
+            # transformers 5.23 has the former, 5.17 the latter.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            try:
+                enable()
+            except ValueError as error:
+                raise ConfigError(f"--gradient-checkpointing: {first_line(error)}") from error
         self._model: nn.Module = model
         if options.compile:
             self._model.compile(fullgraph=True, dynamic=False)
@@ -234,15 +278,12 @@ class _Run:
         loader = iter(self._loader(first))
         started = time.perf_counter()
         since, done = started, Costs(0, 0, 0.0)
+        self._told = started
         bar = tqdm(
             total=options.steps, initial=first, unit="step", disable=True if place.rank else None, dynamic_ncols=True
         )
-        # Ranks hear a signal at different steps, and one that goes on alone would wait for the others.
-        interruptible: AbstractContextManager[list[int]] = (
-            deferred_signals() if place.num_ranks == 1 else nullcontext([])
-        )
         lines = options.output / output.LOG if place.rank == 0 else Path(os.devnull)
-        with interruptible as signals, bar, open(lines, "a", encoding="utf-8") as file:
+        with deferred_signals() as signals, bar, open(lines, "a", encoding="utf-8") as file:
             for step in range(first + 1, options.steps + 1):
                 torch.manual_seed(options.seed + 1_000_003 * step + place.rank)  # of dropout
                 micro_batches, of_step = self._next(loader)
@@ -252,19 +293,29 @@ class _Run:
                 if step % options.log_every == 0 or step == options.steps:
                     record = self._record(step, rate, result, done, time.perf_counter() - since)
                     since, done = time.perf_counter(), Costs(0, 0, 0.0)
-                    file.write(json.dumps(record) + "\n")
+                    file.write(json.dumps(record, allow_nan=False) + "\n")
                     file.flush()
+                    if record["loss"] is None:
+                        raise CheckError(f"the loss of step {step} is {float(result.loss)}: lower --learning-rate?")
                     bar.set_postfix(loss=f"{record['loss']:.4f}")
-                    if not math.isfinite(record["loss"]):
-                        raise CheckError(f"the loss of step {step} is {record['loss']}: try a smaller --learning-rate")
+                    if bar.disable:
+                        self._tell(step, record["loss"])
                 bar.update()
-                if signals or (options.save_every and step % options.save_every == 0):
+                stop = place.highest(signals[0] if signals else 0)  # ranks hear a signal at different steps
+                if stop or (options.save_every and step % options.save_every == 0):
                     self._save(step)
-                if signals:
-                    stopped = KeyboardInterrupt() if signals[0] == signal.SIGINT else Terminated()
+                if stop:
+                    place.highest(0)  # no rank leaves while another writes
+                    stopped = KeyboardInterrupt() if stop == signal.SIGINT else Terminated()
                     stopped.add_note(f"the same command goes on after step {step} of {options.steps}")
                     raise stopped
             return self._finish(record, time.perf_counter() - started)
+
+    def _tell(self, step: int, loss: float) -> None:
+        """A line now and then, where there is no terminal for a bar."""
+        if time.perf_counter() - self._told >= _TELL_EVERY:
+            log.info("step %d of %d, loss %.4f", step, self._options.steps, loss)
+            self._told = time.perf_counter()
 
     def _step(self, micro_batches: list[dict[str, Any]]) -> StepResult:
         options = self._options
@@ -308,8 +359,8 @@ class _Run:
 
     def _collated(self, tables: list[pa.Table]) -> tuple[dict[str, Any], Costs]:
         (packs,) = tables
+        check_packs(packs, self._bare, self._shards)
         batch = self._collate(packs)
-        check_ids(batch, self._bare, self._shards)
         return batch, costs(packs, joint=self._options.attention == "joint")
 
     def _next(self, loader: Iterator[Any]) -> tuple[list[dict[str, Any]], Costs]:
@@ -327,8 +378,8 @@ class _Run:
         place = self._place
         record: dict[str, Any] = {
             "step": step,
-            "loss": float(result.loss),  # waits for the device
-            "grad_norm": float(result.grad_norm),
+            "loss": _number(result.loss),  # waits for the device
+            "grad_norm": _number(result.grad_norm),
             "learning_rate": rate,
             "tokens_per_second": done.tokens * place.num_ranks / seconds,
             "targets_per_second": done.targets * place.num_ranks / seconds,

@@ -152,7 +152,7 @@ def test_no_mask_is_built_and_none_is_ignored() -> None:
     model(**model_inputs(model, batch))
     with pytest.raises(UnsupportedAttentionError, match="attention mask"):
         model(**model_inputs(model, batch), attention_mask=torch.ones(1, 1, 14, 14))
-    with pytest.raises(UnsupportedAttentionError, match="got no cu_seq_lens"):
+    with pytest.raises(UnsupportedAttentionError, match="is not told where segments begin"):
         model(input_ids=batch["input_ids"], use_cache=False)
     with pytest.raises(UnsupportedAttentionError, match="packs are one row"):
         model(**{**model_inputs(model, batch), "input_ids": batch["input_ids"].repeat(2, 1)})

@@ -76,6 +76,7 @@ def test_bench_tells_every_layout(training: Run, shards: Path, tmp_path: Path) -
     assert found["device"]
     assert found["versions"]["torch"] == torch.__version__
     assert 0 < found["collating"]["part_of_step"] < 1
+    assert "round 2 of 2: packed measured" in ended.err
     shown = training(*command, "--layouts", "padded,packed")
     assert "packed" in shown.out
     assert "of a packed step" in shown.out

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.conftest import Run, left_behind
-from tests.training.samples import VOCABULARY, config_file, packed_shards
+from tests.training.samples import VOCABULARY, config_file, pack_of, packed_shards
 from training.shards import packs_of_step
 
 ROOT = Path(__file__).parents[2]
@@ -214,30 +215,76 @@ def test_micro_batches_do_not_change_what_is_learned(training: Run, shards: Path
     for packs in (1, 3, 8):
         output = tmp_path / str(packs)
         assert training(*command(shards, tmp_path, output, "--packs-per-forward", packs)).code == 0
+        assert "up to date" in training(*command(shards, tmp_path, output, "--packs-per-forward", 2)).out
     one, three, eight = (weights(tmp_path / str(packs)) for packs in (1, 3, 8))
     for name, each in one.items():
         assert torch.allclose(each, three[name], atol=1e-4), name
         assert torch.allclose(each, eight[name], atol=1e-4), name
 
 
+def on_two_ranks(*arguments: object) -> subprocess.Popen[str]:
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
+    return subprocess.Popen(
+        [*launched, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_two_ranks_train_as_one(training: Run, shards: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert training(*command(shards, tmp_path, one, "--learning-rate", "1e-3")).code == 0
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
-    done = subprocess.run(
-        [*launched, *map(str, command(shards, tmp_path, two, "--learning-rate", "1e-3", "--json"))],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 6  # one rank prints
+    process = on_two_ranks(*command(shards, tmp_path, two, "--learning-rate", "1e-3", "--json"))
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    assert json.loads(printed)["steps"] == 6  # one rank prints
     assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], abs=1e-5)
     other = weights(two)
     for name, each in weights(one).items():
         assert torch.allclose(each, other[name], atol=1e-4), name
+
+
+def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    process = on_two_ranks(*command(shards, tmp_path, whole, steps=200))
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=200))
+    while not (stopped / "log.jsonl").exists() or len(log_of_complete(stopped)) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert said.count("terminated; the same command goes on after step") == 2
+    step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
+    assert 5 <= step < 200
+    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=200))
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert f"going on after step {step}" in said
+    assert equal(whole, stopped)
+
+
+def test_checkpointed_gradients_are_the_same(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, *arguments: Any, **named: Any) -> Any:
+        passes.append(self.training)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    assert training(*command(shards, tmp_path, tmp_path / "plain")).code == 0
+    once = sum(passes)
+    assert training(*command(shards, tmp_path, tmp_path / "again", "--gradient-checkpointing")).code == 0
+    assert sum(passes) - once == 2 * once > 0
+    assert equal(tmp_path / "plain", tmp_path / "again")
 
 
 def test_a_model_in_which_samples_see_each_other_is_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
@@ -263,10 +310,18 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
 
     code, said = ends(tmp_path / "nowhere")
     assert (code, "no such directory" in said) == (2, True)
+    code, said = ends(config)
+    assert (code, "a file, not the directory of the shards" in said) == (2, True)
     code, said = ends(tmp_path / "tokens")
     assert (code, "no column 'position_ids'" in said) == (3, True)
     (tmp_path / "empty").mkdir()
-    assert ends(tmp_path / "empty")[0] == 3
+    code, said = ends(tmp_path / "empty")
+    assert (code, "no dataset; training reads what `python -m pipeline pack` writes" in said) == (3, True)
+    for model in (tmp_path / "nowhere", "nowhere/config.json", "lama.json"):
+        code, said = ends(shards, "--model", model)
+        assert (code, f"model {model}: no such file or directory" in said) == (2, True)
+    code, said = ends(shards, "--model", "nobody/nothing")
+    assert (code, "cannot be loaded from the Hub (there is no such file or directory here)" in said) == (2, True)
     code, said = ends(shards, "--split", "train")
     assert (code, "there are no splits" in said) == (2, True)
     code, said = ends(shards, "--backend", "torch-varlen")
@@ -282,11 +337,85 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     assert not (tmp_path / "o/model").exists()
 
 
+def test_damaged_shards_are_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
+    (shards / "README.md").write_text("anyone's to edit")
+    assert training(*command(shards, tmp_path, tmp_path / "whole", steps=1)).code == 0
+    (shard,) = shards.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert f"{shard} was changed after it was packed; see `python -m pipeline verify {shards}`" in ended.err
+    shard.write_bytes(content[: len(content) // 2])
+    assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
+    shard.unlink()
+    assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
+    (shards / "manifest.json").write_text("{")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "manifest.json is damaged" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("boundaries", [0, 4, 4, 9], "do not fit each other"),
+        ("boundaries", [], "do not fit each other"),
+        ("boundaries", [1, 4, 9], "do not fit each other"),
+        ("boundaries", [0, 4, 8], "do not fit each other"),
+        ("position_ids", [0, 1, 2, 3, 4, 0, 1, 2, 3], "do not fit each other"),
+        ("labels", [-100] * 8, "do not fit each other"),
+        ("target_counts", [1, 1], "do not fit each other"),
+        ("input_ids", [5, 6, -7, 5, 6, 7, 8, 9, 5], "token id -7"),
+        ("labels", [-100, 6, 7, 5, -100, 7, 900, 9, 5], "token id 900"),
+    ],
+)
+def test_packs_that_do_not_fit_themselves_are_not_trained(
+    training: Run, tmp_path: Path, column: str, value: list[int], says: str
+) -> None:
+    """Whoever changed them: no manifest tells."""
+    pack = {name: each.tolist() for name, each in pack_of([4, 5], trained=1.0).items()}
+    datasets.Dataset.from_list([pack] * 3).save_to_disk(str(tmp_path / "right"))
+    assert training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1)).code == 0
+    datasets.Dataset.from_list([pack] * 3 + [pack | {column: value}]).save_to_disk(str(tmp_path / "wrong"))
+    for name, more in (("train", ["--steps", 1, "--output", tmp_path / "other"]), ("parity", []), ("bench", [])):
+        ended = training(name, "--shards", tmp_path / "wrong", "--model", config_file(tmp_path), *more)
+        assert (ended.code, says in ended.err) == (3, True), ended.err
+
+
+def test_a_model_that_refuses_packs_is_refused(training: Run, shards: Path, tmp_path: Path) -> None:
+    given = ["--shards", shards, "--model", config_file(tmp_path, "nemotron")]
+    train = ["train", *given, "--steps", 1, "--output", tmp_path / "out"]
+    for arguments in (["probe", *given[2:]], train, [*train, "--no-check"], ["parity", *given]):
+        ended = training(*arguments)
+        assert ended.code == 4
+        assert "NemotronAttention is not told where segments begin" in ended.err + ended.out
+    ended = training("bench", *given, "--layouts", "padded,packed", "--rounds", 1, "--json")
+    assert ended.code == 0
+    assert "is not told where segments begin" in ended.json["layouts"]["packed"]["failed"]
+    assert ended.json["layouts"]["padded"]["tokens_per_second"] > 0
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(training: Run, shards: Path, tmp_path: Path) -> None:
     ended = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30"))
     assert ended.code == 4
-    assert "a smaller --learning-rate" in ended.err
+    assert "is nan: lower --learning-rate?" in ended.err
     assert not (tmp_path / "out/model").exists()
+    last = (tmp_path / "out/log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train._TELL_EVERY", 0.0)
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert f"step 3 of 6, loss {log_of(tmp_path / 'out')[2]['loss']:.4f}" in ended.err
+    ended = training(*command(shards, tmp_path, tmp_path / "other", "--log-every", 4))
+    assert "step 3 of 6" not in ended.err
+    assert "step 4 of 6" in ended.err
 
 
 def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> None:
