@@ -71,17 +71,21 @@ def bench(model: PreTrainedModel, packs: Any, options: BenchOptions) -> dict[str
                 if bar.disable:
                     log.info("round %d of %d: %s %s", number, options.rounds, lane.layout, lane.failed or "measured")
     padded = lanes.get(PADDED)
-    tokens = sum(each.tokens for each in next(iter(lanes.values())).prepared)
+    prepared = next(iter(lanes.values())).prepared
+    tokens, targets, samples = (
+        sum(getattr(each, name) for each in prepared) for name in ("tokens", "targets", "samples")
+    )
     peak = peak_flops(device)
-    flops = training_flops(model, tokens, squares)
+    flops = training_flops(model, tokens, targets, squares)
     return {
         "parameters": sum(each.numel() for each in model.parameters()),
         "packs_per_step": options.packs_per_step,
         "rounds": options.rounds,
         "precision": str(options.autocast or torch.float32).removeprefix("torch."),
         "backend": options.backend,
-        "samples": sum(each.samples for each in next(iter(lanes.values())).prepared),
+        "samples": samples,
         "tokens": tokens,
+        "targets": targets,
         "collating": _collating(packs, options, lanes.get(PACKED)),
         "layouts": {name: lane.told(padded, flops, peak) for name, lane in lanes.items()},
     }

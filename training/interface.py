@@ -28,6 +28,7 @@ MODEL_INPUTS = (
     "max_length_q",
     "max_length_k",
     "seq_idx",
+    "logits_to_keep",
 )
 """What of a batch a model is given."""
 
@@ -86,22 +87,30 @@ def attention_alone(model: PreTrainedModel) -> Iterator[None]:
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's forward takes of a batch of `PackedCollator`, without a cache."""
-    known = inspect.signature(_unwrapped(model).forward).parameters
+    """What a model's forward takes of a batch of `PackedCollator`, without a cache.
+
+    logits_to_keep: tokens whose logits are wanted. Of a compiled model they are computed for all tokens: the number of
+    those wanted is another in every batch, and each would be compiled again.  # shape: (num_logits,)
+    """
+    bare, is_compiled = _unwrapped(model)
+    known = inspect.signature(bare.forward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     given = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
+    if is_compiled:
+        given.pop("logits_to_keep", None)
     return {name: value for name, value in given.items() if takes_all or name in known}
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, torch.compile, or both."""
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """(the model inside DistributedDataParallel, torch.compile, or both; whether it is compiled)."""
+    is_compiled = False
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
+            model, is_compiled = inner, True
         else:
-            return model
+            return model, is_compiled or getattr(model, "_compiled_call_impl", None) is not None
 
 
 def _attention(

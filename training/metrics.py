@@ -28,8 +28,10 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK_BF16.items() if part in name), None)
 
 
-def training_flops(model: PreTrainedModel, num_tokens: int, sum_length_squared: float) -> float:
-    """Operations of one forward and backward pass, recomputation not counted (Kaplan et al., 2020, appendix 2.1).
+def training_flops(model: PreTrainedModel, num_tokens: int, num_targets: int, sum_length_squared: float) -> float:
+    """Operations that one forward and backward pass needs (Kaplan et al., 2020, appendix 2.1).
+
+    What is recomputed does not count, nor do logits of tokens that no target stands behind.
 
     sum_length_squared: over segments; causal attention computes half of each square.
 
@@ -37,14 +39,16 @@ def training_flops(model: PreTrainedModel, num_tokens: int, sum_length_squared: 
     those that a token passes through should count; here all do, so mixtures of experts come out too high.
     """
     config = model.config.get_text_config()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    of_head = 0 if head is None else sum(each.numel() for each in head.parameters() if each.ndim > 1)
     embedding = model.get_input_embeddings()
     of_lookup = 0 if model.config.tie_word_embeddings else sum(each.numel() for each in embedding.parameters())
-    in_products = sum(each.numel() for each in model.parameters() if each.ndim > 1) - of_lookup
+    others = sum(each.numel() for each in model.parameters() if each.ndim > 1) - of_lookup - of_head
     width: int = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    flops: float = 6.0 * in_products * num_tokens + 6.0 * config.num_hidden_layers * width * sum_length_squared
-    return flops
+    pairs: float = config.num_hidden_layers * width * sum_length_squared
+    return 6.0 * (others * num_tokens + of_head * num_targets + pairs)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from training.collator import PackedCollator
 from training.interface import attention_alone, model_inputs, use_backend
-from training.loss import target_weights, token_losses
+from training.loss import target_losses, targets_of
 from training.step import precision, to_device
 
 MOST_LOSS = 1e-5
@@ -122,7 +122,7 @@ def _packed(
     collate = PackedCollator(seq_idx=True)
     use_backend(model, backend)
     try:
-        return _run(model, [collate([pack]) for pack in packs], None, dtype)
+        return _run(model, [collate([pack]) for pack in packs], dtype, as_trained=True)
     finally:
         model.set_attn_implementation(own)
 
@@ -135,27 +135,27 @@ def _alone(model: PreTrainedModel, packs: Sequence[Mapping[str, Any]], dtype: to
             columns = {name: pack[name][begin:end] for name in ("input_ids", "labels", "position_ids")}
             batches.append(collate([{**columns, "boundaries": [0, end - begin]}]))
     with attention_alone(model):
-        return _run(model, batches, ("input_ids", "position_ids"), dtype)
+        return _run(model, batches, dtype, as_trained=False)
 
 
 def _run(
-    model: PreTrainedModel, batches: list[dict[str, Any]], keep: tuple[str, ...] | None, dtype: torch.dtype | None
+    model: PreTrainedModel, batches: list[dict[str, Any]], dtype: torch.dtype | None, *, as_trained: bool
 ) -> _Pass:
+    """as_trained: with all that `train_step` gives the model, else with tokens and positions alone."""
     device = next(model.parameters()).device
-    num_targets = sum(float(target_weights(batch).sum()) for batch in batches)
+    num_targets = sum(len(targets_of(batch)) for batch in batches)
     losses: list[Tensor] = []
     model.zero_grad(set_to_none=True)
     for cpu_batch in batches:
-        batch = to_device(cpu_batch, device)
-        given = model_inputs(model, {name: batch[name] for name in keep or batch})
+        batch, targets = to_device(cpu_batch, device), targets_of(cpu_batch).to(device)
+        plain = {name: batch[name] for name in ("input_ids", "position_ids")}
         with precision(device, dtype):
             logits = model(
-                **{name: given[name] for name in given if keep is None or name in (*keep, "use_cache")}
+                **model_inputs(model, {**batch, "logits_to_keep": targets - 1} if as_trained else plain)
             ).logits
-        weights = target_weights(batch)
-        each = token_losses(logits, batch["labels"])
-        (torch.dot(each, weights) / num_targets).backward()  # type: ignore[no-untyped-call]
-        losses.append(each.detach()[weights > 0].cpu())
+        each = target_losses(logits, batch, targets)
+        (each.sum() / num_targets).backward()  # type: ignore[no-untyped-call]
+        losses.append(each.detach().cpu())
     gradients = [each.grad.cpu() for each in model.parameters() if each.grad is not None]
     model.zero_grad(set_to_none=True)
     return _Pass(torch.cat(losses), gradients)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from training.interface import model_inputs
-from training.loss import target_weights, token_losses
+from training.loss import target_losses, target_weights, targets_of
 
 Batch = Mapping[str, Any]
 """What `PackedCollator` returns."""
@@ -47,12 +47,14 @@ def train_step(
     autocast: precision of the forward pass where it is not that of the parameters.
 
     The loss and its gradient are the same for every split of the packs over micro-batches and ranks: losses are summed
-    and divided once by the global weight. A step without any target has a loss of 0.
+    and divided once by the global weight. A step without any target has a loss of 0. Logits are computed for targets
+    alone, if the model can do that and is not compiled. A batch that comes on the CPU spares waiting for the device.
     """
     batches = [batch] if isinstance(batch, Mapping) else list(batch)
     device = next(model.parameters()).device
+    targets = [targets_of(each).to(device, non_blocking=True) for each in batches]
     batches = [to_device(each, device) for each in batches]
-    weights = [target_weights(each) for each in batches]
+    weights = [target_weights(each, at) for each, at in zip(batches, targets, strict=True)]
     weight = torch.stack([each.double().sum() for each in weights]).sum()
     num_ranks = 1
     if distributed.is_available() and distributed.is_initialized():
@@ -62,11 +64,11 @@ def train_step(
 
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for number, each in enumerate(batches):
+    for number, (each, at) in enumerate(zip(batches, targets, strict=True)):
         with _synchronised(model, number == len(batches) - 1):
             with precision(device, autocast):
-                logits = model(**model_inputs(model, each)).logits
-            loss = torch.dot(token_losses(logits, each["labels"]), weights[number])
+                logits = model(**model_inputs(model, {**each, "logits_to_keep": at - 1})).logits
+            loss = torch.dot(target_losses(logits, each, at), weights[number])
             # DistributedDataParallel divides gradients by the number of ranks.
             (loss * (num_ranks / divisor)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()

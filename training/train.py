@@ -387,7 +387,7 @@ class _Run:
         }
         peak = peak_flops(place.device)
         if peak is not None:
-            spent = training_flops(self._bare, done.tokens, done.sum_length_squared)
+            spent = training_flops(self._bare, done.tokens, done.targets, done.sum_length_squared)
             record["mfu"] = spent / seconds / peak
         return record
 

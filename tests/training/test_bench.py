@@ -87,8 +87,8 @@ def test_bench_tells_every_layout(training: Run, shards: Path, tmp_path: Path) -
 
 def test_operations_are_counted_by_the_formula() -> None:
     model = tiny()  # 2 layers of width 32, 2 of 4 heads for keys and values, 64 in the middle, 128 ids
-    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 32 * 128
-    assert training_flops(model, 10, 40.0) == 6 * matrices * 10 + 6 * 2 * 32 * 40.0
+    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert training_flops(model, 10, 4, 40.0) == 6 * (matrices * 10 + 32 * 128 * 4) + 6 * 2 * 32 * 40.0
 
 
 def test_costs_are_those_of_the_segments() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from tests.training.samples import losses_alone, pack_of, tiny
 from training import PackedCollator, train_step, use_backend
+from training.loss import targets_of
 
 PACKS = [
     pack_of([5, 9, 1], 0, trained=0.9),
@@ -55,6 +56,29 @@ def test_the_loss_is_its_definition_however_packs_are_split(split: list[int], sa
 
 def test_the_two_means_differ() -> None:
     assert float(stepped([4])[0].loss) != pytest.approx(float(stepped([4], sample_mean=True)[0].loss), abs=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_are_computed_for_targets_alone(compiled: bool) -> None:
+    model = tiny()
+    use_backend(model, "sdpa")
+    computed: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape[1]))
+    if compiled:
+        model.compile(backend="eager")
+    batches = micro_batches([1, 3])
+    train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0))
+    tokens = [each["input_ids"].shape[1] for each in batches]
+    targets = [int((each["labels"] != -100).sum()) for each in batches]
+    assert computed == (tokens if compiled else targets)
+    assert sum(targets) < sum(tokens) / 2
+
+
+def test_a_label_that_nothing_predicts_is_no_target() -> None:
+    batch = micro_batches([4])[0]
+    before = targets_of(batch)
+    batch["labels"][0, 0] = 5
+    assert torch.equal(targets_of(batch), before)
 
 
 def test_padding_changes_nothing() -> None:
