@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from training.errors import ConfigError, StorageError, first_line
+from training.storage import room
 
 NAME = "checkpoint.pt"
 
@@ -22,9 +23,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as error:  # what torch makes of any fault while it writes
+        building.unlink()
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
-        raise StorageError(f"{building} cannot be written: {first_line(error)}") from error
+        raise StorageError(f"{folder / NAME} cannot be written ({room(folder)}): {first_line(error)}") from error
     building.replace(folder / NAME)
 
 

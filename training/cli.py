@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from training.errors import CheckError, TrainingError, UnsupportedAttentionError
+from training.errors import CheckError, StorageError, TrainingError, UnsupportedAttentionError
 from training.signals import Terminated
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ def cli() -> None:
     """Train on packed shards, and check that what is trained is what was packed."""
 
 
+def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("must be a finite number")
+    return value
+
+
+_number = partial(click.option, callback=_finite, show_default=True)
 _shards = click.option("--shards", required=True, metavar="DIR", help="What `python -m pipeline pack` wrote.")
 _split = click.option("--split", metavar="NAME", help="Where the shards have several.")
 _model = click.option(
@@ -58,7 +67,9 @@ _attention = click.option(
     show_default=True,
     help="Whether samples of a pack see each other.",
 )
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random draw.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every random draw."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 _dtype = click.option(
     "--dtype",
@@ -89,10 +100,10 @@ _dtype = click.option(
     show_default=True,
     help="Whether targets or samples weigh the same.",
 )
-@click.option("--learning-rate", type=click.FloatRange(0), default=2e-5, show_default=True, help="At its highest.")
+@_number("--learning-rate", type=click.FloatRange(0), default=2e-5, help="At its highest.")
 @click.option("--warmup-steps", type=click.IntRange(0), default=0, show_default=True, help="Then a cosine to zero.")
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of matrices.")
-@click.option("--max-grad-norm", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Clip.")
+@_number("--weight-decay", type=click.FloatRange(0), default=0.0, help="Of matrices.")
+@_number("--max-grad-norm", type=click.FloatRange(0, min_open=True), default=1.0, help="Clip.")
 @_dtype
 @_backend
 @click.option("--compile", is_flag=True, help="torch.compile, with rows of one length.")
@@ -169,7 +180,7 @@ def parity(
     from training.attention import choose_backend
     from training.errors import ShardError
     from training.parity import parity as compare
-    from training.shards import check_fits, check_packs, open_shards, packs_of_step
+    from training.shards import check_fits, check_packs, open_shards, packs_to_compare
     from training.step import autocast_dtype
     from training.tables import parity_table
 
@@ -179,9 +190,11 @@ def parity(
     check_fits(opened, loaded, joint=False)
     name, why = choose_backend(backend, device)
     log.info("attention by %s on %s (%s)", name, device, why)
-    chosen = opened.packs.select(packs_of_step(len(opened.packs), 0, min(packs, len(opened.packs)), seed))
+    chosen = opened.packs.select(packs_to_compare(opened, packs, seed))
     check_packs(chosen.with_format("arrow")[:], loaded, opened)
     rows = list(chosen)
+    samples = sum(len(row["target_counts"]) for row in rows)
+    log.info("running %d samples one by one, and as %d packs", samples, len(rows))
     if not any(row["target_counts"].any() for row in rows):
         raise ShardError(f"shards {shards}: {len(rows)} packs without a single target; try more --packs")
     found = compare(loaded, rows, name, dtype=autocast_dtype(dtype, device))
@@ -190,6 +203,7 @@ def parity(
         "shards": shards,
         "model": model,
         "packs": len(rows),
+        "samples": samples,
         "agrees": agrees,
         "found": [asdict(e) for e in found],
     }
@@ -229,7 +243,7 @@ def bench(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Measure tokens per second and memory of the same samples: padded, grouped by length, flattened, packed."""
+    """Measure tokens per second, on a GPU also memory, of the same samples: padded, grouped, flattened, packed."""
     import torch
 
     from training.attention import choose_backend
@@ -298,6 +312,9 @@ def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_js
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has seen enough
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StorageError(f"the result cannot be printed: {error.strerror}") from error
 
 
 def _is_first_rank() -> bool:
@@ -308,7 +325,8 @@ def _is_first_rank() -> bool:
 def main() -> NoReturn:
     """Run a command; every way it can end has its exit code, and a user's mistake is one message."""
     to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    to_stderr.setFormatter(logging.Formatter(f"%(levelname)s: {rank}%(message)s"))
     log.addHandler(to_stderr)
     log.setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)

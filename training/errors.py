@@ -39,6 +39,12 @@ class BusyError(TrainingError):
     exit_code = 75
 
 
+class LostRankError(TrainingError):
+    """Another rank of the same run has ended."""
+
+    exit_code = 75
+
+
 class UnsupportedAttentionError(ValueError):
     """Something a model asks of attention that the backend cannot do. It is never left out silently."""
 

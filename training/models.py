@@ -1,20 +1,22 @@
-"""Models to train: from weights, or with random ones from a configuration."""
+"""Models to train: from weights, or with random ones from a configuration; and written when they are trained."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 import transformers
-import xxhash
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from training.digests import file_hash
-from training.errors import ConfigError, first_line
+from training.digests import file_hash, hash_of
+from training.errors import ConfigError, StorageError, first_line
+from training.storage import open_to_readers, room
 
 log = logging.getLogger("training")
 
@@ -22,6 +24,16 @@ _IDENTIFYING = (".json", ".safetensors", ".bin")
 """Files of a model's directory that make it what it is."""
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 
 
 def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -67,14 +79,48 @@ def _may_be_hub_id(name: str) -> bool:
     return Path(name).suffix != ".json"
 
 
+def save_model(model: PreTrainedModel, source: str, folder: Path) -> None:
+    """Write a trained model and its tokenizer to a folder, which appears complete, or not at all.
+
+    source: what the model was loaded from; its tokenizer goes with it, if there is one.
+
+    Raises `StorageError`.
+    """
+    building = folder.with_name(f".{folder.name}")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        model.save_pretrained(building)
+    except SafetensorError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise StorageError(f"{folder} cannot be written ({room(folder.parent)}): {first_line(error)}") from error
+    _save_tokenizer(source, building)
+    open_to_readers(building)
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+
+
+def _save_tokenizer(source: str, folder: Path) -> None:
+    path = Path(source)
+    if not path.exists():  # a Hub id
+        try:
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            log.warning("the tokenizer of %s is not written: %s", source, first_line(error))
+        return
+    found = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    for each in found:
+        shutil.copy(each, folder / each.name)
+    if not found:
+        log.info("%s has no tokenizer, so the trained model has none", source)
+
+
 def model_identity(name: str) -> str:
     """What tells one model from another: of files their content, of a Hub id the id."""
     path = Path(name)
     if not path.exists():
         return name
     found = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.suffix in _IDENTIFYING)
-    lines = [f"{each.name if path.is_dir() else ''} {file_hash(each)}\n" for each in found]
-    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
+    return hash_of(f"{each.name if path.is_dir() else ''} {file_hash(each)}" for each in found)
 
 
 def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from training import checkpoint
-from training.errors import BusyError, ConfigError
+from training.errors import BusyError, ConfigError, StorageError
+
+log = logging.getLogger("training")
 
 LOG = "log.jsonl"
+MODEL = "model"
 RECORD = "run.json"
 RESULT = "result.json"
 LOCK = ".lock"
+
+_BY_CONTENT = ("model", "shards")
+"""Named in a run's record by hashes of what they hold."""
 
 
 def check_output(output: Path, identity: Mapping[str, Any]) -> None:
@@ -35,18 +41,47 @@ def claim(output: Path, identity: Mapping[str, Any]) -> IO[str]:
 
     Raises `BusyError` where another run writes, and as `check_output`.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = open(output / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held by the caller
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = open(output / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held by the caller
+    except OSError as error:
+        raise StorageError(f"--output {output} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         check_output(output, identity)  # again: another run may have ended meanwhile
     except BlockingIOError:
         lock.close()
-        raise BusyError(f"another run is writing {output}") from None
+        raise BusyError(f"another run is writing {output}: wait for it, or choose another --output") from None
     building = output / ".run.json"
     building.write_text(json.dumps(identity) + "\n", encoding="utf-8")
     building.replace(output / RECORD)
     return lock
+
+
+def finish(output: Path, result: Mapping[str, Any]) -> None:
+    """Say that a run is done: its model is written, and there is nothing to go on from any more."""
+    (output / RESULT).write_text(json.dumps({**result, "files": _sizes(output / MODEL)}) + "\n", encoding="utf-8")
+    (output / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def finished(output: Path) -> dict[str, Any] | None:
+    """What a run that is done told, if its model is still there.
+
+    Raises `ConfigError` where that was changed, by names and sizes: whoever did that may want to keep it.
+    """
+    if not (output / RESULT).is_file():
+        return None
+    if not (output / MODEL).is_dir():
+        log.warning("%s is gone: it is trained again", output / MODEL)
+        return None
+    result = read_json(output / RESULT)
+    if not result.pop("files", {}).items() <= _sizes(output / MODEL).items():
+        raise ConfigError(f"{output / MODEL} is not as it was written; remove it to train it again")
+    return result
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {each.name: each.stat().st_size for each in folder.iterdir()} if folder.is_dir() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,15 +97,6 @@ def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str,
     differ = [name for name in identity if identity[name] != known.get(name)]
     if differ:
         name = differ[0]
-        raise ConfigError(
-            f"{output} holds another run: its {name.replace('_', '-')} is {known.get(name)!r}, not {identity[name]!r};"
-            " choose another --output, or remove it"
-        )
-
-
-def open_to_readers(folder: Path) -> None:
-    """Weights are written for their owner alone; they get the permissions of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
+        was, wanted = ("none" if each.get(name) is None else repr(each[name]) for each in (known, identity))
+        what = f"of another {name}" if name in _BY_CONTENT else f"its {name.replace('_', '-')} is {was}, not {wanted}"
+        raise ConfigError(f"{output} holds another run: {what}; choose another --output, or remove it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,12 +17,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from training.collator import IGNORE
-from training.digests import file_hash
+from training.digests import file_hash, hash_of
 from training.errors import ConfigError, ShardError, first_line
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
+
+log = logging.getLogger("training")
+
+_CHECKED_AT_ONCE = 256
+"""Packs."""
 
 _SEE_VERIFY = "see `python -m pipeline verify {}`"
 
@@ -65,19 +71,21 @@ def open_shards(path: str, split: str | None = None) -> Shards:
 
     split: needed where it holds several.
 
-    Raises `ConfigError` for a path or a split that does not exist, `ShardError` for what are no packs.
+    Raises `ConfigError` for a split that does not exist, `ShardError` for what are no packs.
     """
     folder = Path(path)
     if not folder.is_dir():
         wrong = "a file, not the directory of the shards" if folder.exists() else "no such directory"
-        raise ConfigError(f"shards {path}: {wrong}")
-    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise ShardError(f"shards {path}: no dataset; training reads what `python -m pipeline pack` writes")
+        raise ShardError(f"shards {path}: {wrong}")
     manifest = _manifest(folder)
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        wrong = f"state.json is missing; {_SEE_VERIFY.format(path)}" if manifest else "no dataset"
+        raise ShardError(f"shards {path}: {wrong}; training reads what `python -m pipeline pack` writes")
     try:
         found = datasets.load_from_disk(path)
     except (FileNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ShardError(f"shards {path} cannot be read: {first_line(error)}; {_SEE_VERIFY.format(path)}") from error
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise ShardError(f"shards {path} cannot be read ({said}); {_SEE_VERIFY.format(path)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) > 1:
             raise ConfigError(f"shards {path}: choose one of the splits with --split: {', '.join(found)}")
@@ -95,20 +103,7 @@ def open_shards(path: str, split: str | None = None) -> Shards:
     if len(found) == 0:
         raise ShardError(f"shards {path}: there are no packs")
     packs = found.select_columns(list(COLUMNS))
-    longest_pack = longest = most = 0
-    for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):
-        try:
-            table.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise _damaged(path) from error
-        if pc.min(pc.list_value_length(table["boundaries"])).as_py() < 2:
-            raise _damaged(path)
-        lengths, counts = _segments(table)
-        if lengths.min() < 1:
-            raise _damaged(path)
-        longest_pack = max(longest_pack, int(_per_pack(lengths, counts).max()))
-        longest = max(longest, int(lengths.max()))
-        most = max(most, int(counts.max()))
+    longest_pack, longest, most = _extents(packs, path)
     capacity = int(manifest.get("capacity") or longest_pack)
     return Shards(path, packs.with_format("numpy"), capacity, longest, most, manifest)
 
@@ -124,6 +119,27 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ShardError(f"{path} is damaged; {_SEE_VERIFY.format(folder)}")
     return manifest
+
+
+def _extents(packs: datasets.Dataset, path: str) -> tuple[int, int, int]:
+    """(tokens of the longest pack, tokens of the longest segment, segments of the pack that has most).
+
+    Raises `ShardError` for boundaries that cannot be.
+    """
+    longest_pack = longest = most = 0
+    for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):
+        try:
+            table.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise _damaged(path) from error
+        if pc.min(pc.list_value_length(table["boundaries"])).as_py() < 2:
+            raise _damaged(path)
+        lengths, counts = _segments(table)
+        if lengths.min() < 1:
+            raise _damaged(path)
+        longest_pack = max(longest_pack, int(_per_pack(lengths, counts).max()))
+        longest, most = max(longest, int(lengths.max())), max(most, int(counts.max()))
+    return longest_pack, longest, most
 
 
 def _segments(packs: pa.Table) -> tuple[Integers, Integers]:
@@ -158,19 +174,28 @@ def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
         )
 
 
-def check_files(shards: Shards, rank: int = 0, num_ranks: int = 1) -> None:
-    """Raise `ShardError` if a file is not what the run wrote, by its manifest's checksum.
+def check_content(shards: Shards, model: PreTrainedModel, rank: int = 0, num_ranks: int = 1) -> None:
+    """Raise `ShardError` if a file is not what the run wrote, by its manifest's checksum, or as `check_packs`.
 
-    Ranks share the files, and every byte is read once. The dataset card is anyone's to edit.
+    Ranks share the work, and everything is read. The dataset card is anyone's to edit.
     """
     names = [name for name in shards.manifest.get("files", {}) if not name.endswith(".md")][rank::num_ranks]
-    with tqdm(names, desc="checking", unit="file", disable=True if rank else None, leave=False) as bar:
-        for name in bar:
+    if not shards.manifest:
+        log.warning("shards %s: no manifest.json, so nothing tells whether they are as they were packed", shards.path)
+    packs = shards.packs.with_format("arrow")
+    firsts = range(rank * _CHECKED_AT_ONCE, len(packs), num_ranks * _CHECKED_AT_ONCE)
+    total = len(names) + len(firsts)
+    with tqdm(total=total, desc="checking", disable=True if rank else None, leave=False) as bar:
+        for name in names:
             path = Path(shards.path) / name
             if not path.is_file():
                 raise ShardError(f"{path} is missing; {_SEE_VERIFY.format(shards.path)}")
             if file_hash(path) != shards.manifest["files"][name].get("xxh3_128"):
                 raise ShardError(f"{path} was changed after it was packed; {_SEE_VERIFY.format(shards.path)}")
+            bar.update()
+        for first in firsts:
+            check_packs(packs[first : first + _CHECKED_AT_ONCE], model, shards)
+            bar.update()
 
 
 def check_packs(packs: pa.Table, model: PreTrainedModel, shards: Shards) -> None:
@@ -203,6 +228,12 @@ def check_packs(packs: pa.Table, model: PreTrainedModel, shards: Shards) -> None
         )
 
 
+def shards_identity(shards: Shards) -> str:
+    """What tells shards from others: the run that wrote them, or the content of their files if no manifest tells."""
+    found: str | None = shards.manifest.get("run_id")
+    return found or hash_of(file_hash(Path(each["filename"])) for each in shards.packs.cache_files)
+
+
 @dataclass(frozen=True)
 class Costs:
     """What there is to compute in some packs, padding left out."""
@@ -230,6 +261,18 @@ def costs(packs: pa.Table, *, joint: bool) -> Costs:
 def pack_order(num_packs: int, epoch: int, seed: int) -> Integers:
     """A permutation of the packs, for each epoch another.  # shape: (num_packs,)"""
     return np.random.default_rng([seed, epoch]).permutation(num_packs)
+
+
+def packs_to_compare(shards: Shards, num_packs: int, seed: int) -> list[int]:
+    """Some packs with several samples, as one sample is as if alone whatever the model does.
+
+    Raises `ShardError` if there are none.
+    """
+    boundaries = shards.packs.with_format("arrow").select_columns(["boundaries"])[:]["boundaries"]
+    shared = np.flatnonzero(pc.list_value_length(boundaries).to_numpy() > 2)
+    if len(shared) == 0:
+        raise ShardError(f"shards {shards.path}: every pack holds one sample alone, so there is nothing to compare")
+    return [int(each) for each in shared[pack_order(len(shared), 0, seed)[:num_packs]]]
 
 
 def packs_of_step(num_packs: int, step: int, packs_per_step: int, seed: int) -> list[int]:

@@ -57,7 +57,7 @@ def parity_table(result: dict[str, Any]) -> str:
         ]
         verdict = "agrees" if each["agrees"] else "DIFFERS"
         rows.append((each["dtype"], each["backend"], f"{each['targets']:,}", f"{each['loss']:.4f}", *figures, verdict))
-    return aligned(rows)
+    return f"{aligned(rows)}\n{result['samples']:,} samples in {result['packs']:,} packs"
 
 
 def bench_table(result: dict[str, Any]) -> str:

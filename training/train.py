@@ -6,24 +6,21 @@ goes on exactly as it would have, and the same packs are trained on any number o
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -31,37 +28,29 @@ from transformers import PreTrainedModel
 from training import checkpoint, output
 from training.attention import choose_backend
 from training.collator import PackedCollator
-from training.errors import CheckError, ConfigError, StorageError, first_line
+from training.errors import CheckError, ConfigError, first_line
 from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
-from training.models import load_model, model_identity
+from training.models import load_model, model_identity, save_model
+from training.place import Place, joined
 from training.probe import CLEAN, probe
 from training.shards import (
     Costs,
     PackTables,
     Shards,
-    check_files,
+    check_content,
     check_fits,
     check_packs,
     costs,
     open_shards,
     packs_of_step,
+    shards_identity,
 )
 from training.signals import Terminated, deferred_signals
 from training.step import StepResult, autocast_dtype, train_step
+from training.storage import check_room
 
 log = logging.getLogger("training")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-"""Copied from the model's directory beside the trained weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,38 +110,19 @@ _TELL_EVERY = 30.0
 """Seconds between lines of progress where there is no terminal."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where this process computes."""
-
-    rank: int
-    num_ranks: int
-    device: torch.device
-
-    def highest(self, number: int) -> int:
-        """The highest of the ranks' numbers; waits for them all."""
-        if self.num_ranks == 1:
-            return number
-        numbers = torch.tensor(number)
-        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-        return int(numbers)
-
-
 def train(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on with a run that was stopped; what a finished run is told is what it told then.
 
     Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
     """
-    with _place() as place:
+    with joined() as place:
         shards = open_shards(options.shards, options.split)
         identity = _identity(options, shards) if place.rank == 0 else {}
         if place.rank == 0:
             output.check_output(options.output, identity)
-        finished = options.output / output.RESULT
-        if finished.is_file() and (options.output / "model/config.json").is_file():
-            return output.read_json(finished) | {"output": str(options.output), "up_to_date": True}
-        if options.check:
-            check_files(shards, place.rank, place.num_ranks)
+        done = output.finished(options.output)
+        if done is not None:
+            return done | {"output": str(options.output), "up_to_date": True}
         torch.manual_seed(options.seed)
         model = load_model(options.model, seed=options.seed)
         model.to(place.device)  # type: ignore[arg-type]
@@ -161,12 +131,16 @@ def train(options: TrainOptions) -> dict[str, Any]:
         log.info("attention by %s on %s (%s)", backend, place.device, why)
         if options.check and options.attention == "isolated":
             _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
+        if options.check:
+            check_content(shards, model, place.rank, place.num_ranks)
         if not use_backend(model, backend):
             log.warning("%s computes attention itself: %s has no effect on it", type(model).__name__, backend)
         if not options.check:
             log.warning("neither checksums nor whether samples see each other are checked")
         run = _Run(options, place, shards, model, backend)
         with output.claim(options.output, identity) if place.rank == 0 else nullcontext():
+            if place.rank == 0:
+                check_room(options.output, _room_for(options, model))
             place.highest(0)  # other ranks wait, and read there what is to be gone on from
             log.info("%d steps; see %s", options.steps, options.output / output.LOG)
             return run.run()
@@ -186,9 +160,16 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
 def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
     decides = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_RESULT}
     return decides | {
-        "shards": shards.manifest.get("run_id") or Path(options.shards).name,
+        "shards": shards_identity(shards),
         "model": model_identity(options.model),
     }
+
+
+def _room_for(options: TrainOptions, model: nn.Module) -> int:
+    """Bytes that a run will write: weights, or two checkpoints, each of weights and both moments of Adam."""
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    known = options.output / checkpoint.NAME
+    return (6 if options.save_every else 1) * weights - (known.stat().st_size if known.is_file() else 0)
 
 
 def _number(value: Tensor) -> float | None:
@@ -197,29 +178,10 @@ def _number(value: Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
-@contextmanager
-def _place() -> Iterator[_Place]:
-    """Join the ranks that torchrun started, if it did."""
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if num_ranks == 1:
-        yield _Place(0, 1, device)
-        return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    try:
-        yield _Place(distributed.get_rank(), num_ranks, device)
-    finally:
-        gc.collect()  # a model in DistributedDataParallel that outlives its group can abort the process when it exits
-        distributed.destroy_process_group()
-
-
 class _Steps(Sampler[list[int]]):
     """Packs of one rank, micro-batch by micro-batch, from a step on."""
 
-    def __init__(self, options: TrainOptions, place: _Place, num_packs: int, first: int) -> None:
+    def __init__(self, options: TrainOptions, place: Place, num_packs: int, first: int) -> None:
         self._options, self._place, self._num_packs, self._first = options, place, num_packs, first
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -237,11 +199,13 @@ class _Run:
     def __init__(
         self,
         options: TrainOptions,
-        place: _Place,
+        place: Place,
         shards: Shards,
         model: PreTrainedModel,
         backend: str,
     ) -> None:
+        if options.warmup_steps > options.steps:
+            raise ConfigError(f"--warmup-steps {options.warmup_steps} are more than --steps {options.steps}")
         if options.packs_per_step % place.num_ranks:
             raise ConfigError(f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks")
         self._options, self._place, self._shards, self._bare = options, place, shards, model
@@ -436,18 +400,6 @@ class _Run:
             "seconds": seconds,
         }
         if self._place.rank == 0:
-            building = options.output / ".model"
-            shutil.rmtree(building, ignore_errors=True)
-            try:
-                self._bare.save_pretrained(building)
-            except SafetensorError as error:
-                raise StorageError(f"{building} cannot be written: {first_line(error)}") from error
-            output.open_to_readers(building)
-            for name in TOKENIZER_FILES:
-                if (Path(options.model) / name).is_file():
-                    shutil.copy(Path(options.model) / name, building / name)
-            shutil.rmtree(options.output / "model", ignore_errors=True)
-            building.rename(options.output / "model")
-            (options.output / output.RESULT).write_text(json.dumps(result) + "\n")
-            (options.output / checkpoint.NAME).unlink(missing_ok=True)
+            save_model(self._bare, options.model, options.output / output.MODEL)
+            output.finish(options.output, result)
         return result

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -65,6 +66,20 @@ def test_parity_sees_a_leak() -> None:
     (found,) = parity(tiny("falcon"), [pack_of([9, 8])], "sdpa")
     assert not found.agrees
     assert found.max_difference > 0.1
+
+
+def test_parity_compares_packs_with_several_samples(training: Run, tmp_path: Path) -> None:
+    alone = [{name: each.tolist() for name, each in pack_of([9], seed).items()} for seed in range(8)]
+    several = {name: each.tolist() for name, each in pack_of([4, 5, 6]).items()}
+    parity = ["parity", "--model", config_file(tmp_path, "falcon"), "--shards"]
+    datasets.Dataset.from_list(alone).save_to_disk(str(tmp_path / "alone"))
+    ended = training(*parity, tmp_path / "alone")
+    assert ended.code == 3
+    assert "every pack holds one sample alone, so there is nothing to compare" in ended.err
+    datasets.Dataset.from_list([*alone, several]).save_to_disk(str(tmp_path / "mixed"))
+    ended = training(*parity, tmp_path / "mixed", "--json")
+    assert ended.code == 4
+    assert (ended.json["packs"], ended.json["samples"]) == (1, 3)
 
 
 def test_parity_allows_lower_precision_its_own_rounding() -> None:

@@ -15,11 +15,13 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.conftest import Run, left_behind
-from tests.training.samples import VOCABULARY, config_file, pack_of, packed_shards
+from tests.training.samples import VOCABULARY, config_file, pack_of, packed_shards, tiny
 from training.shards import packs_of_step
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +85,16 @@ def test_a_run_whose_model_is_gone_or_was_another_is_not_up_to_date(
     output = tmp_path / "out"
     assert training(*command(shards, tmp_path, output)).code == 0
     before = weights(output)
+    (output / "model/notes.txt").write_text("one's own")
+    assert "up to date" in training(*command(shards, tmp_path, output)).out
+    (output / "model/model.safetensors").unlink()
+    changed = training(*command(shards, tmp_path, output))
+    assert changed.code == 2
+    assert "model is not as it was written; remove it to train it again" in changed.err
     shutil.rmtree(output / "model")
     again = training(*command(shards, tmp_path, output))
     assert again.code == 0
+    assert "model is gone: it is trained again" in again.err
     assert "up to date" not in again.out
     assert all(torch.equal(before[name], each) for name, each in weights(output).items())
     arguments = command(shards, tmp_path, output)
@@ -93,7 +102,7 @@ def test_a_run_whose_model_is_gone_or_was_another_is_not_up_to_date(
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 1e-3}))
     other = training(*arguments)
     assert other.code == 2
-    assert "holds another run: its model is" in other.err
+    assert "holds another run: of another model" in other.err
 
 
 def test_what_is_not_a_runs_own_is_left_alone(training: Run, shards: Path, tmp_path: Path) -> None:
@@ -121,6 +130,43 @@ def test_two_runs_do_not_write_one_output(training: Run, shards: Path, tmp_path:
     assert (output / "model/model.safetensors").stat().st_mode & 0o777 == (output / "log.jsonl").stat().st_mode & 0o777
 
 
+def test_a_disk_without_room_is_told_before_training(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train._room_for", lambda *_: 1 << 60)
+    ended = training(*command(shards, tmp_path, tmp_path / "other"))
+    assert ended.code == 74
+    assert "has no room for 1,152,921,504.607 GB of weights" in ended.err
+    assert not (tmp_path / "other/log.jsonl").exists()
+
+
+def test_the_tokenizer_goes_with_the_model(training: Run, shards: Path, tmp_path: Path) -> None:
+    """From a directory, and by its id from the Hub, whose files lie in the cache."""
+    snapshot = tmp_path / "hub/models--somebody--tiny/snapshots/1"
+    tiny().save_pretrained(snapshot)
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(snapshot)
+    refs = tmp_path / "hub/models--somebody--tiny/refs"
+    refs.mkdir()
+    (refs / "main").write_text("1")
+    train = ["train", "--shards", shards, "--steps", 1]
+    assert training(*train, "--model", snapshot, "--output", tmp_path / "local").code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "training", *map(str, train), "--model", "somebody/tiny", "--output", tmp_path / "hubs"],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for output in ("local", "hubs"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / output / "model")
+        assert tokenizer.convert_tokens_to_ids(["a", "b"]) == [0, 1]
+    without = training(*train, "--model", config_file(tmp_path), "--output", tmp_path / "none")
+    assert "has no tokenizer, so the trained model has none" in without.err
+
+
 def test_a_full_disk_is_a_storage_fault(shards: Path, tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
     program = f"{limit}; from training.cli import main; main()"
@@ -129,7 +175,14 @@ def test_a_full_disk_is_a_storage_fault(shards: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 74, done.stderr
-    assert "cannot be written" in done.stderr
+    assert "out/model cannot be written (" in done.stderr
+    assert "GB free)" in done.stderr
+    assert not (tmp_path / "out/.model").exists()
+    more = map(str, command(shards, tmp_path, tmp_path / "saved", "--save-every", 1))
+    done = subprocess.run([sys.executable, "-c", program, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 74, done.stderr
+    assert "checkpoint.pt cannot be written (" in done.stderr
+    assert left_behind(tmp_path / "saved") == [".lock", "log.jsonl", "run.json"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -247,6 +300,16 @@ def test_two_ranks_train_as_one(training: Run, shards: Path, tmp_path: Path) -> 
         assert torch.allclose(each, other[name], atol=1e-4), name
 
 
+def test_a_rank_that_is_left_alone_says_so(shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    with open(output / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _, said = on_two_ranks(*command(shards, tmp_path, output)).communicate()
+    assert "rank 0: another run is writing" in said
+    assert "bug of ours" not in said
+
+
 def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = on_two_ranks(*command(shards, tmp_path, whole, steps=200))
@@ -259,7 +322,8 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert said.count("terminated; the same command goes on after step") == 2
+    for rank in range(2):
+        assert f"rank {rank}: terminated; the same command goes on after step" in said
     step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
     assert 5 <= step < 200
     process = on_two_ranks(*command(shards, tmp_path, stopped, steps=200))
@@ -309,9 +373,9 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
         return ended.code, ended.err
 
     code, said = ends(tmp_path / "nowhere")
-    assert (code, "no such directory" in said) == (2, True)
+    assert (code, "no such directory" in said) == (3, True)
     code, said = ends(config)
-    assert (code, "a file, not the directory of the shards" in said) == (2, True)
+    assert (code, "a file, not the directory of the shards" in said) == (3, True)
     code, said = ends(tmp_path / "tokens")
     assert (code, "no column 'position_ids'" in said) == (3, True)
     (tmp_path / "empty").mkdir()
@@ -324,6 +388,15 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     assert (code, "cannot be loaded from the Hub (there is no such file or directory here)" in said) == (2, True)
     code, said = ends(shards, "--split", "train")
     assert (code, "there are no splits" in said) == (2, True)
+    for option in ("--learning-rate", "--weight-decay", "--max-grad-norm"):
+        for value in ("nan", "inf"):
+            code, said = ends(shards, option, value)
+            assert (code, "must be a finite number" in said) == (2, True)
+    assert ends(shards, "--seed", -1)[0] == 2
+    code, said = ends(shards, "--warmup-steps", 2)
+    assert (code, "--warmup-steps 2 are more than --steps 1" in said) == (2, True)
+    code, said = ends(shards, "--output", config / "out")
+    assert (code, "cannot be written: Not a directory" in said) == (74, True)
     code, said = ends(shards, "--backend", "torch-varlen")
     assert (code, "does not run here: its kernels need CUDA" in said) == (2, True)
 
@@ -334,7 +407,7 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     config.write_text(json.dumps(small | {"vocab_size": VOCABULARY, "max_position_embeddings": 16}))
     code, said = ends(shards)
     assert (code, "pack with --max-length 16" in said) == (3, True)
-    assert not (tmp_path / "o/model").exists()
+    assert not (tmp_path / "o").exists()
 
 
 def test_damaged_shards_are_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
@@ -351,6 +424,14 @@ def test_damaged_shards_are_not_trained(training: Run, shards: Path, tmp_path: P
     assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
     shard.unlink()
     assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
+    (shards / "state.json").rename(shards / "elsewhere.json")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "state.json is missing; see `python -m pipeline verify" in ended.err
+    (shards / "state.json").write_text("{}")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "cannot be read (KeyError: '_data_files')" in ended.err
     (shards / "manifest.json").write_text("{")
     ended = training(*command(shards, tmp_path, tmp_path / "out"))
     assert ended.code == 3
@@ -378,8 +459,15 @@ def test_packs_that_do_not_fit_themselves_are_not_trained(
     """Whoever changed them: no manifest tells."""
     pack = {name: each.tolist() for name, each in pack_of([4, 5], trained=1.0).items()}
     datasets.Dataset.from_list([pack] * 3).save_to_disk(str(tmp_path / "right"))
-    assert training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1)).code == 0
+    right = training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1))
+    assert right.code == 0
+    assert "no manifest.json, so nothing tells whether they are as they were packed" in right.err
     datasets.Dataset.from_list([pack] * 3 + [pack | {column: value}]).save_to_disk(str(tmp_path / "wrong"))
+    shutil.rmtree(tmp_path / "right")
+    (tmp_path / "wrong").rename(tmp_path / "right")
+    again = training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1))
+    assert again.code == 2 or (again.code == 3 and column == "boundaries")
+    (tmp_path / "right").rename(tmp_path / "wrong")
     for name, more in (("train", ["--steps", 1, "--output", tmp_path / "other"]), ("parity", []), ("bench", [])):
         ended = training(name, "--shards", tmp_path / "wrong", "--model", config_file(tmp_path), *more)
         assert (ended.code, says in ended.err) == (3, True), ended.err
