@@ -108,7 +108,12 @@ def test_gpu_check_runs_where_there_is_none(tmp_path: Path) -> None:
     """The script itself: its checks are real, on the backends that run here."""
     path = tmp_path / "found.json"
     command = [ROOT / "scripts/gpu_check", "--small", "--rounds", "1", "--json", path]
-    env = {"PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)}
+    env = {
+        "PATH": "/usr/bin:/bin:/usr/local/bin",
+        "PYTHON": sys.executable,
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(path.read_text())

@@ -312,10 +312,10 @@ def test_a_rank_that_is_left_alone_says_so(shards: Path, tmp_path: Path) -> None
 
 def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    process = on_two_ranks(*command(shards, tmp_path, whole, steps=200))
+    process = on_two_ranks(*command(shards, tmp_path, whole, steps=60))
     _, said = process.communicate()
     assert process.returncode == 0, said
-    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=200))
+    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=60))
     while not (stopped / "log.jsonl").exists() or len(log_of_complete(stopped)) < 5:
         assert process.poll() is None
         time.sleep(0.01)
@@ -325,8 +325,8 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_
     for rank in range(2):
         assert f"rank {rank}: terminated; the same command goes on after step" in said
     step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
-    assert 5 <= step < 200
-    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=200))
+    assert 5 <= step < 60
+    process = on_two_ranks(*command(shards, tmp_path, stopped, steps=60))
     _, said = process.communicate()
     assert process.returncode == 0, said
     assert f"going on after step {step}" in said
