@@ -39,8 +39,8 @@ def cli() -> None:
 
 
 def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter("must be a finite number")
+    if not math.isfinite(value) or value > 1e30:
+        raise click.BadParameter("must be a finite number, at most 1e30")
     return value
 
 

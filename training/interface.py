@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from training.attention import varlen_attention
+from training.attention import choose_backend, varlen_attention
 from training.errors import UnsupportedAttentionError
 from training.reference import UNLIMITED
 
@@ -59,11 +59,15 @@ _KNOWN_ARGUMENTS = {
 
 
 def use_backend(model: PreTrainedModel, backend: str) -> bool:
-    """Let a model compute attention by one of `attention.BACKENDS`; whether it does.
+    """Let a model compute attention by one of `attention.BACKENDS`, or auto; whether it does.
 
     A model that does not take attention from transformers' interface (falcon, bloom) keeps its own. Whether that, or a
-    layer that is no attention, keeps samples apart is for `probe` to tell.
+    layer that is no attention, keeps samples apart is for `probe` to tell. auto is decided by the model's device.
+
+    Raises `ConfigError` for an unknown name.
     """
+    if backend not in _REGISTERED_AS:
+        backend, _ = choose_backend(backend, next(model.parameters()).device)
     name = _REGISTERED_AS[backend]
     if name not in AttentionInterface._global_mapping:
         AttentionInterface.register(name, partial(_attention, backend=backend))

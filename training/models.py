@@ -20,9 +20,6 @@ from training.storage import open_to_readers, room
 
 log = logging.getLogger("training")
 
-_IDENTIFYING = (".json", ".safetensors", ".bin")
-"""Files of a model's directory that make it what it is."""
-
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 _TOKENIZER_FILES = (
@@ -44,9 +41,7 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
     Raises `ConfigError` for what is no such model.
     """
-    path = Path(name)
-    if not path.exists() and not _may_be_hub_id(name):
-        raise ConfigError(f"model {name}: no such file or directory")
+    path = _path_of(name)
     is_file = path.is_file()
     folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
@@ -61,7 +56,7 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # whatever transformers makes of it
         where = "" if path.exists() else " from the Hub (there is no such file or directory here)"
         raise ConfigError(
             f"model {name} cannot be loaded{where} as a causal language model: {first_line(error)}"
@@ -71,12 +66,17 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return model
 
 
-def _may_be_hub_id(name: str) -> bool:
+def _path_of(name: str) -> Path:
+    """A model's path, which need not exist if the name may be a Hub id. Raises `ConfigError` otherwise."""
+    path = Path(name)
     try:
         validate_repo_id(name)
+        may_be_hub_id = path.suffix != ".json"
     except HFValidationError:
-        return False
-    return Path(name).suffix != ".json"
+        may_be_hub_id = False
+    if not path.exists() and not may_be_hub_id:
+        raise ConfigError(f"model {name}: no such file or directory")
+    return path
 
 
 def save_model(model: PreTrainedModel, source: str, folder: Path) -> None:
@@ -115,11 +115,12 @@ def _save_tokenizer(source: str, folder: Path) -> None:
 
 
 def model_identity(name: str) -> str:
-    """What tells one model from another: of files their content, of a Hub id the id."""
-    path = Path(name)
+    """What tells one model from another: its config.json and weights, of a Hub id the id. Raises as `load_model`."""
+    path = _path_of(name)
     if not path.exists():
         return name
-    found = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.suffix in _IDENTIFYING)
+    patterns = ("config.json", *_WEIGHTS)
+    found = [path] if path.is_file() else sorted(each for pattern in patterns for each in path.glob(pattern))
     return hash_of(f"{each.name if path.is_dir() else ''} {file_hash(each)}" for each in found)
 
 

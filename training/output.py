@@ -20,8 +20,8 @@ RECORD = "run.json"
 RESULT = "result.json"
 LOCK = ".lock"
 
-_BY_CONTENT = ("model", "shards")
-"""Named in a run's record by hashes of what they hold."""
+_BY_CONTENT = {"model": "its model has another config.json or other weights", "shards": "its shards are others"}
+"""What is named in a run's record by a hash, and what a difference means."""
 
 
 def check_output(output: Path, identity: Mapping[str, Any]) -> None:
@@ -98,5 +98,5 @@ def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str,
     if differ:
         name = differ[0]
         was, wanted = ("none" if each.get(name) is None else repr(each[name]) for each in (known, identity))
-        what = f"of another {name}" if name in _BY_CONTENT else f"its {name.replace('_', '-')} is {was}, not {wanted}"
+        what = _BY_CONTENT.get(name, f"its {name.replace('_', '-')} is {was}, not {wanted}")
         raise ConfigError(f"{output} holds another run: {what}; choose another --output, or remove it")

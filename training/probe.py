@@ -35,7 +35,7 @@ SEGMENTS = (6, 1, 9, 12)
 
 _WATCHED = 2
 
-CLEAN, LEAKS, DIFFERS, REFUSES = "clean", "leaks", "differs", "refuses"
+CLEAN, LEAKS, AHEAD, DIFFERS, REFUSES = "clean", "leaks", "looks ahead", "differs", "refuses"
 
 _MOST_LOGITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Change of logits, as a part of their standard deviation, that is rounding."""
@@ -55,14 +55,17 @@ class Finding:
     """What the model was given, and what computed its attention."""
 
     verdict: str
-    """clean, leaks (a sample sees another, or a token what comes after it), differs (nothing leaks, but samples are not
-    as if they were alone) or refuses (an error)."""
+    """clean, leaks (a sample sees another), looks ahead (a token sees what comes after it), differs (neither, but
+    samples are not as if they were alone) or refuses (an error)."""
 
     layer: str | None = None
-    """Type of the layer that leaks first."""
+    """Type of the layer that is the first to leak or to look ahead."""
 
     logits: float | None = None
     """Largest change of another segment's logits, as a part of their standard deviation."""
+
+    earlier: float | None = None
+    """Largest change of earlier tokens' logits with the last token, as a part of their standard deviation."""
 
     gradient: float | None = None
     """Norm of the gradient in other segments' embeddings, as a part of that in the segment's own."""
@@ -142,24 +145,35 @@ def _compared(model: PreTrainedModel, way: _Way, row: Tensor, others: Tensor, al
     with torch.no_grad(), _recorded(model) as before:
         logits = _logits(model, way, row[None], SEGMENTS)
     spread = float(logits.float().std())
-    most, layer = 0.0, None
     last = bounds[-1][1]
-    for begin, end in [*bounds, (last - 1, last)]:  # the last token alone: nothing before it may see it either
+    changes, layer = [], None
+    for begin, end in [*bounds, (last - 1, last)]:
         changed = row.clone()
         changed[begin:end] = others[: end - begin]
         with torch.no_grad(), _recorded(model) as after:
             difference = (_logits(model, way, changed[None], SEGMENTS) - logits).float().abs()
         difference[begin:end] = 0
-        most = max(most, float(difference.max()) / spread)
-        if most > _MOST_LOGITS[dtype] and layer is None:
+        changes.append(float(difference.max()) / spread)
+        if changes[-1] > _MOST_LOGITS[dtype] and layer is None:
             layer = _first_to_leak(before, after, slice(begin, end), _MOST_LOGITS[dtype])
+    most, earlier = max(changes[:-1]), changes[-1]
     gradient = _gradient_in_others(model, way, row, slice(*bounds[_WATCHED]))
     difference_alone = float((logits - alone).float().abs().max()) / spread
     if most > _MOST_LOGITS[dtype] or gradient > _MOST_GRADIENT:
         verdict = LEAKS
+    elif earlier > _MOST_LOGITS[dtype]:
+        verdict = AHEAD
     else:
         verdict = DIFFERS if difference_alone > _MOST_ALONE[dtype] else CLEAN
-    return Finding(way=way.name, verdict=verdict, layer=layer, logits=most, gradient=gradient, alone=difference_alone)
+    return Finding(
+        way=way.name,
+        verdict=verdict,
+        layer=layer,
+        logits=most,
+        earlier=earlier,
+        gradient=gradient,
+        alone=difference_alone,
+    )
 
 
 def _logits(model: PreTrainedModel, way: _Way, ids: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -83,7 +83,7 @@ def open_shards(path: str, split: str | None = None) -> Shards:
         raise ShardError(f"shards {path}: {wrong}; training reads what `python -m pipeline pack` writes")
     try:
         found = datasets.load_from_disk(path)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # whatever datasets makes of it
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ShardError(f"shards {path} cannot be read ({said}); {_SEE_VERIFY.format(path)}") from error
     if isinstance(found, datasets.DatasetDict):
@@ -100,8 +100,6 @@ def open_shards(path: str, split: str | None = None) -> Shards:
         raise ShardError(
             f"shards {path}: no column {missing[0]!r}; training reads what `python -m pipeline pack` writes"
         )
-    if len(found) == 0:
-        raise ShardError(f"shards {path}: there are no packs")
     packs = found.select_columns(list(COLUMNS))
     longest_pack, longest, most = _extents(packs, path)
     capacity = int(manifest.get("capacity") or longest_pack)
@@ -124,21 +122,25 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _extents(packs: datasets.Dataset, path: str) -> tuple[int, int, int]:
     """(tokens of the longest pack, tokens of the longest segment, segments of the pack that has most).
 
-    Raises `ShardError` for boundaries that cannot be.
+    Raises `ShardError` for boundaries that cannot be, and where there is nothing to train.
     """
-    longest_pack = longest = most = 0
-    for table in packs.select_columns(["boundaries"]).with_format("arrow").iter(4096):
+    longest_pack = longest = most = num_targets = 0
+    damaged = _damaged(path, "boundaries of a pack are no rising numbers")
+    for table in packs.select_columns(["boundaries", "target_counts"]).with_format("arrow").iter(4096):
         try:
             table.validate(full=True)
         except pa.ArrowInvalid as error:
-            raise _damaged(path) from error
+            raise damaged from error
         if pc.min(pc.list_value_length(table["boundaries"])).as_py() < 2:
-            raise _damaged(path)
+            raise damaged
         lengths, counts = _segments(table)
         if lengths.min() < 1:
-            raise _damaged(path)
+            raise damaged
         longest_pack = max(longest_pack, int(_per_pack(lengths, counts).max()))
         longest, most = max(longest, int(lengths.max())), max(most, int(counts.max()))
+        num_targets += pc.sum(pc.list_flatten(table["target_counts"])).as_py() or 0
+    if num_targets == 0:
+        raise ShardError(f"shards {path}: there is not a single target, so nothing to train")
     return longest_pack, longest, most
 
 
@@ -155,11 +157,8 @@ def _per_pack(lengths: Integers, counts: Integers) -> Integers:
     return np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64)
 
 
-def _damaged(path: str) -> ShardError:
-    return ShardError(
-        f"shards {path}: tokens, labels, positions and boundaries of a pack do not fit each other; "
-        + _SEE_VERIFY.format(path)
-    )
+def _damaged(path: str, what: str) -> ShardError:
+    return ShardError(f"shards {path}: {what}; pack the samples again with `python -m pipeline pack`")
 
 
 def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
@@ -204,28 +203,26 @@ def check_packs(packs: pa.Table, model: PreTrainedModel, shards: Shards) -> None
     values = {name: column.flatten().to_numpy() for name, column in columns.items()}
     lengths, counts = _segments(packs)
     starts, tokens = np.cumsum(lengths) - lengths, _per_pack(lengths, counts)
-    fit = all(
-        np.array_equal(np.diff(columns[name].offsets.to_numpy()), expected)
-        for name, expected in (
-            ("input_ids", tokens),
-            ("labels", tokens),
-            ("position_ids", tokens),
-            ("target_counts", counts),
-        )
-    )
-    if (
-        not fit
-        or not np.array_equal(values["position_ids"], np.arange(len(values["input_ids"])) - np.repeat(starts, lengths))
-        or not np.array_equal(values["target_counts"], np.add.reduceat(values["labels"] != IGNORE, starts))
+    for name, expected in (
+        ("input_ids", tokens),
+        ("labels", tokens),
+        ("position_ids", tokens),
+        ("target_counts", counts),
     ):
-        raise _damaged(shards.path)
+        if not np.array_equal(np.diff(columns[name].offsets.to_numpy()), expected):
+            raise _damaged(shards.path, f"{name} and boundaries of a pack do not fit each other")
+    targets = values["labels"] != IGNORE
+    if not np.array_equal(values["position_ids"], np.arange(len(targets)) - np.repeat(starts, lengths)):
+        raise _damaged(shards.path, "position_ids and boundaries of a pack do not fit each other")
+    if not np.array_equal(values["target_counts"], np.add.reduceat(targets, starts)) or targets[starts].any():
+        raise _damaged(shards.path, "target_counts and labels of a pack do not fit each other")
     size = model.config.get_text_config().vocab_size
-    ids = np.concatenate([values["input_ids"], values["labels"][values["labels"] != IGNORE]])
-    wrong = ids[(ids < 0) | (ids >= size)]
-    if len(wrong):
-        raise ShardError(
-            f"shards {shards.path}: token id {wrong[0]}, but the model has {size} ids: packed with another tokenizer?"
-        )
+    for name, ids in (("token", values["input_ids"]), ("label", values["labels"][targets])):
+        wrong = ids[(ids < 0) | (ids >= size)]
+        if len(wrong):
+            raise ShardError(
+                f"shards {shards.path}: {name} {wrong[0]}, but the model has {size} ids: packed with another tokenizer?"
+            )
 
 
 def shards_identity(shards: Shards) -> str:

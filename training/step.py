@@ -47,10 +47,15 @@ def train_step(
     autocast: precision of the forward pass where it is not that of the parameters.
 
     The loss and its gradient are the same for every split of the packs over micro-batches and ranks: losses are summed
-    and divided once by the global weight. A step without any target has a loss of 0. Logits are computed for targets
-    alone, if the model can do that and is not compiled. A batch that comes on the CPU spares waiting for the device.
+    and divided once by the global weight. A step without any target has a loss of 0 and changes no weights. Logits are
+    computed for targets alone, if the model can do that and is not compiled. A batch that comes on the CPU spares
+    waiting for the device.
+
+    Raises `ValueError` for no batch, or batches of which some have weights for the mean over samples.
     """
     batches = [batch] if isinstance(batch, Mapping) else list(batch)
+    if len({"loss_weights" in each for each in batches}) != 1:
+        raise ValueError("a step takes batches of one kind: all with sample_mean, or none" if batches else "no batch")
     device = next(model.parameters()).device
     targets = [targets_of(each).to(device, non_blocking=True) for each in batches]
     batches = [to_device(each, device) for each in batches]
@@ -75,7 +80,8 @@ def train_step(
     if num_ranks > 1:
         distributed.all_reduce(total)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    optimizer.step()
+    if any(len(at) for at in targets) or float(weight) > 0:
+        optimizer.step()
     if scheduler is not None:
         scheduler.step()
     return StepResult(loss=total / divisor, weight=weight, grad_norm=grad_norm)

@@ -12,7 +12,7 @@ def train_table(result: dict[str, Any]) -> str:
         ("trained", f"{result['steps']:,} steps on {result['device']}, attention by {result['backend']}"),
         ("loss", f"{result['loss']:.4f} in the last step"),
         ("output", f"{result['output']}: model, log.jsonl"),
-        ("time", "up to date" if result.get("up_to_date") else f"{result['seconds']:.1f} s"),
+        ("time", "up to date" if result["up_to_date"] else f"{result['seconds']:.1f} s"),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in lines)
 
@@ -23,7 +23,8 @@ def probe_table(result: dict[str, Any]) -> str:
     rows = [header, *(_finding(each) for each in [result["found"], *result["ways"]])]
     verdict = {
         "clean": "samples do not see each other, and are as if they were alone",
-        "leaks": "samples SEE EACH OTHER, or tokens what comes after them: packs cannot be trained like this",
+        "leaks": "samples SEE EACH OTHER: packs cannot be trained like this",
+        "looks ahead": "tokens SEE WHAT COMES AFTER THEM: this is no causal language model",
         "differs": "samples do not see each other, but are NOT as if they were alone",
         "refuses": "the model REFUSES packs",
     }[result["verdict"]]

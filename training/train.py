@@ -116,6 +116,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
     """
     with joined() as place:
+        _check_options(options, place)
         shards = open_shards(options.shards, options.split)
         identity = _identity(options, shards) if place.rank == 0 else {}
         if place.rank == 0:
@@ -144,6 +145,17 @@ def train(options: TrainOptions) -> dict[str, Any]:
             place.highest(0)  # other ranks wait, and read there what is to be gone on from
             log.info("%d steps; see %s", options.steps, options.output / output.LOG)
             return run.run()
+
+
+def _check_options(options: TrainOptions, place: Place) -> None:
+    if options.warmup_steps > options.steps:
+        raise ConfigError(f"--warmup-steps {options.warmup_steps} are more than --steps {options.steps}")
+    more = -options.packs_per_step % place.num_ranks
+    if more:
+        raise ConfigError(
+            f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks:"
+            f" {options.packs_per_step + more} is"
+        )
 
 
 def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:
@@ -204,10 +216,6 @@ class _Run:
         model: PreTrainedModel,
         backend: str,
     ) -> None:
-        if options.warmup_steps > options.steps:
-            raise ConfigError(f"--warmup-steps {options.warmup_steps} are more than --steps {options.steps}")
-        if options.packs_per_step % place.num_ranks:
-            raise ConfigError(f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks")
         self._options, self._place, self._shards, self._bare = options, place, shards, model
         self._backend = backend
         model.train()
@@ -398,6 +406,7 @@ class _Run:
             "backend": self._backend,
             "device": str(self._place.device),
             "seconds": seconds,
+            "up_to_date": False,
         }
         if self._place.rank == 0:
             save_model(self._bare, options.model, options.output / output.MODEL)

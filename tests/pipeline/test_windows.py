@@ -25,7 +25,7 @@ def greedy(lengths: list[int], most_rows: int, most_tokens: int) -> list[tuple[i
     return [*windows, (rows, tokens)] if rows else windows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lengths=st.lists(st.integers(0, 12), max_size=40),
     batch=st.integers(1, 9),

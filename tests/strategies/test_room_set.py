@@ -8,7 +8,7 @@ from strategies.room_set import insert, remove, room_set, smallest_from
 
 
 @pytest.mark.parametrize("size", [1, 64, 65, 4097, 300_000])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_finds_what_a_sorted_set_finds(size: int, data: st.DataObject) -> None:
     words, levels = room_set(size)

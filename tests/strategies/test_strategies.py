@@ -48,7 +48,6 @@ class TestMinibatch(StrategyConformance):
 class TestNextFit(StrategyConformance):
     name = "next-fit"
 
-    @settings(deadline=None)
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
         assert packs_of(pack(*case, "next-fit")) == reference.next_fit(*case)
@@ -62,7 +61,7 @@ class TestWrapped(StrategyConformance):
 class TestFirstFit(StrategyConformance):
     name = "first-fit"
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
         assert packs_of(pack(*case, "first-fit")) == reference.first_fit(*case)
@@ -71,12 +70,11 @@ class TestFirstFit(StrategyConformance):
 class TestFirstFitDecreasing(StrategyConformance):
     name = "first-fit-decreasing"
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
         assert packs_of(pack(*case, "first-fit-decreasing")) == reference.first_fit_decreasing(*case)
 
-    @settings(deadline=None)
     @given(case=length_lists())
     def test_equals_sweeping_down(self, case: Case) -> None:
         assert packs_of(pack(*case, "greedy")) == reference.sweep_down(*case)
@@ -85,14 +83,14 @@ class TestFirstFitDecreasing(StrategyConformance):
 class TestBestFitDecreasing(StrategyConformance):
     name = "best-fit-decreasing"
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(case=length_lists())
     def test_same_packs_by_length_as_reference(self, case: Case) -> None:
         lengths, capacity = case
         ours = packs_of(pack(lengths, capacity))
         assert composition(ours, lengths) == composition(reference.best_fit_decreasing(*case), lengths)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(lengths=st.lists(st.integers(1, 30), max_size=9))
     def test_within_the_proven_bound_of_the_optimum(self, lengths: list[int]) -> None:
         # Johnson 1974: at most 11/9 of the optimum, plus less than one pack.

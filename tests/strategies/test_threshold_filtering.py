@@ -190,7 +190,7 @@ def test_golden_plan() -> None:
     assert digest == "dad2c4fe1a0c58aa"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num=st.integers(1, 60), seed=st.integers(0, 99), spread=st.floats(0.2, 2), percentile=st.sampled_from([2, 10, 40])
 )

@@ -51,13 +51,15 @@ def test_clean_families_train_as_their_samples_one_by_one(family: str) -> None:
     assert found.gradient_difference <= 1e-4
 
 
-def test_a_model_that_sees_what_comes_after_leaks() -> None:
+def test_a_model_that_sees_what_comes_after_is_found() -> None:
     """It keeps samples apart, and yet learns nothing: every target is before its eyes."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.BertConfig(vocab_size=128, initializer_range=0.2, **sizes)
     found = probe(transformers.BertLMHeadModel(config).eval(), "sdpa")
-    assert found.verdict == "leaks"
+    assert found.verdict == "looks ahead"
+    assert found.earlier > 0.1
+    assert found.logits == 0
     assert found.layer == "BertSelfAttention"
     assert found.gradient == 0
 

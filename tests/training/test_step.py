@@ -81,6 +81,15 @@ def test_a_label_that_nothing_predicts_is_no_target() -> None:
     assert torch.equal(targets_of(batch), before)
 
 
+def test_batches_of_two_kinds_or_none_are_refused() -> None:
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.raises(ValueError, match="all with sample_mean, or none"):
+        train_step(model, [*micro_batches([4]), *micro_batches([4], sample_mean=True)], optimizer)
+    with pytest.raises(ValueError, match="no batch"):
+        train_step(model, [], optimizer)
+
+
 def test_padding_changes_nothing() -> None:
     plain, gradients = stepped([2, 2])
     padded, others = stepped([2, 2], pad_to=40)
@@ -93,9 +102,8 @@ def test_a_step_without_targets_leaves_the_model_as_it_is() -> None:
     model = tiny()
     use_backend(model, "sdpa")
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    result = train_step(
-        model, PackedCollator()([pack_of([4, 4], trained=0.0)]), torch.optim.SGD(model.parameters(), lr=1.0)
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.5)
+    result = train_step(model, PackedCollator()([pack_of([4, 4], trained=0.0)]), optimizer)
     assert float(result.loss) == 0
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
 

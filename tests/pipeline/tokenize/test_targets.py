@@ -45,7 +45,7 @@ def style(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(WORDS | ODD, min_size=2, max_size=7).filter(lambda turns: any(map(str.strip, turns[1::2]))))
 def test_any_chat(style: str, turns: list[str], tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
     turns = [turn if turn.strip() else "x" for turn in turns]
@@ -60,7 +60,7 @@ def test_any_chat(style: str, turns: list[str], tokenizer_dir: Path, whole: Any,
     assert [straddle_free(run, text, whole) for run, text in zip(runs, wanted, strict=True)] == wanted
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(WORDS | ODD, min_size=2, max_size=7))
 def test_marks_are_followed(style: str, turns: list[str], tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
     conversation = chat(*(turn if turn.strip() else "x" for turn in turns))
@@ -72,7 +72,7 @@ def test_marks_are_followed(style: str, turns: list[str], tokenizer_dir: Path, w
     assert (found.labels != -100).astype(int).tolist() == own["assistant_masks"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(WORDS | ODD, min_size=2, max_size=7))
 def test_all_ways_find_the_same(
     style: str, turns: list[str], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
