@@ -117,8 +117,8 @@ _dtype = click.option(
 @_json
 def train(as_json: bool, **values: Any) -> None:
     """Train a model on packs. A run that was stopped goes on by the same command; torchrun starts several."""
+    from training.options import TrainOptions
     from training.tables import train_table
-    from training.train import TrainOptions
     from training.train import train as run
 
     _print(run(TrainOptions(**values)), train_table, as_json)

@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from training.collator import PackedCollator
 from training.errors import CheckError, ConfigError, first_line
 from training.interface import use_backend
 from training.metrics import peak_flops, peak_memory, training_flops
-from training.models import load_model, model_identity, save_model
+from training.models import load_model, save_model
+from training.options import TrainOptions
 from training.place import Place, joined
 from training.probe import CLEAN, probe
 from training.shards import (
@@ -44,7 +44,6 @@ from training.shards import (
     costs,
     open_shards,
     packs_of_step,
-    shards_identity,
 )
 from training.signals import Terminated, deferred_signals
 from training.step import StepResult, autocast_dtype, train_step
@@ -52,59 +51,6 @@ from training.storage import check_room
 
 log = logging.getLogger("training")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What is trained, and how."""
-
-    shards: str
-    model: str
-    steps: int
-    split: str | None = None
-    packs_per_step: int = 8
-    """Of all ranks together; one optimizer step."""
-
-    packs_per_forward: int = 1
-    """Of one rank, in one forward and backward pass."""
-
-    attention: str = "isolated"
-    loss: str = "token-mean"
-    """token-mean or sample-mean."""
-
-    learning_rate: float = 2e-5
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    dtype: str = "auto"
-    """Of the forward pass, by autocast: float32 or bfloat16; auto is bfloat16 on a GPU. Parameters are float32."""
-
-    seed: int = 0
-    backend: str = "auto"
-    compile: bool = False
-    """torch.compile the whole model once, for rows of one length."""
-
-    gradient_checkpointing: bool = False
-    """Keep the activations of no layer, and compute them again for the backward pass."""
-
-    output: Path = field(default=Path())
-    save_every: int = 0
-    """Steps between checkpoints; 0: only when the run is interrupted."""
-
-    log_every: int = 1
-    check: bool = True
-    """Compare the shards with their checksums and probe the model first, and train nothing if either fails."""
-
-
-_NOT_IN_RESULT = (
-    "shards",
-    "output",
-    "packs_per_forward",
-    "gradient_checkpointing",
-    "save_every",
-    "log_every",
-    "check",
-)
-"""Options that change at most how the trained weights are rounded, or are named by the shards' `run_id`."""
 
 _TELL_EVERY = 30.0
 """Seconds between lines of progress where there is no terminal."""
@@ -116,9 +62,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
     Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
     """
     with joined() as place:
-        _check_options(options, place)
+        options.check_ranks(place.num_ranks)
         shards = open_shards(options.shards, options.split)
-        identity = _identity(options, shards) if place.rank == 0 else {}
+        identity = options.identity(shards) if place.rank == 0 else {}
         if place.rank == 0:
             output.check_output(options.output, identity)
         done = output.finished(options.output)
@@ -147,17 +93,6 @@ def train(options: TrainOptions) -> dict[str, Any]:
             return run.run()
 
 
-def _check_options(options: TrainOptions, place: Place) -> None:
-    if options.warmup_steps > options.steps:
-        raise ConfigError(f"--warmup-steps {options.warmup_steps} are more than --steps {options.steps}")
-    more = -options.packs_per_step % place.num_ranks
-    if more:
-        raise ConfigError(
-            f"--packs-per-step {options.packs_per_step} is not divisible by {place.num_ranks} ranks:"
-            f" {options.packs_per_step + more} is"
-        )
-
-
 def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:
     found = probe(model, backend, autocast=autocast)
     if found.verdict != CLEAN:
@@ -167,14 +102,6 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
             f"{f' ({found.message})' if found.message else ''}; see `python -m training probe --model … --all`"
             " (--no-check trains all the same)"
         )
-
-
-def _identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
-    decides = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_RESULT}
-    return decides | {
-        "shards": shards_identity(shards),
-        "model": model_identity(options.model),
-    }
 
 
 def _room_for(options: TrainOptions, model: nn.Module) -> int:

@@ -1,0 +1,51 @@
+"""Runs of `python -m training train`, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.training.samples import config_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model/model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def command(shards: Path, folder: Path, output: Path, *more: object, steps: int = 6) -> list[object]:
+    config = config_file(folder)
+    return ["train", "--shards", shards, "--model", config, "--steps", steps, "--output", output, *more]
+
+
+def log_of_complete(output: Path) -> list[str]:
+    return [line for line in (output / "log.jsonl").read_text().split("\n") if line.endswith("}")]
+
+
+def on_two_ranks(*arguments: object) -> subprocess.Popen[str]:
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
+    return subprocess.Popen(
+        [*launched, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
