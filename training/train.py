@@ -51,7 +51,6 @@ from training.storage import check_room
 
 log = logging.getLogger("training")
 
-
 _TELL_EVERY = 30.0
 """Seconds between lines of progress where there is no terminal."""
 
@@ -59,7 +58,8 @@ _TELL_EVERY = 30.0
 def train(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on with a run that was stopped; what a finished run is told is what it told then.
 
-    Raises `ConfigError`, `ShardError`, or `CheckError` if samples see each other in this model.
+    Raises `ConfigError`; `ShardError`; `CheckError` if samples would not be trained as if alone, or the loss is no
+    number any more; `StorageError`; `BusyError`; `LostRankError`.
     """
     with joined() as place:
         options.check_ranks(place.num_ranks)
