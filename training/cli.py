@@ -193,10 +193,10 @@ def parity(
     chosen = opened.packs.select(packs_to_compare(opened, packs, seed))
     check_packs(chosen.with_format("arrow")[:], loaded, opened)
     rows = list(chosen)
-    samples = sum(len(row["target_counts"]) for row in rows)
-    log.info("running %d samples one by one, and as %d packs", samples, len(rows))
     if not any(row["target_counts"].any() for row in rows):
         raise ShardError(f"shards {shards}: {len(rows)} packs without a single target; try more --packs")
+    samples = sum(len(row["target_counts"]) for row in rows)
+    log.info("running %d samples one by one, and as %d packs", samples, len(rows))
     found = compare(loaded, rows, name, dtype=autocast_dtype(dtype, device))
     agrees = all(each.agrees for each in found)
     result = {

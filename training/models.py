@@ -103,9 +103,11 @@ def _save_tokenizer(source: str, folder: Path) -> None:
     path = Path(source)
     if not path.exists():  # a Hub id
         try:
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:  # whatever it is, the model is trained and has to be written
             log.warning("the tokenizer of %s is not written: %s", source, first_line(error))
+        else:
+            tokenizer.save_pretrained(folder)
         return
     found = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
     for each in found:

@@ -20,7 +20,7 @@ from training.collator import IGNORE
 from training.digests import file_hash, hash_of
 from training.errors import ConfigError, ShardError, first_line
 
-Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
 

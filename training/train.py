@@ -76,14 +76,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
         check_fits(shards, model, joint=options.attention == "joint")
         backend, why = choose_backend(options.backend, place.device)
         log.info("attention by %s on %s (%s)", backend, place.device, why)
-        if options.check and options.attention == "isolated":
-            _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
         if options.check:
+            if options.attention == "isolated":
+                _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
             check_content(shards, model, place.rank, place.num_ranks)
+        else:
+            log.warning("neither checksums nor whether samples see each other are checked")
         if not use_backend(model, backend):
             log.warning("%s computes attention itself: %s has no effect on it", type(model).__name__, backend)
-        if not options.check:
-            log.warning("neither checksums nor whether samples see each other are checked")
         run = _Run(options, place, shards, model, backend)
         with output.claim(options.output, identity) if place.rank == 0 else nullcontext():
             if place.rank == 0:
@@ -258,7 +258,7 @@ class _Run:
 
     def _collated(self, tables: list[pa.Table]) -> tuple[dict[str, Any], Costs]:
         (packs,) = tables
-        check_packs(packs, self._bare, self._shards)
+        check_packs(packs, self._bare, self._shards)  # also without --check, and if files change under a run
         batch = self._collate(packs)
         return batch, costs(packs, joint=self._options.attention == "joint")
 

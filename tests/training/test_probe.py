@@ -45,8 +45,11 @@ def test_the_page_says_what_is_found(row: list[str]) -> None:
 @pytest.mark.parametrize("family", [row[0] for row in ROWS if row[1] == "clean"])
 def test_clean_families_train_as_their_samples_one_by_one(family: str) -> None:
     lengths = [9, 1, 14, 6] if family != "llama4_text" else [9, 1, 16, 6]
-    (found,) = parity(tiny(family), [pack_of(lengths, 0), pack_of([16, 3], 1)], "sdpa")
+    model, computed = tiny(family), []
+    model.register_forward_hook(lambda _, __, output: computed.append(output.logits.shape[1]))
+    (found,) = parity(model, [pack_of(lengths, 0), pack_of([16, 3], 1)], "sdpa")
     assert found.targets > 20
+    assert sum(computed[-2:]) == found.targets  # the two packs: logits of targets alone
     assert found.max_difference <= 1e-5
     assert found.gradient_difference <= 1e-4
 

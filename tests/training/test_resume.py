@@ -16,7 +16,16 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.conftest import Run, left_behind
-from tests.training.runs import ROOT, command, equal, log_of, log_of_complete, on_two_ranks, weights
+from tests.training.runs import (
+    ROOT,
+    command,
+    equal,
+    log_of,
+    log_of_complete,
+    on_two_ranks,
+    two_ranks_without_torchrun,
+    weights,
+)
 from tests.training.samples import config_file
 
 
@@ -154,9 +163,11 @@ def test_a_rank_that_is_left_alone_says_so(shards: Path, tmp_path: Path) -> None
     output.mkdir()
     with open(output / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _, said = on_two_ranks(*command(shards, tmp_path, output)).communicate()
-    assert "rank 0: another run is writing" in said
-    assert "bug of ours" not in said
+        ranks = two_ranks_without_torchrun(*command(shards, tmp_path, output))
+        said = [each.communicate(timeout=120)[1] for each in ranks]
+    assert "rank 0: another run is writing" in said[0]
+    assert "rank 1: another rank has ended, and says why" in said[1]
+    assert [each.returncode for each in ranks] == [75, 75]
 
 
 def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
