@@ -29,7 +29,7 @@ PLAN = """
 import json, resource, sys, time
 import numpy as np
 from strategies import Draws, Request, find
-from strategies.affinity import quantise
+from strategies.related.affinity import quantise
 from strategies.contract import SAMPLED
 count, capacity, threads = map(int, sys.argv[1:])
 draws = np.random.default_rng(0)
@@ -131,12 +131,12 @@ def relatedness(folder: Path, source: Path, tokenizer: Path) -> dict[str, Any]:
 
 def token_rate(tokens: Path, folder: Path) -> dict[str, float]:
     """Rows a second that the embedder `tokens` embeds, once fitted, on one thread."""
+    from pipeline.base.engine import LocalEngine  # noqa: PLC0415
     from pipeline.embedding.tokens import TokenEmbedder  # noqa: PLC0415 - after the options are read
-    from pipeline.engine import LocalEngine  # noqa: PLC0415
-    from pipeline.files import FileCache  # noqa: PLC0415
-    from pipeline.inputs import resolve  # noqa: PLC0415
-    from pipeline.open_rows import open_inputs  # noqa: PLC0415
-    from pipeline.publish import Staging  # noqa: PLC0415
+    from pipeline.publishing.publication import Staging  # noqa: PLC0415
+    from pipeline.reading.files import FileCache  # noqa: PLC0415
+    from pipeline.reading.input_rows import open_inputs  # noqa: PLC0415
+    from pipeline.reading.inputs import resolve  # noqa: PLC0415
 
     staging = Staging(folder / "staging", "bench")
     staging.open()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from strategies.affinity import MOST_DIMENSIONS, quantise
 from strategies.contract import SAMPLED, ContractError, Int16Array, NoOptions, Plan, Prepared, Request, Strategy, check
 from strategies.draws import Draws
 from strategies.registry import all_names, find
+from strategies.related.affinity import MOST_DIMENSIONS, quantise
 
 __all__ = ["ContractError", "Draws", "NoOptions", "Plan", "Request", "Strategy", "all_names", "find", "pack"]
 

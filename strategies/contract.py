@@ -61,7 +61,7 @@ class Request:
     """An instance of the strategy's own options dataclass."""
 
     embeddings: Int16Array | None = None
-    """Of each segment's sample, see `strategies.affinity`; for strategies that embed.
+    """Of each segment's sample, see `strategies.related.affinity`; for strategies that embed.
     # shape: (num_segments, num_dimensions)"""
 
     prepared: Prepared = field(default_factory=dict)

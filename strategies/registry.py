@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 from importlib.metadata import entry_points
 
-from strategies import (
+from strategies.by_length import (
     best_fit_decreasing,
     first_fit,
     first_fit_decreasing,
     minibatch,
     next_fit,
     padding,
-    threshold_filtering,
     wrapped,
 )
 from strategies.contract import Strategy
+from strategies.related import threshold_filtering
 
 ENTRY_POINT_GROUP = "pipeline.strategies"
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from pipeline.cli import main
+from pipeline.command.main import main
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.columns import is_list
+from pipeline.base.engine import LocalEngine
+from pipeline.base.errors import DataError
 from pipeline.embedding.store import Arrays
-from pipeline.engine import LocalEngine
-from pipeline.errors import DataError
-from pipeline.windows import SplitRows
-from strategies.affinity import MOST_DIMENSIONS, quantise
+from pipeline.reading.columns import is_list
+from pipeline.reading.windows import SplitRows
 from strategies.contract import Int16Array
+from strategies.related.affinity import MOST_DIMENSIONS, quantise
 
 _WAY_OUT = "name the one that holds the vectors with --set column=NAME"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pipeline.base.engine import LocalEngine
 from pipeline.embedding.store import Arrays
-from pipeline.engine import LocalEngine
-from pipeline.windows import SplitRows
+from pipeline.reading.windows import SplitRows
 from strategies.contract import Embedding, Int16Array
 
 

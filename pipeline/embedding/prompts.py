@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.rows import IGNORE, LABELS, NO_TARGET_COLUMN, Addresses, Int64Array, Rows, read_values
-from pipeline.scan import Int32Array
+from pipeline.reading.rows import IGNORE, LABELS, NO_TARGET_COLUMN, Addresses, Int64Array, Rows, read_values
+from pipeline.reading.scan import Int32Array
 from strategies.compiled import kernel
 
 FALLBACK = 256

@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline.base.engine import LocalEngine
+from pipeline.base.errors import BusyError, ConfigError, DataError
+from pipeline.base.words import first_line
 from pipeline.embedding.store import Arrays
-from pipeline.engine import LocalEngine
-from pipeline.errors import BusyError, ConfigError, DataError
-from pipeline.files import hash_file
-from pipeline.windows import SplitRows
-from pipeline.words import first_line
-from strategies.affinity import quantise
+from pipeline.reading.files import hash_file
+from pipeline.reading.windows import SplitRows
 from strategies.contract import Int16Array
+from strategies.related.affinity import quantise
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.files import hash_file
+from pipeline.reading.files import hash_file
 
 log = logging.getLogger(__name__)
 

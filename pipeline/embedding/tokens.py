@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.engine import LocalEngine
+from pipeline.base.errors import ConfigError
 from pipeline.embedding.prompts import prompts, sum_of_rows
 from pipeline.embedding.store import Arrays
-from pipeline.engine import LocalEngine
-from pipeline.errors import ConfigError
-from pipeline.scan import Int32Array
-from pipeline.windows import SplitRows
+from pipeline.reading.scan import Int32Array
+from pipeline.reading.windows import SplitRows
 from strategies import Draws
-from strategies.affinity import quantise
 from strategies.contract import Int16Array, Int64Array
+from strategies.related.affinity import quantise
 
 _DIMENSIONS = 128
 _FITTED_ON = 20_000  # rows

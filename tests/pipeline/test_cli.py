@@ -41,7 +41,11 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 def call_main(*arguments: object, after: str = "") -> str:
     """Python code that runs a command and then goes on."""
-    lines = ["import sys", f"sys.argv = {['pipeline', *map(str, arguments)]!r}", "from pipeline.cli import main"]
+    lines = [
+        "import sys",
+        f"sys.argv = {['pipeline', *map(str, arguments)]!r}",
+        "from pipeline.command.main import main",
+    ]
     lines += ["try: main()", "except SystemExit as end: assert end.code == 0", after]
     return "\n".join(lines)
 
@@ -302,7 +306,7 @@ def test_a_bug_is_told_with_a_log_and_a_traceback_only_on_request(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("pipeline.run.place_window", broken)
+    monkeypatch.setattr("pipeline.packing.tasks.place_window", broken)
     ended = run("pack", source, "--output", tmp_path / "new" / "out", "--max-length", 60)
     assert ended.code == 70
     assert "planted" in ended.err

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.base.engine import LocalEngine
 from pipeline.embedding.prompts import FALLBACK, prompts
 from pipeline.embedding.tokens import TokenEmbedder
-from pipeline.engine import LocalEngine
-from pipeline.mapped import map_file
-from pipeline.windows import SplitRows
+from pipeline.reading.mapped import map_file
+from pipeline.reading.windows import SplitRows
 from tests.conftest import Run
 from tests.pipeline.samples import TOPICS, rows_with_vectors, topical, write_jsonl
 
@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_with_the_chunks_that_are_left(
 ) -> None:
     source, out = topical(tmp_path / "in"), tmp_path / "out"
     flags = ["--max-length", 128, "--strategy", "tfp", "--num-workers", 1]
-    monkeypatch.setattr("pipeline.embedding.job.CHUNK_ROWS", 50)
+    monkeypatch.setattr("pipeline.embedding.vectors.CHUNK_ROWS", 50)
     started: list[int] = []
     embed = TokenEmbedder.embed
 
@@ -206,7 +206,7 @@ def test_a_column_of_vectors_in_any_format(run: Run, tmp_path: Path, kind: str) 
 def test_tokens_need_neither_torch_nor_transformers(tmp_path: Path) -> None:
     source = topical(tmp_path / "in")
     told = (
-        "import sys\nfrom pipeline.cli import main\n"
+        "import sys\nfrom pipeline.command.main import main\n"
         "try:\n    main()\nfinally:\n"
         "    assert not {'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)\n"
     )

@@ -98,7 +98,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
         "import importlib.util\n"
         "find = importlib.util.find_spec\n"
         f"importlib.util.find_spec = lambda name, *a: None if name == {module!r} else find(name, *a)\n"
-        "from pipeline.cli import main\nmain()\n"
+        "from pipeline.command.main import main\nmain()\n"
     )
     arguments = ["pack", source, "--output", tmp_path / "out", "--max-length", "128", "--strategy", "tfp", *flags]
     arguments += ["--cache-dir", tmp_path / "cache"]

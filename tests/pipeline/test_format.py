@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import PackConfig, choose_strategy
-from pipeline.job import Job, pack
+from pipeline.packing.config import PackConfig, choose_strategy
+from pipeline.packing.run import Job, pack
 from tests.conftest import Run
 from tests.pipeline.oracle import assert_packed, expect
 from tests.pipeline.samples import save

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.inputs import _hub as inputs_of_hub
+from pipeline.reading.inputs import _hub as inputs_of_hub
 from tests.conftest import Run, left_behind
 from tests.pipeline.oracle import assert_packed, expect
 from tests.pipeline.samples import random_rows, save, table
@@ -136,7 +136,7 @@ def test_a_hub_dataset_keeps_its_splits(run: Run, tmp_path: Path, monkeypatch: p
         pq.write_table(table(rows), tmp_path / "org" / "name" / f"{split}-00000-of-00001.parquet")
     found = inputs_of_hub(str(tmp_path / "org" / "name"), None, None)
     assert list(found.splits) == ["train", "test"]
-    monkeypatch.setattr("pipeline.job.resolve", lambda *_, **__: [found])
+    monkeypatch.setattr("pipeline.packing.run.resolve", lambda *_, **__: [found])
     ended = run("pack", "org/name", "--output", tmp_path / "out", "--max-length", LONGEST, "--json")
     assert ended.code == 0, ended.err
     assert_packed(tmp_path / "out" / "train", expect(ROWS[:200], LONGEST), ended.json["splits"]["train"])

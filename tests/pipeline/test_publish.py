@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.publish import output_lock
+from pipeline.publishing.publication import output_lock
 from tests.conftest import Run, left_behind
 from tests.pipeline.samples import random_rows, save
 
@@ -107,7 +107,7 @@ def test_overwrite_replaces_everything(run: Run, tmp_path: Path, source: Path) -
 def test_overwrite_where_directories_cannot_be_exchanged(
     run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.publish.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("pipeline.publishing.publication.ctypes.CDLL", lambda *_, **__: object())
     for seed in (0, 1):
         assert run("pack", source, "--output", tmp_path / "out", *FLAGS, "--seed", seed, "--overwrite").code == 0
     assert run("verify", tmp_path / "out", "--source", source).code == 0
@@ -232,15 +232,15 @@ def test_abandoned_staging_is_removed(run: Run, tmp_path: Path, source: Path) ->
 def test_input_that_changes_meanwhile_is_an_error(
     run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.run
+    import pipeline.packing.tasks
 
-    write_shard = pipeline.run.write_shard
+    write_shard = pipeline.packing.tasks.write_shard
 
     def touch_and_write(*arguments: object) -> object:
         os.utime(next(source.glob("*.arrow")))
         return write_shard(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline.run, "write_shard", touch_and_write)
+    monkeypatch.setattr(pipeline.packing.tasks, "write_shard", touch_and_write)
     ended = run("pack", source, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == 3
     assert "changed while it was being packed" in ended.err

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from pipeline.manifest import canonical, own_hash
+from pipeline.format.manifest import canonical, own_hash
 from tests.conftest import Run
 from tests.pipeline.samples import random_rows, save
 

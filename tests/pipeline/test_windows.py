@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mapped import map_file
-from pipeline.windows import SplitRows
+from pipeline.reading.mapped import map_file
+from pipeline.reading.windows import SplitRows
 
 
 def greedy(lengths: list[int], most_rows: int, most_tokens: int) -> list[tuple[int, int]]:

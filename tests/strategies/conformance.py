@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from strategies import Draws, Plan, Request, Strategy, find
-from strategies.affinity import quantise
 from strategies.contract import SAMPLED, check
+from strategies.related.affinity import quantise
 
 # Inherited tests run on several classes, which hypothesis warns of.
 INHERITED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.differing_executors]}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.room_set import insert, remove, room_set, smallest_from
+from strategies.by_length.room_set import insert, remove, room_set, smallest_from
 
 
 @pytest.mark.parametrize("size", [1, 64, 65, 4097, 300_000])

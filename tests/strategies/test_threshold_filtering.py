@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from strategies import find, pack, threshold_filtering
-from strategies.affinity import MOST_DIMENSIONS, ONE, affinities, products, quantise
-from strategies.clusters import chain, learn_centroids, nearest_centroid, neighbours_first
-from strategies.relatedness import rates
-from strategies.threshold_filtering import ThresholdFilteringOptions, prepare
-from strategies.walk import walk, walk_lists
+from strategies import find, pack
+from strategies.related import threshold_filtering
+from strategies.related.affinity import MOST_DIMENSIONS, ONE, affinities, products, quantise
+from strategies.related.clusters import chain, learn_centroids, nearest_centroid, neighbours_first
+from strategies.related.relatedness import rates
+from strategies.related.threshold_filtering import ThresholdFilteringOptions, prepare
+from strategies.related.walk import walk, walk_lists
 from tests.strategies import reference
 from tests.strategies.conformance import StrategyConformance, packs_of
 
@@ -260,7 +261,7 @@ def test_the_walk_over_lists_visits_everything_and_is_nearly_as_related(monkeypa
     vectors, lengths = clustered(3000, 30)
     exact = pack(lengths, 1024, "tfp", embeddings=vectors, mode="path")
     monkeypatch.setattr(threshold_filtering, "_EXACT_WALK", 1000)
-    monkeypatch.setattr("strategies.walk._LOOKED_AT", 200)
+    monkeypatch.setattr("strategies.related.walk._LOOKED_AT", 200)
     near = pack(lengths, 1024, "tfp", embeddings=vectors, mode="path")
     assert sorted(near.segment) == list(range(3000))
     assert not np.array_equal(near.segment, exact.segment)

@@ -6,7 +6,7 @@ import json
 from itertools import groupby
 from typing import Any
 
-from pipeline.tokenize.encode import EncodedBlock
+from pipeline.tokenizing.encoding import EncodedBlock
 
 
 def lines_of(rows: list[Any]) -> bytes:

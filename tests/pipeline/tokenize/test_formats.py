@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.tokenize.formats import Chat, Format, Pair, RowFault, Sample, Text, choose_format
+from pipeline.base.errors import DataError
+from pipeline.tokenizing.chats.formats import Chat, Format, Pair, RowFault, Sample, Text, choose_format
 from tests.conftest import Run
 from tests.pipeline.tokenize.conftest import Lines, chat
 

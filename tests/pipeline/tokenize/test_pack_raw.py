@@ -10,7 +10,7 @@ import datasets
 import pytest
 import transformers
 
-from pipeline.tokenize import shards
+from pipeline.tokenizing import shards
 from tests.conftest import Run, left_behind
 from tests.pipeline.tokenize.conftest import Lines, chat, manifest_of
 

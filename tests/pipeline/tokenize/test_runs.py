@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.tokenize import shards, workers
-from pipeline.tokenize.encode import Encoder
+from pipeline.tokenizing import shards, workers
+from pipeline.tokenizing.encoding import Encoder
 from tests.conftest import Run
 from tests.pipeline.tokenize.conftest import Lines, chat, manifest_of, same_files, template
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.tokenize.encode import EncodedBlock, Encoder
-from pipeline.tokenize.formats import Format
-from pipeline.tokenize.options import TokenizeOptions
-from pipeline.tokenize.raw import RawBlock
-from pipeline.tokenize.tokenization import Tokenization
+from pipeline.reading.decoding.raw import RawBlock
+from pipeline.tokenizing.chats.formats import Format
+from pipeline.tokenizing.encoding import EncodedBlock, Encoder
+from pipeline.tokenizing.options import TokenizeOptions
+from pipeline.tokenizing.tokenization import Tokenization
 from tests.pipeline.tokenize.conftest import STYLES, chat, template
 from tests.pipeline.tokenize.oracle import lines_of, samples_of, straddle_free, trained_runs
 
@@ -81,9 +81,9 @@ def test_all_ways_find_the_same(
     source = template(style, marks=False)
     by_layout = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.tokenize.turns.TurnFinder._layout", lambda *_: None)
+        patched.setattr("pipeline.tokenizing.chats.turns.TurnFinder._layout", lambda *_: None)
         by_substitution = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
-        patched.setattr("pipeline.tokenize.turns.TurnFinder._by_substitution", lambda *_: None)
+        patched.setattr("pipeline.tokenizing.chats.turns.TurnFinder._by_substitution", lambda *_: None)
         by_increment = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
     assert by_layout == by_substitution == by_increment
     assert len(by_layout) == 1

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.tokenize import shards
+from pipeline.tokenizing import shards
 from tests.conftest import Run, left_behind
 from tests.pipeline.tokenize.conftest import Lines, chat, manifest_of, template
 
@@ -266,11 +266,11 @@ def test_show(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> No
 
 
 def test_show_in_colour(run: Run, lines: Lines, flags: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.files import FileCache
-    from pipeline.inputs import resolve
-    from pipeline.tokenize.options import TokenizeOptions
-    from pipeline.tokenize.show import first_samples
-    from pipeline.tokenize.tokenization import Tokenization
+    from pipeline.reading.files import FileCache
+    from pipeline.reading.inputs import resolve
+    from pipeline.tokenizing.options import TokenizeOptions
+    from pipeline.tokenizing.show import first_samples
+    from pipeline.tokenizing.tokenization import Tokenization
 
     inputs = resolve([str(lines([{"messages": chat("d", "e")}]))], split=None, subset=None, revision=None)
     tokenization = Tokenization(str(flags[1]), Path(str(flags[3])), TokenizeOptions())

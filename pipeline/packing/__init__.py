@@ -1,0 +1,1 @@
+"""A run of `pack`: from rows to segments, plans and shards."""

@@ -1,0 +1,138 @@
+"""Writing one shard: a contiguous range of a window's packs, gathered, checksummed and on disk, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.base.storage import FileFacts, HashingFile
+from pipeline.format.dataset_files import COLUMNS, SCHEMA
+from pipeline.packing.gather import gather
+from pipeline.packing.plan import WindowPlan
+from pipeline.reading.rows import Int64Array, Rows, as_arrow
+
+_BATCH_TOKENS = 1 << 19  # in a record batch, unless one pack has more: small enough to stay in cache until written
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts(FileFacts):
+    """A written shard."""
+
+    packs: int
+    segments: int
+    tokens: int
+    targets: int
+
+
+def write_shard(
+    path: Path,
+    rows: Rows,
+    first_row: int,
+    plan: WindowPlan,
+    shard: int,
+    compression: str,
+    advance: Callable[[int], None],
+) -> ShardFacts:
+    """Gather the packs of one shard of a window and write them.
+
+    rows: of the whole window; first_row: the window's, in its split. `advance` is called with the tokens
+    done, and may raise to stop. Raises `OSError` for storage faults; leaves no partial file.
+    """
+    begin, end = (int(pack) for pack in plan.shard_offsets[shard : shard + 2])
+    token_ends = np.cumsum(plan.length[plan.pack_offsets[begin] : plan.pack_offsets[end]], dtype=np.int64)
+    token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets[begin : end + 1] - plan.pack_offsets[begin]]
+    batches = _cut_batches(token_offsets)
+    most = max((int(token_offsets[b] - token_offsets[a]) for a, b in batches), default=0)
+    buffers = np.empty((3, most), np.int32)
+    targets = 0
+    file = HashingFile(path)
+    try:
+        options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression, use_threads=False)
+        sink = pa.PythonFile(file, mode="w")
+        with pa.ipc.new_stream(sink, SCHEMA, options=options) as writer:
+            for a, b in batches:
+                batch, num_targets = _batch(rows, first_row, plan, begin + a, begin + b, buffers)
+                writer.write_batch(batch)
+                targets += num_targets
+                advance(int(token_offsets[b] - token_offsets[a]))
+        written = file.finish()
+    finally:
+        file.discard()
+    return ShardFacts(
+        **vars(written), packs=end - begin, segments=len(token_ends), tokens=int(token_offsets[-1]), targets=targets
+    )
+
+
+def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
+    """Ranges of packs of about `_BATCH_TOKENS` tokens."""
+    edges = [0]
+    while edges[-1] < len(token_offsets) - 1:
+        upto = int(np.searchsorted(token_offsets, token_offsets[edges[-1]] + _BATCH_TOKENS, side="right")) - 1
+        edges.append(max(upto, edges[-1] + 1))
+    return list(pairwise(edges))
+
+
+def _batch(
+    rows: Rows, first_row: int, plan: WindowPlan, begin: int, end: int, buffers: npt.NDArray[np.int32]
+) -> tuple[pa.RecordBatch, int]:
+    """Packs begin..end-1 as a record batch, and their targets."""
+    pack_offsets = plan.pack_offsets[begin : end + 1]
+    which = slice(int(pack_offsets[0]), int(pack_offsets[-1]))
+    length = plan.length[which]
+    segment_offsets = pack_offsets - pack_offsets[0]  # shape: (num_packs + 1,)
+    ends = np.cumsum(length, dtype=np.int64)  # shape: (num_segments,)
+    token_offsets = np.concatenate([[0], ends])[segment_offsets]  # shape: (num_packs + 1,)
+    num_tokens, num_packs = int(token_offsets[-1]), end - begin
+
+    input_ids, labels, position_ids = (buffer[:num_tokens] for buffer in buffers)
+    target_counts = np.empty(len(length), np.int32)
+    gather(
+        rows,
+        plan.row[which],
+        plan.start[which],
+        length,
+        plan.skip[which],
+        input_ids,
+        labels,
+        position_ids,
+        target_counts,
+    )
+
+    per_pack = np.diff(segment_offsets)
+    boundaries = np.zeros(len(length) + num_packs, np.int32)
+    pack_of = np.repeat(np.arange(num_packs), per_pack)
+    boundaries[np.arange(len(length)) + pack_of + 1] = ends - token_offsets[pack_of]
+
+    by_token, by_segment = token_offsets, segment_offsets
+    by_boundary = segment_offsets + np.arange(num_packs + 1)
+    content = {
+        "input_ids": (by_token, input_ids),
+        "labels": (by_token, labels),
+        "position_ids": (by_token, position_ids),
+        "boundaries": (by_boundary, boundaries),
+        "seq_lengths": (by_segment, length),
+        "sample_ids": (by_segment, first_row + plan.row[which]),
+        "segment_starts": (by_segment, plan.start[which]),
+        "target_counts": (by_segment, target_counts),
+    }
+    columns = [
+        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, COLUMNS[name]))
+        for name, (offsets, values) in content.items()
+    ]
+    return pa.record_batch(columns, schema=SCHEMA), int(target_counts.sum())
+
+
+def write_empty_shard(path: Path) -> ShardFacts:
+    """A shard with a schema and no packs."""
+    file = HashingFile(path)
+    try:
+        pa.ipc.new_stream(pa.PythonFile(file, mode="w"), SCHEMA).close()
+        return ShardFacts(**vars(file.finish()), packs=0, segments=0, tokens=0, targets=0)
+    finally:
+        file.discard()

@@ -1,0 +1,206 @@
+"""Decoding what cannot be memory-mapped: parquet, JSON, compressed or re-typed Arrow.
+
+Each decoder yields record batches of bounded size, in order, with the token columns only.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import DataError
+from pipeline.base.words import first_line
+from pipeline.reading.columns import ROLES, Columns, find_columns
+from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
+
+BATCH_VALUES = 1 << 22
+"""Tokens in a decoded batch, about; a single row may have more."""
+
+_BLOCK_BYTES = 1 << 23
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn what the decoders raise about damaged content into a `DataError`; storage faults pass."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
+
+
+def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    """Record batches of an Arrow IPC stream or file, compressed or not."""
+    with pa.memory_map(path) as file:
+        content = file.read_buffer(file.size())
+    if is_arrow_file(content):
+        reader = pa.ipc.open_file(content)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+    else:
+        yield from pa.ipc.open_stream(content)
+
+
+def is_arrow_file(content: pa.Buffer) -> bool:
+    """Whether it is in the IPC *file* format, which starts with a magic word."""
+    return bool(content.slice(0, 6).to_pybytes() == b"ARROW1")
+
+
+def parquet_batches(path: str, renamed: Mapping[str, str], where: str, beside: str | None) -> Iterator[pa.RecordBatch]:
+    """Record batches of a parquet file, decoded page by page. beside: a column to read beside the tokens."""
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        names = with_beside(find_columns(file.schema_arrow, renamed, where), beside, file.schema_arrow)
+        metadata = file.metadata
+        for group in range(metadata.num_row_groups):
+            described = metadata.row_group(group)
+            values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
+            per_row = max(1, values // max(1, described.num_rows))
+            size = max(1, min(8192, BATCH_VALUES // per_row))
+            yield from file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False)
+
+
+def with_beside(columns: Columns, beside: str | None, schema: pa.Schema) -> list[str]:
+    """The names of the token columns, and of the one beside them if it is there."""
+    names = columns.names()
+    return [*names, beside] if beside is not None and beside in schema.names and beside not in names else names
+
+
+def json_batches(
+    open_file: Callable[[], io.BufferedReader], renamed: Mapping[str, str], where: str, beside: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of JSON lines, or of one JSON array of objects.
+
+    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null. beside: a
+    column of texts or vectors to read beside the tokens.
+    """
+    with open_file() as file:
+        schema = None
+        first_row = 0
+        for block in line_blocks(file, where, _BLOCK_BYTES):
+            if schema is None:
+                schema, absent = _json_schema(block, renamed, where, beside)
+            batch = _parse_block(block, schema, absent, where, first_row)
+            first_row += batch.num_rows
+            yield batch
+
+
+def _json_schema(
+    block: bytes, renamed: Mapping[str, str], where: str, beside: str | None
+) -> tuple[pa.Schema, list[str]]:
+    """Types of the token columns, judged by the first row, and the token columns that it lacks.
+
+    A mask that is empty in the first row is judged by the first row where it is not.
+    """
+    rows = (_parse(line, f"{where}, row {i}") for i, line in enumerate(lines_of(block)))
+    first = next(rows)
+    found = find_columns(pa.schema([(name, _json_type(value)) for name, value in first.items()]), renamed, where)
+    kinds = {name: pa.int64() for name in found.names()}
+    masks = {name for name in found.names() if name != found.tokens and first[name] == []}
+    if masks:
+        for row in rows:
+            first |= {name: row[name] for name in masks if first[name] == [] and row.get(name)}
+            if all(first[name] for name in masks):
+                break
+    for name in found.names():
+        if first[name] and isinstance(first[name][0], bool):
+            kinds[name] = pa.bool_()
+    schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
+    if beside in first and beside not in kinds:
+        is_text = isinstance(first[beside], str)
+        schema = schema.append(pa.field(beside, pa.string() if is_text else pa.list_(pa.float64())))
+    return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in first]
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        return parse_line(line)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _json_type(value: Any) -> pa.DataType:
+    try:
+        return pa.infer_type([value])
+    except (pa.ArrowException, ValueError, RecursionError):
+        return pa.string()  # a mixture; only token columns are looked at, and they are refused by name
+
+
+def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str, first_row: int) -> pa.RecordBatch:
+    watched = pa.schema([*schema, *((name, pa.list_(pa.int64())) for name in absent)])
+    try:
+        table = pj.read_json(
+            pa.BufferReader(block),
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=pj.ParseOptions(explicit_schema=watched, unexpected_field_behavior="ignore"),
+        ).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise _json_fault(block, watched, where, first_row, error) from None
+    for name in absent:
+        column = table.column(name)
+        if column.null_count < len(column):
+            row = first_row + pc.index(column.is_null(), False).as_py()
+            raise DataError(f"{where}, row {row}: has a column {name!r}, which row 0 lacks")
+    return table.select(schema.names).to_batches()[0]
+
+
+def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, error: Exception) -> DataError:
+    """The row at which a block cannot be read."""
+    for row, line in enumerate(lines_of(block), first_row):
+        try:
+            value = _parse(line, f"{where}, row {row}")
+        except DataError as fault:
+            return fault
+        for field in schema:
+            if pa.types.is_string(field.type) or pa.types.is_floating(field.type.value_type):
+                try:
+                    pa.array([value.get(field.name)], field.type)
+                except (pa.ArrowException, ValueError, TypeError):
+                    wanted = "text" if pa.types.is_string(field.type) else "a list of numbers"
+                    told = f"{where}, row {row}: column {field.name!r} is not {wanted}"
+                    return DataError(told + (", as in row 0" if row else ""))
+                continue
+            kind = bool if pa.types.is_boolean(field.type.value_type) else int
+            values = value.get(field.name)
+            if values is None:
+                continue
+            if not isinstance(values, list):
+                found = type(values).__name__
+                return DataError(f"{where}, row {row}: column {field.name!r} is {found}; a list is needed")
+            for position, item in enumerate(values):
+                if item is not None and (type(item) is not kind or not -(2**63) <= item < 2**63):
+                    return DataError(
+                        f"{where}, row {row}: column {field.name!r} holds {item!r} at position {position};"
+                        f" lists of {'booleans' if kind is bool else 'integers'} are needed"
+                    )
+    return DataError(f"{where}: cannot be read ({error})")
+
+
+def plain(batch: pa.RecordBatch, columns: Columns, beside: str | None) -> Iterator[pa.RecordBatch]:
+    """The token columns of a decoded batch as they can be addressed, in pieces of bounded size.
+
+    Booleans become bytes; nothing else changes type. beside: a column to keep beside them, if it is there.
+    """
+    arrays = []
+    names = with_beside(columns, beside, batch.schema)
+    for name in names:
+        array = batch.column(batch.schema.get_field_index(name))
+        array.validate(full=True)
+        if name in columns.names() and pa.types.is_boolean(array.type.value_type):
+            array = array.cast(pa.large_list(pa.uint8()))
+        arrays.append(array)
+    kept = pa.record_batch(arrays, names=names)
+    lengths = pc.list_value_length(kept.column(0))
+    tokens = pc.sum(lengths).as_py() or 0
+    size = max(1, min(8192, BATCH_VALUES * max(1, kept.num_rows) // max(1, tokens)))
+    for start in range(0, kept.num_rows, size):
+        yield kept.slice(start, size)

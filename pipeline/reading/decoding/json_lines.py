@@ -1,0 +1,112 @@
+"""JSON lines, or one JSON array of objects, as blocks of whole lines.
+
+Lines end at LF only: texts hold U+2028, U+2029 and U+0085, at which other splitters break too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.base.errors import DataError
+from pipeline.reading.files import InputFile
+
+
+def open_text(file: InputFile, path: str) -> io.BufferedReader:
+    """The file's bytes, decompressed as its name says. Raises `EOFError` where a compressed stream is missing."""
+    compression = compression_of(file)
+    if compression and not Path(path).stat().st_size:
+        raise EOFError("no compressed stream in it")
+    return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
+
+
+def compression_of(file: InputFile) -> str | None:
+    """As the file's name says."""
+    endings = ((".gz", "gzip"), (".zst", "zstd"))
+    return next((kind for ending, kind in endings if file.name.lower().endswith(ending)), None)
+
+
+def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
+    """Runs of whole lines with something in them, of about `size` bytes each.
+
+    The objects of an array become lines. Raises `DataError` for an array that is malformed.
+    """
+    is_array = file.peek(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+    return _array_blocks(file, where, size) if is_array else _line_blocks(file, size)
+
+
+def lines_of(block: bytes) -> Iterator[bytes]:
+    """The lines of a block; blank ones are no rows."""
+    return (line for line in block.split(b"\n") if line.strip())
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """One row. Raises `ValueError` for what is no JSON object."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, character {error.pos})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
+    return row
+
+
+def _line_blocks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of a line that goes on
+    while block := file.read(size):
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            whole = b"".join([*parts, block[:cut]])
+            if whole.strip():
+                yield whole
+            parts = []
+        parts.append(block[cut:])
+    rest = b"".join(parts)
+    if rest.strip():
+        yield rest
+
+
+def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Iterator[bytes]:
+    decoder = json.JSONDecoder()
+    characters = io.TextIOWrapper(file, encoding="utf-8-sig")
+    text = characters.read(block_size)
+    position = text.index("[") + 1
+    lines: list[str] = []
+    size = 0
+    while True:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        if position < len(text) and text[position] == "]":
+            rest = text[position + 1 :]
+            while not rest.strip():
+                rest = characters.read(block_size)
+                if not rest:
+                    break
+            if rest:
+                raise DataError(f"{where}: there is more after the end of the JSON array")
+            break
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise DataError(f"{where}: the JSON array is nested too deeply") from None
+        except json.JSONDecodeError as error:
+            more = characters.read(max(block_size, len(text)))
+            if not more:
+                raise DataError(f"{where}: the JSON array is truncated or malformed ({error.msg})") from None
+            text, position = text[position:] + more, 0
+            continue
+        lines.append(json.dumps(value))
+        size += end - position
+        position = end
+        if size >= block_size:
+            yield "\n".join(lines).encode()
+            lines, size = [], 0
+    if lines:
+        yield "\n".join(lines).encode()

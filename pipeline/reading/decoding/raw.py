@@ -1,0 +1,189 @@
+"""Raw rows of input files, in order, as blocks of bounded size that are parsed where they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import DataError
+from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
+from pipeline.reading.decoding.json_lines import compression_of, line_blocks, lines_of, open_text, parse_line
+from pipeline.reading.files import InputFile
+
+BLOCK_BYTES = 1 << 17
+"""Of text in a block, about; a single row may have more. Small, so that what it becomes stays in the cache."""
+
+_BLOCK_ROWS = 4096  # however short they are
+_DECODED_ROWS = 256  # at a time, from parquet, however long they are
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RawBlock:
+    """Consecutive rows of one file."""
+
+    content: bytes | pa.RecordBatch
+    """Lines of JSON, or a record batch."""
+
+    bytes_read: int
+    """Its part of the file, for the progress bar; an estimate where the file is compressed."""
+
+    def rows(self) -> Iterator[Row | ValueError]:
+        """Each row, or what is wrong with it."""
+        if isinstance(self.content, bytes):
+            for line in lines_of(self.content):
+                try:
+                    yield parse_line(line)
+                except ValueError as error:
+                    yield error
+        else:
+            columns = [
+                (name, column.to_pylist(), _converter(column.type))
+                for name, column in zip(self.content.schema.names, self.content.columns, strict=True)
+            ]
+            for values in zip(*(map(convert, column) for _, column, convert in columns), strict=True):
+                yield {name: value for (name, _, _), value in zip(columns, values, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """An input file of raw rows."""
+
+    where: str
+    """How messages name it."""
+
+    columns: tuple[str, ...]
+    """Of the schema; of JSON, the keys of the first row."""
+
+    more_later: bool
+    """Whether rows may have columns that the first one lacks."""
+
+    is_empty: bool
+    """Whether it has no rows."""
+
+    blocks: Callable[[Sequence[str]], Iterator[RawBlock]]
+    """Its rows with the given columns at least, read anew at each call. Raises `DataError` for damaged content."""
+
+
+def open_raw(file: InputFile, path: str) -> RawFile:
+    """Look at a file's columns. Raises `DataError` for damaged content."""
+    where = file.shown
+    with reading(where):
+        if file.format == "json":
+            return _open_json(file, path)
+        if file.format == "parquet":
+            with pq.ParquetFile(path) as parquet:
+                return RawFile(
+                    where=where,
+                    columns=tuple(parquet.schema_arrow.names),
+                    more_later=False,
+                    is_empty=not parquet.metadata.num_rows,
+                    blocks=lambda columns: _parquet_blocks(path, columns, where),
+                )
+        return RawFile(
+            where=where,
+            columns=_arrow_columns(path),
+            more_later=False,
+            is_empty=not any(batch.num_rows for batch in arrow_batches(path)),
+            blocks=lambda columns: _arrow_blocks(path, columns, where),
+        )
+
+
+def _open_json(file: InputFile, path: str) -> RawFile:
+    def blocks() -> Iterator[bytes]:
+        with reading(file.shown), open_text(file, path) as text:
+            yield from line_blocks(text, file.shown, BLOCK_BYTES)
+
+    first = next(blocks(), b"")
+    columns: tuple[str, ...] = ()
+    fault = ""
+    for number, line in enumerate(lines_of(first)):
+        try:
+            columns = tuple(parse_line(line))
+        except ValueError as error:
+            fault = fault or f"row {number}: {error}"
+        if columns:
+            break
+    if fault and not columns:
+        raise DataError(f"{file.shown}, {fault}")
+    # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
+    shrunk = 4 if compression_of(file) else 1
+    return RawFile(
+        where=file.shown,
+        columns=columns,
+        more_later=True,
+        is_empty=not first,
+        blocks=lambda _: (RawBlock(block, len(block) // shrunk) for block in blocks()),
+    )
+
+
+def _arrow_columns(path: str) -> tuple[str, ...]:
+    with pa.memory_map(path) as mapped:
+        is_file = is_arrow_file(mapped.read_buffer(8))
+        mapped.seek(0)
+        reader = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+        return tuple(reader.schema.names)
+
+
+def _arrow_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
+    def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
+        for batch in arrow_batches(path):
+            chosen = batch.select(list(columns))
+            chosen.validate(full=True)
+            yield chosen, batch.nbytes
+
+    with reading(where):
+        yield from _even_blocks(batches())
+
+
+def _parquet_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
+    with reading(where), pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
+        batches = file.iter_batches(batch_size=_DECODED_ROWS, columns=list(columns), use_threads=False)
+        yield from _even_blocks((batch, int(per_row * batch.num_rows)) for batch in batches)
+
+
+def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int]]) -> Iterator[RawBlock]:
+    """Record batches, with the bytes read for each, cut or joined to about the size of a block."""
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = bytes_read = 0
+    for batch, batch_bytes_read in batches:
+        size = max(1, min(_BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
+        for start in range(0, batch.num_rows, size):
+            piece = batch.slice(start, size)
+            waiting.append(piece)
+            num_rows += piece.num_rows
+            num_bytes += piece.nbytes
+            bytes_read += batch_bytes_read * piece.num_rows // batch.num_rows
+            if num_rows >= _BLOCK_ROWS or num_bytes >= BLOCK_BYTES:
+                yield RawBlock(pa.concat_batches(waiting), bytes_read)
+                waiting, num_rows, num_bytes, bytes_read = [], 0, 0, 0
+    if waiting:
+        yield RawBlock(pa.concat_batches(waiting), bytes_read)
+
+
+def _converter(kind: pa.DataType) -> Callable[[Any], Any]:
+    """What makes of an Arrow value what the same row would be in JSON.
+
+    A struct has all its fields in every row; those that are null are absent in truth.
+    """
+    if isinstance(kind, pa.JsonType):
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_struct(kind):
+        fields = [(field.name, _converter(field.type)) for field in kind]
+        return lambda value: value and {name: f(value[name]) for name, f in fields if value[name] is not None}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _converter(kind.value_type)
+        return (lambda value: value) if inner is _same else (lambda value: value and [inner(one) for one in value])
+    return _same
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,211 @@
+"""From what the user names as INPUT to data files by split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+
+from pipeline.base.errors import BusyError, DataError
+from pipeline.base.words import first_line
+from pipeline.format import manifest as manifests
+from pipeline.reading.files import InputFile, reaching
+
+_FORMATS = {
+    ".arrow": "arrow",
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".jsonl.zst": "json",
+    ".json": "json",
+    ".json.gz": "json",
+    ".json.zst": "json",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+log = logging.getLogger(__name__)
+
+SINGLE = ""
+"""Name of the only split of an input that has no splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input as the user gave it, or one file that a glob found."""
+
+    name: str
+    splits: dict[str, tuple[InputFile, ...]]
+    """By split; a dataset without splits has one called `SINGLE`."""
+
+    folder: str | None = None
+    """The local directory that it is, if it is one."""
+
+    from_hub: bool = False
+
+    manifest: Mapping[str, Any] | None = None
+    """Of a dataset that was tokenised here."""
+
+    def checksum(self, file: InputFile) -> str | None:
+        """What the manifest says of a file, if there is one."""
+        if self.manifest is None:
+            return None
+        listed = (facts for name, facts in self.manifest["files"].items() if file.path.endswith(f"/{name}"))
+        return str(next(listed, {"xxh3_128": ""})["xxh3_128"])
+
+    def files(self) -> list[InputFile]:
+        """Of all splits, in order."""
+        return [file for group in self.splits.values() for file in group]
+
+
+def resolve(inputs: Iterable[str], *, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
+    """Find every input's files, in the order given; a glob stands for its matches, sorted.
+
+    Raises `DataError` for a missing path, an empty or foreign directory, an unknown file type or split,
+    or a mixture of datasets with and without splits.
+    """
+    found: list[Input] = []
+    for name in inputs:
+        found += _resolve(name, split, subset, revision)
+    if (subset or revision) and not any(entry.from_hub for entry in found):
+        log.warning("--subset and --revision have no effect: no input is a Hub id")
+    if split is not None:
+        found = [_only(entry, split) for entry in found]
+    kinds = {tuple(sorted(entry.splits)) for entry in found}
+    if len(kinds) > 1:
+        told = "; ".join(f"{entry.name}: {', '.join(entry.splits).strip() or 'no splits'}" for entry in found)
+        raise DataError(f"inputs with different splits cannot be packed together ({told}); choose one with --split")
+    return found
+
+
+def _only(entry: Input, split: str) -> Input:
+    if SINGLE in entry.splits:
+        raise DataError(f"{entry.name} has no splits, so --split {split} names nothing")
+    if split not in entry.splits:
+        raise DataError(f"{entry.name} has no split {split!r} (it has: {', '.join(entry.splits)})")
+    return replace(entry, splits={SINGLE: entry.splits[split]})
+
+
+def _resolve(name: str, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
+    try:
+        system, path = fsspec.url_to_fs(name)
+    except (ValueError, ImportError) as error:
+        extra = "; pip install 'tightpack[s3]'" if isinstance(error, ImportError) and name.startswith("s3") else ""
+        raise DataError(f"input {name}: {error}{extra}") from None
+    system.invalidate_cache()  # what an earlier call of this process saw may be gone
+    with reaching(name, system):
+        if system.exists(path):
+            return [_at(system, path, name)]
+        if any(mark in name for mark in "*?["):
+            matches = sorted(str(match) for match in system.glob(path))
+            if not matches:
+                raise DataError(f"input {name}: nothing matches this pattern")
+            return [_at(system, match, match) for match in matches]
+    if _HUB_ID.fullmatch(name) and _format(name) is None:
+        return [_hub(name, subset, revision)]
+    raise DataError(f"input {name}: no such file or directory")
+
+
+def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
+    base = path.rstrip("/").rsplit("/", 1)[-1]
+    if not system.isdir(path):
+        kind = _format(base)
+        if kind is None:
+            raise DataError(f"input {name}: unknown file type; known are {', '.join(_FORMATS)}")
+        return Input(name=base, splits={SINGLE: (InputFile(system=system, path=path, format=kind),)})
+    folder = path if "file" in system.protocol else None
+    if system.exists(f"{path}/dataset_dict.json"):
+        splits = _read_json(system, f"{path}/dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not splits:
+            raise DataError(f"input {path}/dataset_dict.json: it names no splits")
+        found = {str(split): _saved_files(system, f"{path}/{split}") for split in splits}
+        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
+    if system.exists(f"{path}/state.json"):
+        found = {SINGLE: _saved_files(system, path)}
+        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
+    inside = [str(entry).rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
+    if not inside:
+        raise DataError(f"input {name}: the directory is empty")
+    data = next((ending for ending in _FORMATS if any(entry.endswith(ending) for entry in inside)), None)
+    way_out = f"; name its files with a quoted pattern, as in '{name}/*{data}'" if data else ""
+    raise DataError(f"input {name}: not a dataset written by save_to_disk (it has no state.json){way_out}")
+
+
+def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFile, ...]:
+    """The shards of a `save_to_disk` directory, as its state.json lists them."""
+    state = _read_json(system, f"{path}/state.json")
+    if state.get("_indices_data_files"):
+        raise DataError(f"input {path}: it was saved with an index mapping; save it again with datasets 2 or later")
+    try:
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise DataError(f"input {path}/state.json: it lists no data files") from None
+    for file in names:
+        if not system.exists(f"{path}/{file}"):
+            raise DataError(f"input {path}: the shard {file} listed in state.json is missing")
+    return tuple(InputFile(system=system, path=f"{path}/{file}", format="arrow") for file in names)
+
+
+def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The manifest of a dataset that `tokenize` wrote; other people's are not looked at."""
+    where = f"{path}/{manifests.MANIFEST}"
+    if not system.exists(where):
+        return None
+    try:
+        value = json.loads(system.cat_file(where))
+    except ValueError as error:
+        raise DataError(f"input {where}: damaged, not valid JSON ({error}); tokenise again, or remove it") from None
+    if not isinstance(value, dict) or value.get("kind") != manifests.TOKENIZED:
+        return None
+    if manifests.own_hash(value) != value.get("self"):
+        raise DataError(f"input {where}: was changed after it was written; tokenise again")
+    return value
+
+
+def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+    if not system.exists(path):
+        raise DataError(f"input {path}: no such file; the dataset directory is incomplete")
+    try:
+        value = json.loads(system.cat_file(path))
+    except ValueError as error:
+        raise DataError(f"input {path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"input {path}: a JSON object is needed")
+    return value
+
+
+def _format(name: str) -> str | None:
+    return next((kind for ending, kind in _FORMATS.items() if name.lower().endswith(ending)), None)
+
+
+def _hub(name: str, subset: str | None, revision: str | None) -> Input:
+    """A dataset of the Hub, through `datasets`; the Arrow files in its cache are the data."""
+    import datasets  # noqa: PLC0415 - takes a second, and only these inputs need it
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, subset, revision=revision)
+    except FileNotFoundError as error:  # DatasetNotFoundError, DataFilesNotFoundError and EmptyDatasetError are such
+        raise DataError(f"input {name}: no such path, and no dataset of that name ({first_line(error)})") from None
+    except ConnectionError as error:
+        told = f"input {name}: no such path, and the Hub cannot be reached ({first_line(error)})"
+        raise (DataError if datasets.config.HF_HUB_OFFLINE else BusyError)(told) from None
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"input {name}: {first_line(error)}") from None
+    local = fsspec.filesystem("file")
+    return Input(
+        name=name.rstrip("/").rsplit("/", 1)[-1],
+        splits={
+            str(split): tuple(
+                InputFile(system=local, path=cached["filename"], format="arrow") for cached in part.cache_files
+            )
+            for split, part in loaded.items()
+        },
+        from_hub=True,
+    )

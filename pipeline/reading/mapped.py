@@ -1,0 +1,161 @@
+"""Memory-mapped Arrow files, indexed by record batch, so that any run of rows can be addressed again.
+
+Only an index of a few integers a record batch is held; the batches themselves are opened when a window
+needs them and forgotten after.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.base.errors import DataError
+from pipeline.reading.columns import TOKENS, Columns, find_columns
+from pipeline.reading.decoding.batches import is_arrow_file
+from pipeline.reading.rows import Int64Array, list_offsets
+
+_END_OF_STREAM = struct.pack("<iI", -1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedFile:
+    """An uncompressed Arrow file whose token columns can be addressed in place."""
+
+    content: pa.Buffer
+    """The whole file; pages are read when they are touched, and stay mapped for the next window."""
+
+    name: str
+    """How messages name it."""
+
+    first_row: int
+    """What messages call its first row: not 0 where it holds a part of the file they name."""
+
+    columns: Columns
+    schema: pa.Schema
+    position: Int64Array
+    """Of each record batch: byte position in a stream, number in a file.  # shape: (num_batches,)"""
+
+    row_offsets: Int64Array
+    """First row of each record batch, and the end.  # shape: (num_batches + 1,)"""
+
+    token_offsets: Int64Array
+    """First token of each record batch, and the end.  # shape: (num_batches + 1,)"""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all record batches."""
+        return int(self.row_offsets[-1])
+
+    def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """The record batches of rows start..stop-1, cut to them; their buffers are views of the file."""
+        first = int(np.searchsorted(self.row_offsets, start, side="right")) - 1
+        file = pa.BufferReader(self.content)
+        reader = pa.ipc.open_file(file) if is_arrow_file(self.content) else None
+        for i in range(first, len(self.position)):
+            begin, end = int(self.row_offsets[i]), int(self.row_offsets[i + 1])
+            if begin >= stop:
+                break
+            if reader is not None:
+                batch = reader.get_batch(int(self.position[i]))
+            else:
+                file.seek(int(self.position[i]))
+                batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
+            yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
+
+
+def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
+    """Index an Arrow file; None if it has to be decoded first (compressed buffers, booleans, dictionaries).
+
+    Raises `DataError` for a missing column or a damaged or truncated file.
+    """
+    positions: list[int] = []
+    rows = [0]
+    tokens = [0]
+    with pa.memory_map(path) as mapped:
+        content = mapped.read_buffer(mapped.size())
+    file = pa.BufferReader(content)
+    if is_arrow_file(content):
+        reader = pa.ipc.open_file(file)
+        schema = reader.schema
+        batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
+    else:
+        schema, batches = _stream(file, content, name)
+    columns = find_columns(schema, renamed, name)
+    if _has_dictionary(schema) or any(
+        pa.types.is_boolean(schema.field(column).type.value_type) for column in columns.names()
+    ):
+        return None
+    for position, batch in batches:
+        arrays = [batch.column(batch.schema.get_field_index(column)) for column in columns.names()]
+        if not all(_lies_in(array, content) for array in arrays):
+            return None
+        for array in arrays:
+            array.validate(full=True)  # offsets that rise and stay inside the values
+        offsets = list_offsets(arrays[0])
+        positions.append(position)
+        rows.append(rows[-1] + batch.num_rows)
+        tokens.append(tokens[-1] + int(offsets[-1] - offsets[0]))
+    return MappedFile(
+        content=content,
+        name=name,
+        first_row=first_row,
+        columns=columns,
+        schema=schema,
+        position=np.array(positions, np.int64),
+        row_offsets=np.array(rows, np.int64),
+        token_offsets=np.array(tokens, np.int64),
+    )
+
+
+def empty_file(name: str) -> MappedFile:
+    """A file without rows."""
+    nothing, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    columns = Columns(tokens=TOKENS, targets=None, targets_are_labels=False, attention=None)
+    return MappedFile(
+        content=pa.py_buffer(b""),
+        name=name,
+        first_row=0,
+        columns=columns,
+        schema=pa.schema([]),
+        position=nothing,
+        row_offsets=zero,
+        token_offsets=zero,
+    )
+
+
+def _stream(
+    file: pa.BufferReader, whole: pa.Buffer, name: str
+) -> tuple[pa.Schema, Iterator[tuple[int, pa.RecordBatch]]]:
+    """Schema of an IPC stream, and its record batches with their byte positions."""
+    if whole.size < 8 or whole.slice(whole.size - 8).to_pybytes() != _END_OF_STREAM:
+        raise DataError(f"{name}: the Arrow stream has no end mark; the file is truncated, or its writer was stopped")
+    schema = pa.ipc.read_schema(pa.ipc.read_message(file))
+
+    def batches() -> Iterator[tuple[int, pa.RecordBatch]]:
+        while file.tell() < whole.size - len(_END_OF_STREAM):
+            position = file.tell()
+            yield position, pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
+
+    return schema, batches()
+
+
+def _has_dictionary(schema: pa.Schema) -> bool:
+    def inside(kind: pa.DataType) -> bool:
+        if pa.types.is_dictionary(kind):
+            return True
+        return any(inside(kind.field(i).type) for i in range(kind.num_fields))
+
+    return any(inside(field.type) for field in schema)
+
+
+def _lies_in(array: pa.Array, whole: pa.Buffer) -> bool:
+    """Whether the values are a view of the mapped file, not a decompressed or re-aligned copy."""
+    values = array.values
+    if len(values) == 0 or pa.types.is_null(values.type):
+        return True
+    address = values.buffers()[1].address
+    return bool(whole.address <= address < whole.address + whole.size)

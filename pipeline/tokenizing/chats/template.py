@@ -1,0 +1,111 @@
+"""A chat template: rendering as transformers renders, with the spans of its generation marks where it has them."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pipeline.base.errors import ConfigError
+from pipeline.tokenizing.tokenizer import TextTokenizer
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+"""Characters from..to-1 of a rendered text."""
+
+_TRACKER = threading.Lock()
+"""Generation marks are noted in the compiled template, which all threads share."""
+
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class TemplateRefusal(Exception):
+    """The template raised over a chat: by intent, or because it expects another shape of message."""
+
+
+class ChatTemplate:
+    """The tokenizer's template, or one from a file, with the special tokens that it may name."""
+
+    def __init__(self, tokenizer: TextTokenizer, path: Path | None) -> None:
+        """path: of a Jinja file; None takes the tokenizer's own.
+
+        Raises `ConfigError` if there is none, it cannot be read, or is not valid Jinja.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - heavy
+
+        self._render = render_jinja_template
+        self._special_tokens: dict[str, Any] = dict(tokenizer.whole.special_tokens_map)
+        self.name = f"--chat-template {path}" if path else f"the chat template of {tokenizer.name}"
+        plain, with_tools = _sources(tokenizer, path)
+        self._source, self._source_with_tools = plain, with_tools
+        self.content_hash = xxhash.xxh3_128_hexdigest("\0".join(dict.fromkeys((plain, with_tools))).encode())
+        self.has_marks = bool(_MARK.search(plain))
+        self.is_dated = "strftime_now" in plain + with_tools
+        """Whether what it renders depends on the day."""
+
+        self._check_syntax()
+
+    def render(self, messages: Sequence[Message], tools: list[Any] | None, *, generation_prompt: bool = False) -> str:
+        """The text of a chat; with `generation_prompt`, opened for the assistant. Raises `TemplateRefusal`."""
+        return self._run([messages], tools, generation_prompt, marks=False)[0][0]
+
+    def render_all(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+        """The texts of chats without tools. Raises `TemplateRefusal`, not saying which chat it was."""
+        return self._run(chats, None, False, marks=False)[0]
+
+    def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> tuple[str, list[Span]]:
+        """The text of a chat and what stands inside generation marks. Raises `TemplateRefusal`."""
+        with _TRACKER:
+            texts, spans = self._run([messages], tools, False, marks=True)
+        return texts[0], spans[0]
+
+    def _run(
+        self, chats: Sequence[Sequence[Message]], tools: list[Any] | None, generation_prompt: bool, *, marks: bool
+    ) -> tuple[list[str], list[list[Span]]]:
+        try:
+            return self._render(
+                conversations=chats,  # type: ignore[arg-type]
+                tools=tools,
+                chat_template=self._source if tools is None else self._source_with_tools,
+                return_assistant_tokens_mask=marks,
+                add_generation_prompt=generation_prompt,
+                **self._special_tokens,
+            )  # type: ignore[return-value]
+        except Exception as error:  # a template is a program: anything can come out of it
+            raise TemplateRefusal(" ".join(str(error).split()) or type(error).__name__) from None
+
+    def _check_syntax(self) -> None:
+        from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - comes with transformers' templates
+
+        for source in (self._source, self._source_with_tools):
+            try:
+                self._render(conversations=[], chat_template=source)
+            except TemplateSyntaxError as error:
+                raise ConfigError(f"{self.name}, line {error.lineno}: not valid Jinja ({error.message})") from None
+
+
+def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:
+    """The template for chats without and with tools."""
+    if path is not None:
+        try:
+            source = path.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigError(f"--chat-template {path}: {reason}") from None
+        return source, source
+    own = tokenizer.whole.chat_template
+    if isinstance(own, dict):  # several, by purpose
+        plain = own.get("default")
+        if plain is None:
+            raise ConfigError(
+                f"{tokenizer.name} has chat templates for {', '.join(sorted(own))} and no default;"
+                " choose one with --chat-template FILE"
+            )
+        return str(plain), str(own.get("tool_use", plain))
+    if not own:
+        raise ConfigError(f"{tokenizer.name} has no chat template; give one with --chat-template FILE")
+    return own, own

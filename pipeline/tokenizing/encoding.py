@@ -1,0 +1,208 @@
+"""A block of rows → token ids and labels, masked exactly at token level."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.reading.decoding.raw import RawBlock
+from pipeline.reading.rows import IGNORE
+from pipeline.tokenizing.chats.formats import Format, RowFault, Sample
+from pipeline.tokenizing.chats.rendering import Rendered, Renderer
+from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.options import TokenizeOptions
+from pipeline.tokenizing.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+Int32Array = npt.NDArray[np.int32]
+
+NOTES = {
+    "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
+    " one to text and pairs, and the marks of a template should go round it",
+    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
+    "gap": "the template writes something between a turn and its end token, which is not trained",
+    "encoded_twice": "the arguments of a tool call are JSON as text, and the template has encoded that text once more;"
+    " give them as objects",
+}
+"""What is said of samples that are used all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that cannot be used."""
+
+    row: int
+    """In its block."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBlock:
+    """The samples of a block of rows, and the rows that gave none."""
+
+    num_rows: int
+    rows: list[int]
+    """Of each sample, in the block.  # length: num_samples"""
+
+    lengths: list[int]
+    """Tokens of each sample.  # length: num_samples"""
+
+    input_ids: Int32Array
+    """# shape: (num_tokens,)"""
+
+    labels: Int32Array
+    """-100 where not trained.  # shape: (num_tokens,)"""
+
+    prompts: list[str]
+    """What to embed each sample by; empty unless it is to be kept.  # length: num_samples"""
+
+    faults: list[Fault]
+    """In the order of rows."""
+
+    notes: dict[str, list[int]]
+    """Rows about which something is to be said, by what; see `NOTES`."""
+
+
+class Encoder:
+    """Turns the rows of one format into samples. Pure: the same block gives the same result, in any thread."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate | None, format_: Format, options: TokenizeOptions
+    ) -> None:
+        """template: None lays pairs end to end. Raises `ConfigError` for targets that the format cannot have."""
+        self._tokenizer, self._format = tokenizer, format_
+        self._is_chat = template is not None
+        self._renderer = Renderer(tokenizer, template, format_, options)
+        self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
+        self._keep_text = options.keep_text
+        self._appended = tokenizer.eos_id if options.append_eos else None
+
+    def encode(self, block: RawBlock) -> EncodedBlock:
+        """Encode a block; rows that cannot be used become faults."""
+        faults: list[Fault] = []
+        num_rows, samples = self._samples(block, faults)
+        rendered = self._rendered(samples, faults)
+        texts = [sample.text for _, sample in rendered]
+        encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        kept: list[tuple[int, Rendered]] = []
+        lengths: list[int] = []
+        ids = array("i")
+        targets: list[tuple[int, int]] = []  # tokens from..to-1
+        for (row, sample), encoding in zip(rendered, encodings, strict=True):
+            tokens = encoding.ids
+            try:
+                ranges = self._target_ranges(sample, encoding, tokens)
+            except RowFault as fault:
+                faults.append(Fault(row, fault.reason, str(fault)))
+                continue
+            if not self._is_chat:
+                self._finish(tokens, ranges)
+            if self._is_unfinished(sample, tokens):
+                sample.notes.append("unfinished")
+            targets += [(start + len(ids), stop + len(ids)) for start, stop in ranges]
+            ids.fromlist(tokens)
+            lengths.append(len(tokens))
+            kept.append((row, sample))
+        input_ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
+        labels = np.full(len(ids), IGNORE, np.int32)
+        for start, stop in targets:
+            labels[start:stop] = input_ids[start:stop]
+        return EncodedBlock(
+            num_rows=num_rows,
+            rows=[row for row, _ in kept],
+            lengths=lengths,
+            input_ids=input_ids,
+            labels=labels,
+            prompts=[sample.prompt for _, sample in kept] if self._keep_text else [],
+            faults=sorted(faults, key=lambda fault: fault.row),
+            notes={
+                note: [row for row, sample in kept if note in sample.notes]
+                for note in sorted({note for _, sample in kept for note in sample.notes})
+            },
+        )
+
+    def _samples(self, block: RawBlock, faults: list[Fault]) -> tuple[int, list[tuple[int, Sample]]]:
+        """The number of rows, and the sample of each that can be read."""
+        samples: list[tuple[int, Sample]] = []
+        row = -1
+        for row, content in enumerate(block.rows()):
+            try:
+                if isinstance(content, ValueError):
+                    raise RowFault("unreadable", str(content))
+                samples.append((row, self._format.sample(content, as_chat=self._is_chat)))
+            except RowFault as fault:
+                faults.append(Fault(row, fault.reason, str(fault)))
+        return row + 1, samples
+
+    def _rendered(self, samples: list[tuple[int, Sample]], faults: list[Fault]) -> list[tuple[int, Rendered]]:
+        written = self._renderer.together([sample for _, sample in samples])
+        rendered = []
+        for row, sample in samples:
+            try:
+                one = self._renderer.render(sample, written.get(id(sample)))
+                one.text.encode()
+            except RowFault as fault:
+                faults.append(Fault(row, fault.reason, str(fault)))
+            except UnicodeEncodeError as error:
+                half = ascii(error.object[error.start])
+                faults.append(Fault(row, "not_text", f"it holds half of a surrogate pair ({half}), which is no text"))
+            else:
+                rendered.append((row, one))
+        return rendered
+
+    def _target_ranges(self, sample: Rendered, encoding: Encoding, tokens: list[int]) -> list[tuple[int, int]]:
+        """The tokens that are trained, from..to-1, in order."""
+        if not tokens:
+            raise RowFault("empty_turn", "the tokenizer gives no token for it")
+        if sample.targets is None:
+            return [(0, len(tokens))]
+        ranges = [_overlapping(encoding, span) for span in sample.targets]
+        for span in sample.end_tokens:
+            token = encoding.char_to_token(span[0])
+            if token is None or tokens[token] not in self._tokenizer.special_ids:
+                text = sample.text[slice(*span)]
+                raise RowFault("no_end_token", f"the tokenizer does not read the end token {text!r} as one token")
+        return ranges
+
+    def _finish(self, tokens: list[int], ranges: list[tuple[int, int]]) -> None:
+        """One beginning and one end token around a sample that no template wrote; its targets go to the end."""
+        bos = self._tokenizer.bos_id
+        if bos is not None and tokens[:2] == [bos, bos]:  # the text brought its own
+            del tokens[0]
+            ranges[0] = (max(0, ranges[0][0] - 1), ranges[0][1])
+        eos = self._tokenizer.eos_id
+        if eos is not None and tokens[-2:] == [eos, eos]:
+            del tokens[-1]
+        if self._appended is not None and tokens[-1:] != [self._appended]:
+            tokens.append(self._appended)
+        ranges[-1] = (ranges[-1][0], len(tokens))
+
+    def _is_unfinished(self, sample: Rendered, tokens: list[int]) -> bool:
+        """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
+        if sample.end_tokens or (self._is_chat and sample.targets is None):
+            return False
+        if not self._is_chat and tokens[-1] in self._tokenizer.special_ids:
+            return False
+        trained = sample.targets or [(0, len(sample.text))]
+        return not all(self._ends_special.search(sample.text, start, stop) for start, stop in trained)
+
+
+def _overlapping(encoding: Encoding, span: Span) -> tuple[int, int]:
+    """The tokens that overlap some characters. Characters may have no token, or several."""
+    begin, end = span
+    first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
+    if first is None:
+        raise RowFault("empty_turn", "an assistant turn gives no token")
+    stop = 1 + next(t for c in range(end - 1, begin - 1, -1) if (t := encoding.char_to_token(c)) is not None)
+    while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
+        stop += 1  # the last character has several tokens
+    return first, stop

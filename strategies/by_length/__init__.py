@@ -1,0 +1,1 @@
+"""Strategies that look at the lengths of segments alone."""

@@ -1,0 +1,246 @@
+"""Related samples in full packs, block by block: mode `pack` of threshold filtering.
+
+1. Samples are dealt into blocks of a few thousand, because all similarities inside a block are looked at.
+2. In each block packs are grown that hold no two samples too close to each other. The well filled ones stay.
+3. The samples of the others are grown again, conflicts now being a cost; again the well filled packs stay.
+4. Samples of the packs that stay change places where that raises similarity or ends a conflict.
+5. What is left joins the next block. In the last one it goes into packs by best fit, before step 4.
+
+So fill is that of sorted bins but for a fixed share, nothing is lost, and few conflicts remain.
+Nothing depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from strategies.by_length import best_fit_decreasing
+from strategies.by_length.sorting import longest_first
+from strategies.contract import Int16Array, Int32Array, Int64Array, Request
+from strategies.draws import Draws
+from strategies.related.affinity import ONE, Float32Array, affinities
+from strategies.related.exchange import exchange, part
+from strategies.related.growth import Grown, grow
+
+_WASTE = 0.0015
+"""Share of their capacity that packs which stay may leave empty, on average, beyond what sorted bins do."""
+
+_CONFLICTING = 0.1
+"""Similarity that a sample with more conflicts than any other is preferred by: later it would find no pack."""
+
+_LONG, _LONG_FROM = 0.1, 3.0
+"""Similarity that long samples are preferred by, in full from so many mean lengths on: in a pack of fewer samples fewer
+pairs have to be alike, and short ones are left to fill packs up."""
+
+_NEARLY_FULL = 1.5
+"""Mean lengths of room below which fitting counts."""
+
+_FITTING, _FITTING_AGAIN = 0.5, 1.0
+"""What filling all the room is worth, in similarity."""
+
+_MOST_LEFT = 0.25
+"""Share of a block that may be left to the next; where more would be, it goes into packs by best fit."""
+
+_MOST_OVERFILL = 1e-5
+"""Share of a block's tokens that may stand over capacity after step 4, so that samples have to leave; where there are
+more it is done anew, and no pack may be over-full at any time."""
+
+_MOST_BYTES = 1 << 30
+"""Of affinities waiting for step 4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """Samples that are looked at together, longest first, and what became of them."""
+
+    samples: Int64Array
+    """# shape: (num_samples,)"""
+
+    pack: Int32Array
+    """Of each sample; -1 where it is left.  # shape: (num_samples,)"""
+
+    num_packs: int
+    affinity: Float32Array
+
+
+def place_related(
+    request: Request,
+    embeddings: Int16Array,
+    threshold: int,
+    order: Int64Array,
+    num_blocks: int,
+    *,
+    is_limit: bool,
+) -> list[Int64Array]:
+    """The segments of each pack.
+
+    embeddings: of each segment.  # shape: (num_segments, num_dimensions)
+    threshold: products above it are conflicts.
+    order: of the segments, in which they are dealt into blocks.  # shape: (num_segments,)
+    is_limit: whether conflicts end at almost any cost in similarity.
+
+    O(num_segments * (segments in a block) * (num_dimensions + sweeps)); blocks wait for step 4 on other threads.
+    """
+    lengths, capacity = request.lengths, request.capacity
+    packs: list[Int64Array] = []
+    left = np.empty(0, np.int64)
+    ejected: list[Int64Array] = []
+    waiting: deque[Future[tuple[list[Int64Array], Int64Array]]] = deque()
+
+    def finish_one() -> None:
+        finished, over = waiting.popleft().result()
+        packs.extend(finished)
+        ejected.append(over)
+
+    with ThreadPoolExecutor(request.num_threads, thread_name_prefix="exchange") as pool:
+        parts = np.array_split(order, num_blocks)
+        for number, dealt in enumerate(parts):
+            is_last = number == len(parts) - 1
+            while is_last and waiting:
+                finish_one()
+            samples = np.concatenate([left, dealt, *(ejected if is_last else [])])
+            samples = samples[longest_first(lengths[samples], capacity)]
+            block = _grow_block(request, embeddings[samples], threshold, samples, is_last)
+            left = samples[block.pack < 0]
+            most_waiting = min(request.num_threads, _MOST_BYTES // block.affinity.nbytes)
+            while len(waiting) > most_waiting:
+                finish_one()
+            waiting.append(pool.submit(_exchanged, block, lengths, capacity, is_limit))
+        finish_one()
+    return _insert(packs, ejected[-1], lengths, capacity)
+
+
+def _grow_block(request: Request, embeddings: Int16Array, threshold: int, samples: Int64Array, is_last: bool) -> _Block:
+    """Steps 2 and 3; in the last block also what is left goes into packs."""
+    lengths, capacity = request.lengths[samples], request.capacity
+    affinity, num_conflicts = affinities(embeddings, threshold)
+    rank = np.empty(len(samples), np.float32)
+    rank[np.argsort(num_conflicts, kind="stable")] = np.arange(len(samples), dtype=np.float32)
+    long = np.minimum(lengths / np.float32(_LONG_FROM * request.lengths.mean()), 1).astype(np.float32)
+    early = (rank * np.float32(_CONFLICTING / len(samples)) + long * np.float32(_LONG)) * np.float32(ONE)
+    nearly_full = int(_NEARLY_FULL * request.lengths.mean())
+    pack = np.full(len(samples), -1, np.int32)
+    num_packs = 0
+    sorted_bins = _sorted_bins(lengths, capacity)
+    unavoidable = max(0.0, 1 - (int(lengths.sum()) / capacity + 1) / sorted_bins)
+    most_waste = (unavoidable + _WASTE) * capacity
+    for fitting, conflicts in ((_FITTING, False), (_FITTING_AGAIN, True)):
+        candidates = np.flatnonzero(pack < 0)
+        if not len(candidates):
+            break
+        grown = grow(
+            affinity,
+            lengths,
+            candidates,
+            capacity=capacity,
+            early=early,
+            fitting=fitting,
+            nearly_full=nearly_full,
+            conflicts=conflicts,
+        )
+        number = _staying(grown, lengths[candidates], capacity, most_waste, num_packs, sorted_bins + 1)
+        pack[candidates] = number[grown.pack]
+        num_packs = max(num_packs, int(number.max()) + 1)
+    rest = np.flatnonzero(pack < 0)
+    if len(rest) and (is_last or len(rest) > _MOST_LEFT * len(samples)):
+        binned = _best_fit(lengths[rest], capacity)
+        number = np.arange(num_packs, num_packs + len(binned.room), dtype=np.int32)
+        if not is_last:
+            number = _staying(binned, lengths[rest], capacity, most_waste, num_packs, len(samples))
+        pack[rest] = number[binned.pack]
+        num_packs = max(num_packs, int(number.max()) + 1)
+    return _Block(samples=samples, pack=pack, num_packs=num_packs, affinity=affinity)
+
+
+def _staying(
+    grown: Grown, lengths: Int32Array, capacity: int, most_waste: float, first: int, most_packs: int
+) -> Int32Array:
+    """Of each pack the number under which it stays, counted from `first`, or -1.
+
+    The fullest stay, as many as leave samples behind that sorted bins can place in `most_packs`, those before `first`
+    included: packs that took all short samples would leave long ones nobody can fill up.
+
+    lengths: of the candidates that were grown.  # shape: (num_candidates,)
+    most_waste: tokens that packs which stay may leave empty, on average.
+    Returns an array of shape (num_packs,).
+    """
+    order = np.argsort(grown.room, kind="stable")
+    waste = np.cumsum(grown.room[order], dtype=np.int64)
+    num_stay = int(np.count_nonzero(waste <= most_waste * np.arange(1, len(order) + 1)))
+    number = np.full(len(order), -1, np.int32)
+    while num_stay:
+        number[:] = -1
+        number[np.sort(order[:num_stay])] = np.arange(first, first + num_stay, dtype=np.int32)
+        if first + num_stay + _sorted_bins(lengths[number[grown.pack] < 0], capacity) <= most_packs:
+            return number
+        num_stay = num_stay * 7 // 8
+    return np.full(len(order), -1, np.int32)
+
+
+def _best_fit(lengths: Int32Array, capacity: int) -> Grown:
+    """Packs of best fit decreasing."""
+    plan = best_fit_decreasing.place(Request(lengths=lengths, capacity=capacity, draws=Draws("none")))
+    pack = np.empty(len(lengths), np.int32)
+    pack[plan.segment] = np.repeat(np.arange(plan.num_packs, dtype=np.int32), np.diff(plan.pack_offsets))
+    room = capacity - np.bincount(pack, lengths, plan.num_packs).astype(np.int32)
+    return Grown(pack=pack, room=room)
+
+
+def _sorted_bins(lengths: Int32Array, capacity: int) -> int:
+    """Packs that best fit decreasing needs."""
+    return best_fit_decreasing.place(Request(lengths=lengths, capacity=capacity, draws=Draws("none"))).num_packs
+
+
+def _exchanged(
+    block: _Block, lengths: Int32Array, capacity: int, is_limit: bool
+) -> tuple[list[Int64Array], Int64Array]:
+    """Step 4: the segments of each pack, and those that had to leave one because it stayed over-full."""
+    samples, affinity, num_packs = lengths[block.samples], block.affinity, block.num_packs
+    pack = block.pack.copy()
+    exchange(affinity, samples, pack, num_packs, capacity, may_overfill=True)
+    if _overfill(samples, pack, num_packs, capacity) > _MOST_OVERFILL * samples.sum():
+        pack = block.pack.copy()
+        exchange(affinity, samples, pack, num_packs, capacity, may_overfill=False)
+    if is_limit:
+        part(affinity, samples, pack, num_packs, capacity)
+    placed = np.flatnonzero(pack >= 0)
+    by_pack = block.samples[placed[np.argsort(pack[placed], kind="stable")]]
+    packs = np.split(by_pack, np.cumsum(np.bincount(pack[placed], minlength=num_packs)))[:-1]
+    return packs, _eject(packs, lengths, capacity)
+
+
+def _overfill(lengths: Int32Array, pack: Int32Array, num_packs: int, capacity: int) -> int:
+    """Tokens over capacity, of all packs."""
+    placed = pack >= 0
+    loads = np.bincount(pack[placed], lengths[placed], num_packs)
+    return int(np.maximum(loads - capacity, 0).sum())
+
+
+def _eject(packs: list[Int64Array], lengths: Int32Array, capacity: int) -> Int64Array:
+    """Take as little as possible out of packs that are over capacity; what was taken."""
+    ejected = []
+    for number in range(len(packs)):
+        while (excess := int((members := lengths[packs[number]]).sum()) - capacity) > 0:
+            enough = np.flatnonzero(members >= excess)
+            at = enough[members[enough].argmin()] if len(enough) else members.argmax()
+            ejected.append(packs[number][at])
+            packs[number] = np.delete(packs[number], at)
+    return np.array(ejected, np.int64)
+
+
+def _insert(packs: list[Int64Array], left: Int64Array, lengths: Int32Array, capacity: int) -> list[Int64Array]:
+    """A few more segments, longest first, each into the fullest pack with room or a new one."""
+    rooms = [capacity - int(lengths[pack].sum()) for pack in packs] if len(left) else []
+    for segment in left[np.argsort(-lengths[left], kind="stable")]:
+        length = int(lengths[segment])
+        room, at = min(((room, p) for p, room in enumerate(rooms) if room >= length), default=(capacity, len(packs)))
+        if at == len(packs):
+            packs.append(np.empty(0, np.int64))
+            rooms.append(capacity)
+        packs[at] = np.append(packs[at], segment)
+        rooms[at] = room - length
+    return packs

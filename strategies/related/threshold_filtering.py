@@ -1,0 +1,246 @@
+"""Threshold filtering: related samples in one pack, samples that say nearly the same in different ones.
+
+Source: arXiv 2408.09327. There samples are put in an order, which is cut every so many tokens; here packs are grown.
+What a threshold forbids (a conflict) is a pair of samples whose embeddings have a cosine above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from strategies.by_length import best_fit_decreasing, next_fit
+from strategies.contract import Embedding, Int16Array, Int64Array, Plan, Request, Strategy
+from strategies.related.affinity import NO_THRESHOLD, ONE, products
+from strategies.related.blocks import place_related
+from strategies.related.clusters import chain, learn_centroids, nearest_centroid, neighbours_first
+from strategies.related.relatedness import rates, relatedness
+from strategies.related.walk import walk, walk_lists
+
+MODES = ("pack", "path")
+EMBEDDERS = ("tokens", "sentence-transformers", "column")
+
+MOST_COSINE = 0.999
+"""Vectors are rounded, so the product of one with itself may be 0.9995: equal ones must be above any threshold."""
+
+_OF_EMBEDDER = {
+    "model": "sentence-transformers",
+    "text": "sentence-transformers",
+    "max_tokens": "sentence-transformers",
+    "column": "column",
+}
+_PAIRS_OF = 1 << 13  # embeddings all of whose pairs the percentile is taken from
+_MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 1 << 14, 3 << 10
+_PRODUCTS = 450_000_000  # similarities looked at in a window, about, where blocks may shrink for it
+_EXACT_WALK = 50_000  # samples up to which `path` looks at all that are left, at each step
+_MOST_CLUSTERS = 1 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdFilteringOptions:
+    """Options of `threshold-filtering`."""
+
+    mode: str = field(
+        default="pack",
+        metadata={"help": "pack grows full packs; path is the published walk, cut by next-fit"},
+    )
+    threshold: str = field(
+        default="percentile:2",
+        metadata={
+            "help": "too close to share a pack: percentile:P of all distances, cosine:X (pairs above it), or none"
+        },
+    )
+    embedder: str = field(
+        default="tokens", metadata={"help": "what relates samples: tokens, sentence-transformers or column"}
+    )
+    model: str = field(
+        default="", metadata={"help": "of sentence-transformers: a directory, a Hub id, or minilm", "is_path": True}
+    )
+    column: str = field(default="", metadata={"help": "of column: the one that holds a vector for each row"})
+    text: str = field(default="", metadata={"help": "of sentence-transformers: the column to embed, else `text`"})
+    max_tokens: int = field(
+        default=0, metadata={"help": "of sentence-transformers: tokens of each text that the model reads, else 128"}
+    )
+    block: int = field(
+        default=0, metadata={"help": "samples compared with each other at once; 0 chooses by the window"}
+    )
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, MODES)
+        _choice("embedder", self.embedder, EMBEDDERS)
+        parse_threshold(self.threshold)
+        if self.embedder == "sentence-transformers" and not self.model:
+            raise ValueError("embedder sentence-transformers needs model=PATH_OR_ID")
+        if self.embedder == "column" and not self.column:
+            raise ValueError("embedder column needs column=NAME")
+        for name, embedder in _OF_EMBEDDER.items():
+            if getattr(self, name) and self.embedder != embedder:
+                raise ValueError(f"{name} has no effect with embedder {self.embedder}; add embedder={embedder}")
+        if self.max_tokens < 0:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.block and self.mode == "path":
+            raise ValueError("block has no effect with mode path, which knows none")
+        if self.block and not 2 <= self.block <= 1 << 15:
+            raise ValueError(f"block must be 0 or from 2 to {1 << 15}, not {self.block}")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+
+
+def parse_threshold(text: str) -> tuple[str, float]:
+    """(kind, value) of a threshold: percentile, cosine or none. Raises `ValueError`."""
+    if not isinstance(text, str):
+        raise ValueError(f"threshold must be a text such as 'cosine:0.9', not {text!r}")
+    kind, _, value = text.partition(":")
+    if text == "none":
+        return "none", 0.0
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if kind == "percentile" and 0 < number < 100:
+        return kind, number
+    if kind == "cosine" and 0 <= number <= MOST_COSINE:
+        return kind, number
+    if kind == "cosine" and MOST_COSINE < number <= 1:
+        raise ValueError(f"threshold cosine:{MOST_COSINE} is the highest: beyond it rounding decides what is the same")
+    raise ValueError(
+        "threshold must be percentile:P with P between 0 and 100, cosine:X with X from 0 to"
+        f" {MOST_COSINE}, or none, not {text!r}"
+    )
+
+
+def embedding(options: ThresholdFilteringOptions) -> Embedding:
+    """What the options ask for."""
+    if options.embedder == "sentence-transformers":
+        return Embedding(
+            embedder=options.embedder,
+            model=options.model,
+            column=options.text or "text",
+            max_tokens=options.max_tokens or 128,
+        )
+    return Embedding(embedder=options.embedder, column=options.column)
+
+
+def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptions) -> dict[str, npt.NDArray[Any]]:
+    """What is found once for a run: the threshold, as a product of embeddings, and cluster centroids if they are used.
+
+    sample: of the run's embeddings, in random order.  # shape: (num_sampled, num_dimensions)
+    most_rows: in one window.
+    """
+    kind, value = parse_threshold(options.threshold)
+    if kind == "none":
+        threshold = int(NO_THRESHOLD)
+    elif kind == "cosine":
+        threshold = math.floor(value * ONE)
+    else:
+        threshold = _percentile(sample[:_PAIRS_OF], value)
+    prepared: dict[str, npt.NDArray[Any]] = {"threshold": np.array(threshold, np.int64)}
+    if options.mode == "path":
+        num_clusters = math.isqrt(most_rows) if most_rows > _EXACT_WALK else 0
+    else:
+        num_blocks = _num_blocks(most_rows, options)
+        num_clusters = 4 * num_blocks if kind != "percentile" and num_blocks > 1 else 0
+    if num_clusters:
+        prepared["centroids"] = learn_centroids(sample, min(num_clusters, _MOST_CLUSTERS, len(sample)))
+    return prepared
+
+
+def _percentile(sample: Int16Array, percentile: float) -> int:
+    """The product that so many per cent of all pairs are above, all but those that equal it."""
+    if len(sample) < 2:
+        return int(NO_THRESHOLD)
+    every = products(sample)[np.triu_indices(len(sample), 1)]
+    rank = len(every) - 1 - int(percentile / 100 * (len(every) - 1))
+    return int(np.partition(every, rank)[rank])
+
+
+def _num_blocks(num_segments: int, options: ThresholdFilteringOptions) -> int:
+    block = options.block or min(_MOST_IN_BLOCK, max(_FEWEST_IN_BLOCK, _PRODUCTS // max(1, num_segments)))
+    return max(1, -(-num_segments // block))
+
+
+def place(request: Request) -> Plan:
+    """Plan a window in the chosen mode; the report has the relatedness of the plan and of two baselines."""
+    assert request.embeddings is not None, "threshold-filtering needs embeddings"
+    if not len(request.lengths):
+        return Plan(segment=np.empty(0, np.int64), pack_offsets=np.zeros(1, np.int64))
+    threshold = int(request.prepared["threshold"])
+    num_forced: int | None
+    random = _next_fit(request, request.draws.permutation(len(request.lengths)))
+    if request.options.mode == "path":
+        order, num_forced = _walked(request, request.embeddings, threshold)
+        plan = _next_fit(request, order)
+    else:
+        plan = _packed(request, request.embeddings, threshold)
+        num_forced = None
+    report: dict[str, int | float] = {}
+    for name, other in (
+        ("", plan),
+        ("random_", random),
+        ("best_fit_decreasing_", best_fit_decreasing.place(request)),
+    ):
+        measured = relatedness(request, other, threshold)
+        report |= {name + key: value for key, value in measured.items()}
+    report["forced_placements"] = report["segments_in_conflict"] if num_forced is None else num_forced
+    return Plan(segment=plan.segment, pack_offsets=plan.pack_offsets, report=report)
+
+
+def _packed(request: Request, embeddings: Int16Array, threshold: int) -> Plan:
+    order = request.draws.permutation(len(request.lengths))
+    if "centroids" in request.prepared:
+        centroids = request.prepared["centroids"]
+        place_in_chain = np.argsort(chain(centroids))
+        order = order[np.argsort(place_in_chain[nearest_centroid(embeddings[order], centroids)], kind="stable")]
+    num_blocks = _num_blocks(len(order), request.options)
+    is_limit = parse_threshold(request.options.threshold)[0] == "cosine"
+    packs = place_related(request, embeddings, threshold, order, num_blocks, is_limit=is_limit)
+    offsets = np.zeros(len(packs) + 1, np.int64)
+    np.cumsum([len(pack) for pack in packs], out=offsets[1:])
+    return Plan(segment=np.concatenate(packs), pack_offsets=offsets)
+
+
+def _walked(request: Request, embeddings: Int16Array, threshold: int) -> tuple[Int64Array, int]:
+    """The published walk from the first sample, as published."""
+    if "centroids" not in request.prepared or len(embeddings) <= _EXACT_WALK:
+        return walk(embeddings, threshold, 0)
+    centroids = request.prepared["centroids"]
+    return walk_lists(embeddings, threshold, 0, nearest_centroid(embeddings, centroids), neighbours_first(centroids))
+
+
+def _next_fit(request: Request, order: Int64Array) -> Plan:
+    return Plan(segment=order, pack_offsets=next_fit.pack_offsets(request.lengths[order], request.capacity))
+
+
+def figures(sums: Mapping[str, int | float], prepared: Mapping[str, npt.NDArray[Any]]) -> dict[str, int | float]:
+    """What is told of a run, from the sums of its windows."""
+    told: dict[str, int | float] = {}
+    threshold = int(prepared["threshold"])
+    for name in ("", "random_", "best_fit_decreasing_"):
+        told |= rates(sums, name)
+    if threshold == NO_THRESHOLD:  # nothing can conflict
+        return {name: figure for name, figure in told.items() if not name.endswith("conflict_rate")}
+    told["threshold"] = min(1.0, round(threshold / ONE, 6))
+    told["forced_placements"] = sums.get("forced_placements", 0)
+    return told
+
+
+STRATEGY = Strategy(
+    name="threshold-filtering",
+    place=place,
+    aliases=("tfp",),
+    summary="related samples in one pack, near-duplicates in different ones, packs full",
+    when="when a pack is attended to as a whole, or near-duplicates must not meet",
+    options=ThresholdFilteringOptions,
+    embedding=embedding,
+    embedding_options=("embedder", *_OF_EMBEDDER),
+    prepare=prepare,
+    figures=figures,
+)
