@@ -30,7 +30,7 @@ import json, resource, sys, time
 import numpy as np
 from strategies import Draws, Request, find
 from strategies.related.affinity import quantise
-from strategies.contract import SAMPLED
+from strategies.contract import PREPARATION_SAMPLES
 count, capacity, threads = map(int, sys.argv[1:])
 draws = np.random.default_rng(0)
 centres = draws.normal(size=(200, 384)).astype(np.float32)
@@ -43,9 +43,9 @@ lengths = np.clip(np.exp(draws.normal(5.2, 0.9, count)), 8, capacity).astype(np.
 strategy = find("threshold-filtering")
 def plan(vectors, lengths):
     options = strategy.options()
-    prepared = strategy.prepare(vectors[:SAMPLED], len(vectors), options)
+    preparation = strategy.prepare(vectors[:PREPARATION_SAMPLES], len(vectors), options)
     request = Request(lengths=lengths, capacity=capacity, draws=Draws("bench"), options=options, embeddings=vectors,
-                      prepared=prepared, num_threads=threads)
+                      preparation=preparation, num_threads=threads)
     return strategy.place(request)
 plan(vectors[:2000], lengths[:2000])  # compiled
 started = time.perf_counter()
@@ -131,18 +131,21 @@ def relatedness(folder: Path, source: Path, tokenizer: Path) -> dict[str, Any]:
 
 def token_rate(tokens: Path, folder: Path) -> dict[str, float]:
     """Rows a second that the embedder `tokens` embeds, once fitted, on one thread."""
-    from pipeline.base.engine import LocalEngine  # noqa: PLC0415
-    from pipeline.embedding.tokens import TokenEmbedder  # noqa: PLC0415 - after the options are read
-    from pipeline.publishing.publication import Staging  # noqa: PLC0415
-    from pipeline.reading.files import FileCache  # noqa: PLC0415
+    from pipeline.base.engine import LocalEngine  # noqa: PLC0415 - after the options are read
+    from pipeline.base.staging import Staging  # noqa: PLC0415
+    from pipeline.embedding.tokens import TokenEmbedder  # noqa: PLC0415
+    from pipeline.format.options import InputOptions  # noqa: PLC0415
+    from pipeline.reading.cache import FileCache  # noqa: PLC0415
+    from pipeline.reading.columns import Selection  # noqa: PLC0415
     from pipeline.reading.input_rows import open_inputs  # noqa: PLC0415
     from pipeline.reading.inputs import resolve  # noqa: PLC0415
+    from pipeline.reading.workspace import Workspace  # noqa: PLC0415
 
-    staging = Staging(folder / "staging", "bench")
+    staging = Staging(folder / "staging")
     staging.open()
     with LocalEngine(1) as engine, FileCache(folder / "cache") as cache:
-        inputs = resolve((str(tokens),), split=None, subset=None, revision=None)
-        split = open_inputs(inputs, {}, cache, engine, staging).splits[""]
+        work = Workspace(engine, cache, staging)
+        split = open_inputs(resolve(tokens, InputOptions()), Selection(), work).splits[""]
         embedder = TokenEmbedder()
         started = time.perf_counter()
         fitted = embedder.fit([split], engine)

@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile `function` with numba; it runs without the interpreter's lock.
+    """Compile `function` with numba, to run without the interpreter's lock.
 
-    The machine code is cached beside the source or in the user's cache folder. On a read-only
-    install without a home numba finds neither and refuses: then each process compiles anew.
+    The machine code is cached beside the source or in the user's cache folder. On a read-only install without a home
+    numba can use neither and refuses: then each process compiles anew.
     """
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)

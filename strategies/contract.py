@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from strategies.arrays import AnyArray, Int16Array, Int32Array, Int64Array
 from strategies.compiled import kernel
 from strategies.draws import Draws
 
-Int16Array = npt.NDArray[np.int16]
-Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
-Prepared = Mapping[str, npt.NDArray[Any]]
+Preparation = Mapping[str, AnyArray]
+"""What a strategy's `prepare` computes once for a whole run, as named arrays."""
 
-
-SAMPLED = 1 << 16
-"""Embeddings that a strategy's `prepare` is given, at most."""
+PREPARATION_SAMPLES = 1 << 16
+"""The samples whose embeddings a strategy's `prepare` is given, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """A strategy with nothing to set."""
+    """The options of a strategy that has nothing to set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,43 +29,43 @@ class Embedding:
     """Which vectors a strategy wants to see of the samples."""
 
     embedder: str
-    """tokens, sentence-transformers or column."""
+    """What makes the vectors: tokens, sentence-transformers or column."""
 
     model: str = ""
-    """Of sentence-transformers: a directory or a Hub id."""
+    """The model of embedder sentence-transformers: a directory or a Hub id."""
 
     column: str = ""
-    """Column to embed (sentence-transformers) or to take as it is (column)."""
+    """The column that embedder sentence-transformers reads as text, or embedder column takes as it is."""
 
     max_tokens: int = 0
-    """Of sentence-transformers: tokens of each text that the model reads."""
+    """How many tokens of each text the model of embedder sentence-transformers reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One window to be planned."""
+    """One window that a strategy is asked to plan. A strategy changes nothing in it."""
 
     lengths: Int32Array
-    """Tokens of each segment, 1..capacity, in arrival order.  # shape: (num_segments,)"""
+    """The tokens of each segment, 1..capacity, in arrival order.  # shape: (num_segments,)"""
 
     capacity: int
-    """Tokens a pack may hold."""
+    """How many tokens a pack may hold."""
 
     draws: Draws
-    """The only source of randomness."""
+    """The only source of randomness, a stream of this window's own."""
 
     options: Any = NoOptions()
     """An instance of the strategy's own options dataclass."""
 
     embeddings: Int16Array | None = None
-    """Of each segment's sample, see `strategies.related.affinity`; for strategies that embed.
-    # shape: (num_segments, num_dimensions)"""
+    """The embedding of each segment's sample, as `strategies.related.affinity` defines it; None for strategies that
+    look at lengths alone.  # shape: (num_segments, num_dimensions)"""
 
-    prepared: Prepared = field(default_factory=dict)
-    """What the strategy's `prepare` found for the whole run."""
+    preparation: Preparation = field(default_factory=dict)
+    """What the strategy's `prepare` returned for the whole run; empty for strategies without one."""
 
     num_threads: int = 1
-    """Threads it may use; the plan does not depend on them."""
+    """How many threads the strategy may use; the plan does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +79,14 @@ class Plan:
     """Indices into the request's lengths, a permutation.  # shape: (num_segments,)"""
 
     pack_offsets: Int64Array
-    """Where each pack begins, and the end.  # shape: (num_packs + 1,)"""
+    """Where each pack begins in `segment`, and the end.  # shape: (num_packs + 1,)"""
 
     report: Mapping[str, int | float] = field(default_factory=dict)
-    """Sums and counts; those of several windows are added up."""
+    """Sums and counts by name; those of several windows are added up."""
 
     @property
     def num_packs(self) -> int:
-        """Packs of the plan."""
+        """The number of packs."""
         return len(self.pack_offsets) - 1
 
 
@@ -97,12 +94,15 @@ class Plan:
 class Strategy:
     """A named way to place segments into packs.
 
-    `place` is a pure function: it reads no file, logs nothing, draws only from the request, and
-    gives the same plan for the same request.
+    `place` is a pure function: it reads no file, logs nothing, draws only from the request, and gives the same plan
+    for the same request.
     """
 
     name: str
+    """What it is called in the command line and in manifests; for a plug-in also the name of its entry point."""
+
     place: Callable[[Request], Plan]
+    """The strategy itself: it plans one window."""
 
     summary: str
     """What it does, in one line."""
@@ -111,42 +111,83 @@ class Strategy:
     """When to choose it, in one line."""
 
     aliases: tuple[str, ...] = ()
+    """Other names by which it is found."""
 
     options: type = NoOptions
-    """A frozen dataclass of int, float, bool or str fields with defaults; each field's metadata
-    has `help`. A `ValueError` from `__post_init__` is shown to the user."""
+    """What users can set: a frozen dataclass, whose fields each have an int, float, bool or str for their default and a
+    `help` in their metadata; `is_path` there marks a path, of which only the content counts. A `ValueError` from its
+    `__post_init__` is shown to the user."""
 
     capacity: Callable[[int, Any], int] = lambda max_length, options: max_length
-    """(max_length, options) -> tokens a pack may hold."""
+    """How many tokens a pack may hold, at least max_length: (max_length, options) -> tokens."""
 
     stream_order: Callable[[int, Draws, Any], Int64Array] | None = None
-    """Set by strategies that cut the concatenated tokens every `capacity`, whatever the policy for
-    over-long samples: (num_samples, draws, options) -> the order of concatenation.
+    """The order in which samples are concatenated, (num_samples, draws, options) -> a permutation; set by strategies
+    that cut the concatenated tokens every `capacity`, whatever the policy for over-long samples.
     # shape: (num_samples,)"""
 
     embedding: Callable[[Any], Embedding] | None = None
-    """options -> the vectors it wants; None for strategies that need only lengths."""
+    """Which vectors it wants, options -> embedding; None for strategies that look at lengths alone."""
 
     embedding_options: tuple[str, ...] = ()
-    """The options that `embedding` looks at."""
+    """The names of the options that `embedding` reads."""
 
-    prepare: Callable[[Int16Array, int, Any], Prepared] | None = None
-    """What has to be found once for a whole run, such as a threshold; stored, and given to every `place`:
-    (embeddings drawn at random from the run, most rows in one window, options) -> named arrays."""
+    prepare: Callable[[Int16Array, int, Any], Preparation] | None = None
+    """What has to be computed once for a whole run, such as a threshold, and is then part of every request:
+    (embeddings drawn at random from the run, possibly none; most rows in one window; options) -> named arrays."""
 
-    figures: Callable[[Mapping[str, int | float], Prepared], dict[str, int | float]] | None = None
-    """What is told of a run: (the summed reports of its plans, what was prepared) -> figures by name. None tells the
-    sums."""
+    figures: Callable[[Mapping[str, int | float], Preparation], dict[str, int | float]] | None = None
+    """How a run is reported: (the summed reports of its plans, its preparation) -> figures by name. With None the
+    sums themselves are reported."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, then its aliases."""
+        return (self.name, *self.aliases)
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """Return all options by name, fit for JSON, without paths (metadata `is_path`): only their content counts."""
+        return {each.name: getattr(options, each.name) for each in fields(self.options) if not _is_path(each)}
+
+    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the settings that are not at their option's default, again without paths.
+
+        The identity of a run holds these alone, so that an option added later changes no identity. Raises `KeyError`
+        for a setting that is no option.
+        """
+        options = {each.name: each for each in fields(self.options)}
+        return {
+            name: value
+            for name, value in settings.items()
+            if value != options[name].default and not _is_path(options[name])
+        }
 
 
 class ContractError(Exception):
-    """A strategy returned a plan that is not one."""
+    """A strategy does not keep to the contract."""
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise `ContractError` unless users can name the strategy, read what it is for, and set its options."""
+    broken = f"strategy {strategy.name!r} broke its contract:"
+    if not isinstance(strategy.aliases, tuple):
+        raise ContractError(f"{broken} its aliases must be a tuple")
+    if not all(isinstance(each, str) and each for each in (*strategy.names, strategy.summary, strategy.when)):
+        raise ContractError(f"{broken} its names, summary and when must be texts that are not empty")
+    parameters = getattr(strategy.options, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        raise ContractError(f"{broken} its options must be a frozen dataclass")
+    for each in fields(strategy.options):
+        if type(each.default) not in (int, float, bool, str):
+            raise ContractError(f"{broken} option {each.name!r} needs a default, an int, float, bool or str")
+        if not each.metadata.get("help"):
+            raise ContractError(f"{broken} option {each.name!r} needs a `help` in its metadata")
 
 
 def check(plan: Plan, request: Request, name: str) -> Plan:
     """Return `plan` if it places every segment once, over-fills no pack and leaves none empty.
 
-    O(num_segments). Raises `ContractError`, naming the strategy, otherwise.
+    Raises `ContractError`, naming the strategy, otherwise. O(num_segments).
     """
     segment, offsets = plan.segment, plan.pack_offsets
     if segment.dtype != np.int64 or offsets.dtype != np.int64 or segment.ndim != 1 or offsets.ndim != 1:
@@ -169,6 +210,7 @@ _FAULTS = {
 
 @kernel
 def _find_fault(segment: Int64Array, offsets: Int64Array, lengths: Int32Array, capacity: int) -> tuple[int, int]:
+    """Return the number of a fault, 0 for none, and the pack or segment where it is."""
     num_segments = lengths.shape[0]
     if segment.shape[0] != num_segments:
         return 6, 0
@@ -191,3 +233,7 @@ def _find_fault(segment: Int64Array, offsets: Int64Array, lengths: Int32Array, c
         if load > capacity:
             return 3, pack
     return 0, 0
+
+
+def _is_path(option: Field[Any]) -> bool:
+    return bool(option.metadata.get("is_path"))

@@ -41,16 +41,17 @@ def in_process(
     package: str, main: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
     """What calls `python -m PACKAGE` in this process."""
-    log = logging.getLogger(package)
+    logs = [logging.getLogger(name) for name in ("pipeline", "training")]
 
     def call(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", [package, *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
+        for log in logs:
+            for handler in list(log.handlers):
+                log.removeHandler(handler)
+                handler.close()
         captured = capfd.readouterr()
         assert "Traceback" not in captured.err
         code = ended.value.code

@@ -16,8 +16,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Monitor = Callable[[int], None]
+"""What a task calls now and then with the units of work done since the last call; it may raise to end the task."""
 
-class Stopped(Exception):
+
+class Cancellation(Exception):
     """Raised inside a task after another one failed or the run was interrupted."""
 
 
@@ -26,7 +29,7 @@ class LocalEngine:
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="pack")
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="tightpack")
         self._stop = Event()
 
     def __enter__(self) -> LocalEngine:
@@ -40,10 +43,19 @@ class LocalEngine:
         """Results in order, with a bounded number of tasks ahead of the one that is awaited."""
         return map_ahead(self._pool, function, items, 2 * self.num_workers)
 
+    def monitor(self, advance: Callable[[int], object]) -> Monitor:
+        """What tells `advance` of a task's work, and ends the task once the run is ending."""
+
+        def watch(units: int) -> None:
+            advance(units)
+            self.checkpoint()
+
+        return watch
+
     def checkpoint(self) -> None:
-        """Called by long tasks now and then; raises `Stopped` once the run is ending."""
+        """Raise `Cancellation` once the run is ending; long tasks call it now and then."""
         if self._stop.is_set():
-            raise Stopped
+            raise Cancellation
 
 
 def map_ahead(
@@ -60,5 +72,5 @@ def map_ahead(
 
 
 def available_cores() -> int:
-    """Cores this process may run on."""
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,18 +1,22 @@
-"""Files that are hashed while they are written, and on disk under their name only when they are whole."""
+"""Files on a disk, hashed while they are written and there under their name only when they are whole."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import xxhash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """A written file."""
+    """What is known of a written file."""
 
     bytes: int
     xxh3_128: str
@@ -30,17 +34,17 @@ class HashingFile:
         self.closed = False
 
     def write(self, data: bytes | pa.Buffer) -> int:
-        """Append."""
+        """Append bytes."""
         view = memoryview(data)
         self._hash.update(view)
         self._bytes += view.nbytes
         return self._file.write(view)
 
     def flush(self) -> None:
-        """Nothing is promised before `finish`."""
+        """Do nothing: nothing is promised before `finish`."""
 
     def close(self) -> None:
-        """Called by Arrow, which believes that it owns the file; see `finish`."""
+        """Note that Arrow, which believes that it owns the file, is done with it; see `finish`."""
         self.closed = True
 
     def finish(self) -> FileFacts:
@@ -62,10 +66,26 @@ class HashingFile:
 
 
 def write_file(path: Path, content: bytes) -> FileFacts:
-    """Write a small file as a shard is written."""
+    """Write a small file durably, as a shard is written. Raises `OSError`; leaves no partial file."""
     file = HashingFile(path)
     try:
         file.write(content)
         return file.finish()
     finally:
         file.discard()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where a folder is, or will be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

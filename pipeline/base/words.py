@@ -11,9 +11,20 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names: Iterable[str], word: str) -> str:
+    """Names as a message lists them: a, b or c."""
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
+
+
 def first_line(error: BaseException) -> str:
-    """What an exception says in one line."""
+    """What an exception says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """All that an exception says, with its lines joined."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:

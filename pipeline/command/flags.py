@@ -1,25 +1,100 @@
-"""Options that several commands have."""
+"""Flags made from options: name, type, choices and default stand in the options' dataclass, the help text here."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.base.errors import StorageError
-from pipeline.command.options import load_job
-from pipeline.tokenizing.options import FORMATS, TRAIN_ON
+from pipeline.base.options import Options, OptionType, RunOptions, default_of, option_types
+from pipeline.command.job_file import load_job
+from pipeline.format.options import InputOptions, TokenizeOptions
 
-log = logging.getLogger("pipeline")
+log = logging.getLogger(__name__)
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
+_UNITS = {"": 1, "B": 1}
+for _power, _prefix in enumerate("KMGT", 1):
+    _UNITS[f"{_prefix}B"] = _UNITS[_prefix] = 1000**_power
+    _UNITS[f"{_prefix}IB"] = 1024**_power
 
-def options(*groups: list[Decorator]) -> Decorator:
-    """Give a command groups of options, in their order."""
+
+class Size(click.ParamType[int]):
+    """Bytes, as in 512MB (powers of 1000) or 512MiB (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes, from text."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        if match is None or match[2].upper() not in _UNITS:
+            self.fail(f"{value!r} is no size; write for instance 512MB or 1GiB", param, ctx)
+        size = int(float(match[1]) * _UNITS[match[2].upper()])
+        if size < 1:
+            self.fail("a size must be at least one byte", param, ctx)
+        return size
+
+
+class RenamedChoice(click.Choice[str]):
+    """Choices, one of which had another name in the version before."""
+
+    def __init__(self, choices: tuple[str, ...], old: str, new: str) -> None:
+        super().__init__(choices)
+        self._old, self._new = old, new
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The choice, under its name of today."""
+        if value == self._old:
+            name = param.opts[0] if param else "this option"
+            log.warning("%s %s is now called %s; the next version will refuse it", name, self._old, self._new)
+            value = self._new
+        return super().convert(value, param, ctx)
+
+
+def flag(options: type[Options], name: str, help_text: str, **more: Any) -> Decorator:
+    """The flag of an option. more: what click is told besides, such as a `metavar`."""
+    field = next(field for field in dataclasses.fields(options) if field.name == name)
+    default = default_of(field)
+    kind = option_types(options)[name]
+    told: dict[str, Any] = {"help": help_text}
+    if default is dataclasses.MISSING:
+        told["required"] = True
+    elif kind.kinds == (bool,):
+        told["is_flag"] = True
+    elif default is not None:
+        is_size = isinstance(more.get("type"), Size)
+        told |= {"default": default, "show_default": _size_text(default) if is_size else True}
+    if kind.kinds != (bool,):
+        told["type"] = _click_type(kind)
+    return click.option(f"--{name.replace('_', '-')}", name, **{**told, **more})
+
+
+def _size_text(size: int) -> str:
+    return f"{size // 1000**2}MB"
+
+
+def _click_type(kind: OptionType) -> Any:
+    if kind.choices:
+        return click.Choice(kind.choices)
+    if kind.kinds == (int,):
+        return click.IntRange(kind.range.least, kind.range.most) if kind.range != type(kind.range)() else int
+    return click.Path(path_type=Path) if kind.kinds == (Path,) else str
+
+
+def pairs_flag(name: str, help_text: str, metavar: str = "KEY=VALUE") -> Decorator:
+    """A flag of a mapping, which may be repeated."""
+    return click.option(f"--{name}", name, multiple=True, metavar=metavar, help=help_text)
+
+
+def flags(*groups: list[Decorator]) -> Decorator:
+    """Give a command groups of flags, in their order."""
 
     def decorate(function: Command) -> Command:
         for group in reversed(groups):
@@ -30,125 +105,76 @@ def options(*groups: list[Decorator]) -> Decorator:
     return decorate
 
 
-def reads_and_writes(without: str) -> Decorator:
+def input_and_output(without: str) -> list[Decorator]:
     """INPUT and --output, which may be missing with the flags named in `without`."""
-    return options(
-        [
-            click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-            click.option(
-                "--output",
-                type=click.Path(path_type=Path),
-                metavar="DIR",
-                help=f"Directory to publish. Required, except with {without}.",
-            ),
-        ]
-    )
+    return [
+        click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+        click.option(
+            "--output",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help=f"Publish the result as this directory. It may be missing with {without} alone.",
+        ),
+    ]
 
 
-def _log_to(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        handler = logging.FileHandler(path)
-    except OSError as error:
-        raise StorageError(f"--log-file {path}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-
-
-def _log_more(ctx: click.Context, param: click.Parameter, on: bool) -> None:
-    if on:
-        log.setLevel(logging.DEBUG)
-
-
-input_options: list[Decorator] = [
-    click.option("--split", metavar="NAME", help="This split only, as a dataset without splits."),
-    click.option("--subset", metavar="NAME", help="Configuration of a Hub dataset."),
-    click.option("--revision", metavar="REV", help="Revision of a Hub dataset."),
+INPUT_FLAGS: list[Decorator] = [
+    flag(InputOptions, "split", "Read this split alone, as a dataset without splits.", metavar="NAME"),
+    flag(InputOptions, "subset", "Read this configuration of a Hub dataset.", metavar="NAME"),
+    flag(InputOptions, "revision", "Read this revision of a Hub dataset.", metavar="REV"),
 ]
 
-column_options: list[Decorator] = [
-    click.option(
-        "--column",
-        "column",
-        multiple=True,
-        metavar="ROLE=NAME",
-        help="Column that plays a role: input_ids, attention_mask, and one of labels, completion_mask,"
-        " assistant_masks, loss_mask. Repeatable.",
-    )
-]
-
-tokenize_options: list[Decorator] = [
-    click.option(
-        "--format",
-        type=click.Choice(["auto", *FORMATS]),
-        default="auto",
-        show_default=True,
-        help="What a row is; auto tells by the columns.",
-    ),
-    click.option(
-        "--train-on",
-        type=click.Choice(TRAIN_ON),
-        help="Which tokens are targets [default: assistant for chats, completion for pairs, all for text].",
+TOKENIZE_FLAGS: list[Decorator] = [
+    flag(TokenizeOptions, "format", "Say what a row is; auto tells by the columns."),
+    flag(
+        TokenizeOptions,
+        "train_on",
+        "Choose which tokens are targets. [default: assistant for chats, completion for pairs, all for text]",
     ),
     click.option(
         "--chat-template",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Jinja chat template [default: the tokenizer's].",
+        help="Render chats by this Jinja template. [default: the tokenizer's]",
     ),
-    click.option(
-        "--map",
-        multiple=True,
-        metavar="FIELD=COLUMN,...",
-        help="Column that holds a field, as in prompt=question,completion=answer.",
+    pairs_flag(
+        "map",
+        "Name the column that holds a field, as in prompt=question,completion=answer. It may be repeated.",
+        "FIELD=COLUMN,...",
     ),
-    click.option(
-        "--on-error",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="What to do with rows that cannot be used; skipped ones are listed in skipped.jsonl.",
+    flag(
+        TokenizeOptions,
+        "on_error",
+        "Choose what becomes of rows that cannot be used; those dropped are listed in dropped.jsonl.",
+        type=RenamedChoice(option_types(TokenizeOptions)["on_error"].choices, "skip", "drop"),
     ),
-    click.option("--append-eos", is_flag=True, help="End token after text, pairs and turns that have none."),
-    click.option("--show", type=click.IntRange(1), metavar="N", help="Print N samples: targets bright, the rest dim."),
-]
-
-run_options: list[Decorator] = [
-    click.option("--num-workers", type=click.IntRange(1), metavar="N", help="Parallel tasks [default: the cores]."),
+    flag(TokenizeOptions, "append_eos", "Put the end token after texts, pairs and turns that have none."),
     click.option(
-        "--cache-dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Remembered content hashes and embeddings [default: under $XDG_CACHE_HOME].",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
-    click.option(
-        "--log-file",
-        expose_value=False,
-        is_eager=True,
-        callback=_log_to,
-        metavar="FILE",
-        help="Write the log there as well.",
-    ),
-    click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=_log_more,
-        help="Log more; show the traceback of a bug.",
+        "--show",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Print N samples, with what is trained bright and the rest dim.",
     ),
 ]
 
-publish_options: list[Decorator] = [
+PUBLISH_FLAGS: list[Decorator] = [
     click.option(
         "--config",
         type=click.Path(),
         is_eager=True,
         callback=load_job,
         metavar="JOB.YAML",
-        help="File with the same options by name; flags win over it.",
+        help="Read options by their names from this file; flags win over it.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output."),
+]
+
+RUN_FLAGS: list[Decorator] = [
+    flag(RunOptions, "num_workers", "Run so many tasks side by side. [default: the cores]", metavar="N"),
+    flag(
+        RunOptions,
+        "cache_dir",
+        "Remember content hashes and embeddings there. [default: under $XDG_CACHE_HOME]",
+        metavar="DIR",
+    ),
 ]

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrays import is_list
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import DataError
-from pipeline.embedding.store import Arrays
-from pipeline.reading.columns import is_list
 from pipeline.reading.windows import SplitRows
-from strategies.contract import Int16Array
+from strategies.arrays import Arrays, Int16Array
 from strategies.related.affinity import MOST_DIMENSIONS, quantise
 
 _WAY_OUT = "name the one that holds the vectors with --set column=NAME"
@@ -29,14 +28,14 @@ class ColumnEmbedder:
         self.identity: dict[str, Any] = {"embedder": "column", "column": column, "version": 1}
 
     def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> Arrays:
-        """The width, which all vectors must have."""
+        """Learn the width, which all vectors must have."""
         for split in splits:
             if split.num_rows:
                 return {"width": np.array(self._vectors(split, 0, 1, None).shape[1])}
         return {"width": np.array(0)}
 
     def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
-        """See `Embedder`; rows without tokens must have a vector too."""
+        """Take the vectors of some rows; rows without tokens must have one too."""
         return quantise(self._vectors(split, start, stop, int(fitted["width"])))
 
     def _vectors(self, split: SplitRows, start: int, stop: int, width: int | None) -> np.ndarray[Any, Any]:
@@ -55,8 +54,8 @@ class ColumnEmbedder:
         lengths = np.asarray(pa.compute.fill_null(pa.compute.list_value_length(array), -1))
         wanted = int(lengths[0]) if width is None else width
         for row in np.flatnonzero(lengths != wanted)[:1]:
-            told = "is null" if lengths[row] < 0 else f"has {lengths[row]} numbers, others have {wanted}"
-            raise DataError(f"{locate(row)}: column {self.column!r} {told}; every row needs a vector of one width")
+            fault = "is null" if lengths[row] < 0 else f"has {lengths[row]} numbers, others have {wanted}"
+            raise DataError(f"{locate(row)}: column {self.column!r} {fault}; every row needs a vector of one width")
         if not 1 <= wanted <= MOST_DIMENSIONS:
             raise DataError(
                 f"{locate(0)}: column {self.column!r} has {max(0, wanted)} numbers; vectors of 1 to {MOST_DIMENSIONS}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pipeline.base.engine import LocalEngine
-from pipeline.embedding.store import Arrays
+from pipeline.format.identity import NamedHash
 from pipeline.reading.windows import SplitRows
-from strategies.contract import Embedding, Int16Array
+from strategies.arrays import Arrays, Int16Array
+from strategies.contract import Embedding
 
 
 class Embedder(Protocol):
@@ -19,8 +20,8 @@ class Embedder(Protocol):
         """Everything that decides the vectors but the content of the rows."""
 
     @property
-    def model(self) -> dict[str, str] | None:
-        """Name and content hash of the model, where there is one."""
+    def model(self) -> NamedHash | None:
+        """The model, where there is one."""
 
     @property
     def column(self) -> str | None:
@@ -39,16 +40,19 @@ class Embedder(Protocol):
         """
 
 
-def make_embedder(wanted: Embedding) -> Embedder:
-    """Raises `ConfigError` for a model that is not there, and where what it needs is not installed."""
-    if wanted.embedder == "column":
+def make_embedder(embedding: Embedding) -> Embedder:
+    """The embedder that a strategy wants.
+
+    Raises `ConfigError` for a model that is not there, and where what it needs is not installed.
+    """
+    if embedding.embedder == "column":
         from pipeline.embedding.columns import ColumnEmbedder  # noqa: PLC0415 - each brings its own libraries
 
-        return ColumnEmbedder(wanted.column)
-    if wanted.embedder == "sentence-transformers":
+        return ColumnEmbedder(embedding.column)
+    if embedding.embedder == "sentence-transformers":
         from pipeline.embedding.sentences import SentenceEmbedder  # noqa: PLC0415
 
-        return SentenceEmbedder(wanted.model, wanted.column, wanted.max_tokens)
+        return SentenceEmbedder(embedding.model, embedding.column, embedding.max_tokens)
     from pipeline.embedding.tokens import TokenEmbedder  # noqa: PLC0415
 
     return TokenEmbedder()

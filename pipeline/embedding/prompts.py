@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.reading.rows import IGNORE, LABELS, NO_TARGET_COLUMN, Addresses, Int64Array, Rows, read_values
-from pipeline.reading.scan import Int32Array
+from pipeline.format.columns import IGNORE
+from pipeline.reading.rows import NO_TARGET_COLUMN, Addresses, Rows, read_labels, read_values
+from strategies.arrays import Float32Array, Int32Array, Int64Array
 from strategies.compiled import kernel
 
 FALLBACK = 256
@@ -40,13 +40,11 @@ def _read(rows: Addresses, which: Int64Array, out: Int32Array, offsets: Int64Arr
             for i in range(count):
                 kept[i] = mask[i] != 0
         start = at
-        form = rows.target_form[r]
-        if form != NO_TARGET_COLUMN:
-            target = np.empty(count, np.int32)
-            read_values(rows.target[r], rows.target_width[r], 0, target)
+        if rows.target_form[r] != NO_TARGET_COLUMN:
+            label = np.empty(count, np.int32)
+            read_labels(rows, r, 0, token, label)
             for i in range(count):
-                is_target = target[i] != IGNORE if form == LABELS else target[i] != 0
-                if kept[i] and not is_target:
+                if kept[i] and label[i] == IGNORE:
                     out[at] = token[i]
                     at += 1
         if at == start:
@@ -57,33 +55,25 @@ def _read(rows: Addresses, which: Int64Array, out: Int32Array, offsets: Int64Arr
         offsets[n + 1] = at
 
 
-def sum_of_rows(
-    tokens: Int32Array, offsets: Int64Array, known: Int32Array, table: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def sum_of_rows(tokens: Int32Array, offsets: Int64Array, known: Int32Array, table: Float32Array) -> Float32Array:
     """For each prompt the sum of its tokens' rows in a table; unknown tokens add nothing.
 
     known: token ids, ascending, of the table's rows.  # shape: (num_known,)
     Returns an array of shape (num_prompts, table.shape[1]).
     """
-    found = np.zeros((len(offsets) - 1, table.shape[1]), np.float32)
+    sums = np.zeros((len(offsets) - 1, table.shape[1]), np.float32)
     row_of = np.full(int(known[-1]) + 2 if len(known) else 1, -1, np.int32)
     row_of[known] = np.arange(len(known), dtype=np.int32)
-    _sum(tokens, offsets, row_of, table, found)
-    return found
+    _sum(tokens, offsets, row_of, table, sums)
+    return sums
 
 
 @kernel
-def _sum(
-    tokens: Int32Array,
-    offsets: Int64Array,
-    row_of: Int32Array,
-    table: npt.NDArray[np.float32],
-    found: npt.NDArray[np.float32],
-) -> None:
+def _sum(tokens: Int32Array, offsets: Int64Array, row_of: Int32Array, table: Float32Array, sums: Float32Array) -> None:
     for n in range(offsets.shape[0] - 1):
         for i in range(offsets[n], offsets[n + 1]):
             token = tokens[i]
             if 0 <= token < row_of.shape[0] and row_of[token] >= 0:
                 row = table[row_of[token]]
                 for k in range(row.shape[0]):
-                    found[n, k] += row[k]
+                    sums[n, k] += row[k]

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline.base.digests import hash_file
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import BusyError, ConfigError, DataError
 from pipeline.base.words import first_line
-from pipeline.embedding.store import Arrays
-from pipeline.reading.files import hash_file
+from pipeline.format.identity import NamedHash
 from pipeline.reading.windows import SplitRows
-from strategies.contract import Int16Array
+from strategies.arrays import Arrays, Int16Array
 from strategies.related.affinity import quantise
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class SentenceEmbedder:
             raise ConfigError("embedder sentence-transformers is not installed: pip install 'tightpack[embed]'")
         self._folder, name = _find(model)
         self.column, self._max_tokens = column, max_tokens
-        self.model = {"name": name, "xxh3_128": _content_hash(self._folder)}
+        self.model = NamedHash(name=name, xxh3_128=_content_hash(self._folder))
         self.identity: dict[str, Any] = {
             "embedder": "sentence-transformers",
-            "model": self.model["xxh3_128"],
+            "model": self.model.xxh3_128,
             "column": column,
             "max_tokens": max_tokens,
             "version": 1,
@@ -55,12 +55,18 @@ class SentenceEmbedder:
         self._loaded: SentenceTransformer | None = None
         self._one_at_a_time = Lock()  # the model has threads of its own
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_one_at_a_time")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _loaded=None, _one_at_a_time=Lock())
+
     def fit(self, splits: Sequence[SplitRows], engine: LocalEngine) -> Arrays:
-        """Nothing has to be learned."""
+        """Learn nothing: the model has done that."""
         return {}
 
     def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
-        """See `Embedder`."""
+        """Embed the texts of some rows."""
         texts: list[str] = []
         for array in split.column(self.column, start, stop, _WAY_OUT):
             if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
@@ -96,7 +102,7 @@ class SentenceEmbedder:
         except Exception as error:
             raise ConfigError(f"model {self._folder}: cannot be loaded ({first_line(error)})") from None
         loaded.max_seq_length = min(self._max_tokens, loaded.max_seq_length or self._max_tokens)
-        log.info("embedding with %s on %s", self.model["name"], loaded.device)
+        log.info("embedding with %s on %s", self.model.name, loaded.device)
         return loaded
 
 
@@ -139,12 +145,12 @@ def _fetched(model: str) -> Path:
 
 
 def _content_hash(folder: Path) -> str:
-    """Of the files that a model is loaded from, by their names."""
+    """One hash for the files that a model is loaded from, by their names."""
     digest = xxhash.xxh3_128()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and path.suffix in _READ_BY_MODEL and not any(p.startswith(".") for p in name.parts):
-            digest.update(f"{name.as_posix()} {hash_file(str(path))}\n".encode())
+            digest.update(f"{name.as_posix()} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from pipeline.reading.files import hash_file
+from pipeline.base.digests import hash_arrays, hash_bytes, hash_file
+from strategies.arrays import Arrays
 
 log = logging.getLogger(__name__)
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class VectorStore:
@@ -29,7 +27,7 @@ class VectorStore:
 
     def __init__(self, cache_dir: Path, staging: Path, identity: Mapping[str, Any]) -> None:
         """identity: everything that decides the vectors."""
-        key = xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+        key = hash_bytes(json.dumps(identity, sort_keys=True).encode())
         self._folder = cache_dir / "embeddings" / key
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +41,7 @@ class VectorStore:
         path = self._path(name)
         try:
             facts = json.loads(path.with_suffix(".json").read_text())
-            if path.stat().st_size == facts["bytes"] and hash_file(str(path)) == facts["xxh3_128"]:
+            if path.stat().st_size == facts["bytes"] and hash_file(path) == facts["xxh3_128"]:
                 with np.load(path) as arrays:
                     return dict(arrays), str(facts["content"])
         except (OSError, ValueError, KeyError):
@@ -51,13 +49,13 @@ class VectorStore:
         return None
 
     def save(self, name: str, arrays: Arrays) -> str:
-        """Returns their hash."""
+        """Keep arrays; returns their hash. Raises `OSError`."""
         archive = io.BytesIO()
         np.savez(archive, **arrays)  # type: ignore[arg-type]
         data, content = archive.getvalue(), hash_arrays(arrays)
         path = self._path(name)
         self._write(path, data)
-        facts = {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data), "content": content}
+        facts = {"bytes": len(data), "xxh3_128": hash_bytes(data), "content": content}
         self._write(path.with_suffix(".json"), json.dumps(facts).encode())
         return content
 
@@ -65,7 +63,7 @@ class VectorStore:
         return self._folder / f"embedding-{name}.npz"
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Whole or not at all, also where two runs write the same."""
+        """Write a file whole or not at all, also where two runs write the same."""
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             try:
                 file.write(data)
@@ -74,12 +72,3 @@ class VectorStore:
             except BaseException:
                 os.unlink(file.name)
                 raise
-
-
-def hash_arrays(arrays: Arrays) -> str:
-    """xxh3_128 of names, types, shapes and values, in hex."""
-    digest = xxhash.xxh3_128()
-    for name, values in sorted(arrays.items()):
-        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()

@@ -8,18 +8,15 @@ steps are linear, and length does not count in the end, a prompt's vector is the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import ConfigError
 from pipeline.embedding.prompts import prompts, sum_of_rows
-from pipeline.embedding.store import Arrays
-from pipeline.reading.scan import Int32Array
 from pipeline.reading.windows import SplitRows
 from strategies import Draws
-from strategies.contract import Int16Array, Int64Array
+from strategies.arrays import Arrays, Float32Array, Int16Array, Int32Array, Int64Array
 from strategies.related.affinity import quantise
 
 _DIMENSIONS = 128
@@ -58,7 +55,7 @@ class TokenEmbedder:
         return {"known": known.astype(np.int32), "table": table}
 
     def embed(self, split: SplitRows, start: int, stop: int, fitted: Arrays) -> Int16Array:
-        """See `Embedder`; some 280,000 rows a second on one core."""
+        """Embed the prompts of some rows; some 280,000 a second on one core."""
         tokens, offsets = prompts(split.read(start, stop), np.arange(stop - start))
         return quantise(sum_of_rows(tokens, offsets, fitted["known"], fitted["table"]))
 
@@ -80,11 +77,12 @@ def _sampled_prompts(splits: Sequence[SplitRows], engine: LocalEngine) -> tuple[
     return np.concatenate([np.empty(0, np.int32), *(tokens for tokens, _ in read)]), offsets
 
 
-def _decomposed(
-    columns: Int64Array, offsets: Int64Array, num_known: int, num_dimensions: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The table of a sample's prompts, their tokens given as columns. On one thread, so that their number changes
-    nothing.  # shape: (num_known, num_dimensions)"""
+def _decomposed(columns: Int64Array, offsets: Int64Array, num_known: int, num_dimensions: int) -> Float32Array:
+    """The table of a sample's prompts, made on one thread, so that their number changes nothing.
+
+    columns: the prompts' tokens, numbered by the tokens known.
+    # shape: (num_known, num_dimensions)
+    """
     from scipy.sparse import csr_matrix  # noqa: PLC0415 - only for this embedder
     from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
     from sklearn.feature_extraction.text import TfidfTransformer  # noqa: PLC0415
@@ -96,5 +94,5 @@ def _decomposed(
         weighting = TfidfTransformer()
         weighted = weighting.fit_transform(counts)
         decomposition = TruncatedSVD(num_dimensions, n_iter=_ROUNDS, random_state=0).fit(weighted)
-    table: np.ndarray[Any, np.dtype[np.float32]] = (weighting.idf_ * decomposition.components_).T.astype(np.float32)
+    table: Float32Array = (weighting.idf_ * decomposition.components_).T.astype(np.float32)
     return np.ascontiguousarray(table)

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from pipeline.base.engine import LocalEngine
-from pipeline.base.progress import bar
+from pipeline.base.digests import hash_arrays, hash_bytes
+from pipeline.base.engine import Monitor
 from pipeline.embedding.embedders import Embedder
-from pipeline.embedding.store import Arrays, VectorStore, hash_arrays
+from pipeline.embedding.store import VectorStore
+from pipeline.format.manifest import EmbeddingEntry
+from pipeline.reading.input_rows import InputRows
 from pipeline.reading.windows import SplitRows, Window
+from pipeline.reading.workspace import Workspace
 from strategies import Draws, Strategy
-from strategies.contract import SAMPLED, Int16Array, Int64Array, Prepared
+from strategies.arrays import Arrays, Int16Array, Int64Array
+from strategies.contract import PREPARATION_SAMPLES, Preparation
 
 CHUNK_ROWS = 2048
 """Rows of a task, and of what an interrupted run loses at most."""
 
-_Chunk = tuple[str, int, int]  # split, first row, end
-
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
+class Vectors:
     """The vectors of all rows of a run, and what the strategy prepared from them."""
 
     store: VectorStore
     content: str
-    """xxh3_128 of all vectors, in hex."""
+    """The hash of all vectors."""
 
     num_dimensions: int
-    prepared: Prepared
+    preparation: Preparation
 
-    def of_rows(self, split: str, window: Window) -> Int16Array:
+    def of_window(self, split: str, window: Window) -> Int16Array:
         """Vectors of a window's rows.  # shape: (num_rows, num_dimensions)"""
         first, end = window.first_row, window.first_row + window.num_rows
         vectors = np.zeros((window.num_rows, self.num_dimensions), np.int16)
@@ -45,94 +47,137 @@ class Embedded:
             vectors[begin - first : stop - first] = chunk[begin - start : stop - start]
         return vectors
 
-    def describe(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        return {
-            "dimensions": self.num_dimensions,
-            "vectors_xxh3_128": self.content,
-            "prepared_xxh3_128": hash_arrays(dict(self.prepared)),
-        }
+    @property
+    def entry(self) -> EmbeddingEntry:
+        """What the manifest says of them."""
+        return EmbeddingEntry(
+            dimensions=self.num_dimensions,
+            vectors_xxh3_128=self.content,
+            prepared_xxh3_128=hash_arrays(self.preparation),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedTask:
+    """A chunk of rows to be embedded."""
+
+    embedder: Embedder
+    fitted: Arrays
+    """What the embedder learned from the rows before any was embedded."""
+
+    rows: SplitRows
+    split: str
+    start: int
+    stop: int
+    store: VectorStore
+
+
+def embed_chunk(task: EmbedTask, monitor: Monitor) -> tuple[str, int]:
+    """Embed a chunk, unless its vectors are stored; returns their hash and width.
+
+    monitor: called with rows. Raises as `Embedder.embed`, and `OSError` where the vectors cannot be stored.
+    """
+    name = _chunk_name(task.split, task.start)
+    entry = task.store.load(name)
+    if entry is None:
+        vectors = task.embedder.embed(task.rows, task.start, task.stop, task.fitted)
+        content = task.store.save(name, {"vectors": vectors})
+    else:
+        arrays, content = entry
+        vectors = arrays["vectors"]
+    monitor(task.stop - task.start)
+    return content, vectors.shape[1]
 
 
 def embed_rows(
     embedder: Embedder,
-    splits: Mapping[str, SplitRows],
+    rows: InputRows,
     windows: Mapping[str, Sequence[Window]],
-    origin: Mapping[str, Any],
+    source: Mapping[str, Any],
     strategy: Strategy,
     options: Any,
     seed: int,
-    engine: LocalEngine,
-    cache_dir: Path,
-    staging: Path,
-) -> Embedded:
+    work: Workspace,
+) -> Vectors:
     """Embed every row, and let the strategy prepare.
 
-    origin: what tells the input, and how its tokens are read. Raises as `Embedder.fit` and `Embedder.embed`.
+    source: what tells the input from others, and how its tokens are read; options: the strategy's own.
+    Raises as `Embedder.fit` and `Embedder.embed`.
     """
-    identity = {**embedder.identity, "input": origin, "chunk_rows": CHUNK_ROWS}
-    store = VectorStore(cache_dir, staging, identity)
-    found = store.load("fitted")
-    if found is None:
-        fitted = embedder.fit(list(splits.values()), engine)
+    identity = {**embedder.identity, "input": dict(source), "chunk_rows": CHUNK_ROWS}
+    store = VectorStore(work.cache.folder, work.staging.work, identity)
+    entry = store.load("fitted")
+    fitted = entry[0] if entry else embedder.fit(list(rows.splits.values()), work.engine)
+    if entry is None:
         store.save("fitted", fitted)
-    else:
-        fitted = found[0]
-    chunks: list[_Chunk] = [
-        (split, start, min(start + CHUNK_ROWS, rows.num_rows))
-        for split, rows in splits.items()
-        for start in range(0, rows.num_rows, CHUNK_ROWS)
+    tasks = [
+        EmbedTask(
+            embedder=embedder,
+            fitted=fitted,
+            rows=of_split,
+            split=split,
+            start=start,
+            stop=min(start + CHUNK_ROWS, of_split.num_rows),
+            store=store,
+        )
+        for split, of_split in rows.splits.items()
+        for start in range(0, of_split.num_rows, CHUNK_ROWS)
     ]
     digest = xxhash.xxh3_128()
     num_dimensions = 1
-    with bar("embedding", sum(stop - start for _, start, stop in chunks), "row") as advance:
-
-        def embed(chunk: _Chunk) -> tuple[str, int, int]:
-            split, start, stop = chunk
-            engine.checkpoint()
-            saved = store.load(_name(split, start))
-            if saved is None:
-                vectors = embedder.embed(splits[split], start, stop, fitted)
-                return store.save(_name(split, start), {"vectors": vectors}), vectors.shape[1], stop - start
-            arrays, content = saved
-            return content, arrays["vectors"].shape[1], stop - start
-
-        for content, width, num_rows in engine.map(embed, chunks):
+    with work.stage("embedding", sum(task.stop - task.start for task in tasks), "row") as advance:
+        embed = partial(embed_chunk, monitor=work.engine.monitor(advance))
+        for content, num_dimensions in work.engine.map(embed, tasks):  # noqa: B007 - the last is that of all
             digest.update(content.encode())
-            num_dimensions = width
-            advance(num_rows)
-    prepared: Arrays = {}
-    if strategy.prepare is not None:
-        most = max((window.num_rows for cut in windows.values() for window in cut), default=0)
-        asked = f"{digest.hexdigest()}/{strategy.name}/{options}/seed={seed}/most={most}"
-        name = f"prepared-{xxhash.xxh3_128_hexdigest(asked.encode())}"
-        saved = store.load(name)
-        if saved is None:
-            draws = Draws(f"seed={seed}/prepare/{strategy.name}")
-            sample = _sample(store, splits, num_dimensions, draws)
-            prepared = dict(strategy.prepare(sample, most, options))
-            store.save(name, prepared)
-        else:
-            prepared = saved[0]
-    return Embedded(store=store, content=digest.hexdigest(), num_dimensions=num_dimensions, prepared=prepared)
+    content = digest.hexdigest()
+    most = max((window.num_rows for cut in windows.values() for window in cut), default=0)
+    sample = partial(_sample, store, rows.splits, num_dimensions)
+    preparation = _prepare(strategy, options, seed, most, store, content, sample)
+    return Vectors(store=store, content=content, num_dimensions=num_dimensions, preparation=preparation)
 
 
-def _name(split: str, start: int) -> str:
+def _prepare(
+    strategy: Strategy,
+    options: Any,
+    seed: int,
+    most_rows: int,
+    store: VectorStore,
+    content: str,
+    sample: partial[Int16Array],
+) -> Preparation:
+    """What the strategy finds once for the run, if it is not stored.
+
+    most_rows: in one window; content: of all vectors; sample: gives vectors drawn from all rows.
+    """
+    if strategy.prepare is None:
+        return {}
+    key = f"{content}/{strategy.name}/{options}/seed={seed}/most={most_rows}"
+    name = f"prepared-{hash_bytes(key.encode())}"
+    entry = store.load(name)
+    if entry is not None:
+        return entry[0]
+    draws = Draws(f"seed={seed}/prepare/{strategy.name}")
+    preparation = dict(strategy.prepare(sample(draws), most_rows, options))
+    store.save(name, preparation)
+    return preparation
+
+
+def _chunk_name(split: str, start: int) -> str:
     return f"{split}-{start:012d}"
 
 
 def _load(store: VectorStore, split: str, start: int) -> Int16Array:
-    saved = store.load(_name(split, start))
-    if saved is None:
-        raise OSError(f"embeddings were removed while they were used: {_name(split, start)}")
-    vectors: Int16Array = saved[0]["vectors"]
+    entry = store.load(_chunk_name(split, start))
+    if entry is None:
+        raise OSError(f"embeddings were removed while they were used: {_chunk_name(split, start)}")
+    vectors: Int16Array = entry[0]["vectors"]
     return vectors
 
 
 def _sample(store: VectorStore, splits: Mapping[str, SplitRows], num_dimensions: int, draws: Draws) -> Int16Array:
     """Vectors of rows drawn from all splits, in the order drawn, without those of rows that have none."""
     firsts = dict(zip(splits, np.cumsum([0, *(rows.num_rows for rows in splits.values())]), strict=False))
-    drawn = draws.sample(sum(rows.num_rows for rows in splits.values()), SAMPLED)
+    drawn = draws.sample(sum(rows.num_rows for rows in splits.values()), PREPARATION_SAMPLES)
     vectors = np.zeros((len(drawn), num_dimensions), np.int16)
     ascending: Int64Array = np.argsort(drawn, kind="stable")
     at = 0

@@ -1,247 +1,263 @@
-"""manifest.json: what a packed dataset is, how it was made, and the checksums that prove it."""
+"""manifest.json as typed records: what a dataset is, how it was made, and the checksums that prove it.
+
+The file is the canonical form of its content, so that any change to it shows.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import xxhash
+import msgspec
+from msgspec import UNSET, UnsetType, structs
 
-from pipeline.packing.plan import WindowSummary
-from pipeline.packing.segments import REASONS, Counts
-from pipeline.reading.windows import Window
-
-FORMAT_VERSION = 1
-ALGORITHM_VERSION = 1
-"""Bumped by hand whenever the bytes of any output would change."""
-
-TOKENIZED = "tokenized"
-"""The `kind` of a tokenised dataset; a packed one names none."""
+from pipeline.base.digests import canonical_json, hash_json
+from pipeline.base.errors import ConfigError
+from pipeline.base.storage import FileFacts
+from pipeline.format.figures import Figures
+from pipeline.format.identity import FORMAT_VERSION, ORIGINS, PACKED, SINGLE, TOKENIZED, Identity, NamedHash
+from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
 
 MANIFEST = "manifest.json"
 
-ORIGIN = ("tokenizer", "chat_template")
-"""Where tokens come from, with name and content hash; the keys are missing where that is not known."""
 
-EMBEDDING_MODEL = "embedding_model"
-"""The same of what made vectors of samples, where a model did."""
+class InputEntry(NamedHash, frozen=True, kw_only=True):
+    """One input: its base name, never a path, and the hash of its content."""
 
-_NAMED = (*ORIGIN, EMBEDDING_MODEL)
-
-
-def canonical(value: Mapping[str, Any]) -> bytes:
-    """The one form of a manifest: sorted keys, fixed separators, ASCII."""
-    return (json.dumps(value, indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=True) + "\n").encode()
+    rows: int
+    bytes: int
 
 
-def identity(told: Mapping[str, Any], input_hashes: Sequence[str]) -> str:
-    """run_id: the hash of everything that decides the output's bytes, in hex.
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the directory; of a shard also what it holds."""
 
-    told: versions and config, and tokenizer, chat template and embedding model where there are any, of which only the
-    content counts.
-    """
-    hashed = {key: told[key] for key in ("format_version", "algorithm_version", "config")}
-    hashed |= {key: told[key]["xxh3_128"] for key in _NAMED if told.get(key)}
-    hashed["inputs"] = [list(input_hashes)]  # one list for each append
-    return xxhash.xxh3_128_hexdigest(canonical(hashed))
+    bytes: int
+    xxh3_128: str
+    packs: int | UnsetType = UNSET
+    segments: int | UnsetType = UNSET
+    samples: int | UnsetType = UNSET
+    tokens: int | UnsetType = UNSET
+    targets: int | UnsetType = UNSET
 
-
-def combine(hashes: Mapping[str, Sequence[str]]) -> str:
-    """One hash for the files of an input: split -> the content hashes of its files, all in their order."""
-    return xxhash.xxh3_128_hexdigest(canonical({"splits": [[split, *digests] for split, digests in hashes.items()]}))
-
-
-def figures(
-    counts: Counts, num_packs: int, num_segments: int, most_segments: int, sum_length_squared: int, capacity: int
-) -> dict[str, Any]:
-    """What is told of a split, and of all splits together."""
-    return {
-        "capacity": capacity,
-        "counts": counts.to_json(),
-        "packs": num_packs,
-        "fill": counts.tokens_packed / (num_packs * capacity) if num_packs else 0.0,
-        "lower_bound": -(-counts.tokens_packed // capacity),
-        "segments_per_pack": {"mean": num_segments / num_packs if num_packs else 0.0, "max": most_segments},
-        "sum_length_squared": sum_length_squared,
-    }
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds packs or samples."""
+        return self.tokens is not UNSET
 
 
-def summarise(
-    windows: Sequence[tuple[Window, WindowSummary]],
-    capacity: int,
-    told: Callable[[Mapping[str, int | float]], Mapping[str, int | float]],
-) -> dict[str, Any]:
-    """The figures of the given windows. told: what is told of the sums of what the strategy reported."""
-    summaries = [summary for _, summary in windows]
-    report: dict[str, int | float] = {}
-    for summary in summaries:
-        for key, value in summary.report.items():
-            report[key] = report.get(key, 0) + value
-    return {
-        **figures(
-            sum((s.counts for s in summaries), Counts()),
-            sum(s.num_packs for s in summaries),
-            sum(s.num_segments for s in summaries),
-            max((s.most_segments for s in summaries), default=0),
-            sum(s.sum_length_squared for s in summaries),
-            capacity,
-        ),
-        "report": dict(told(report)),
-    }
+class WindowEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One window: its rows and tokens as they came, and the packs that they became."""
+
+    rows: int
+    tokens: int
+    packs: int
 
 
-def describe_windows(windows: Sequence[tuple[Window, WindowSummary]]) -> list[dict[str, int]]:
-    """Rows, tokens and packs of each window."""
-    return [
-        {"rows": window.num_rows, "tokens": window.num_tokens, "packs": summary.num_packs}
-        for window, summary in windows
-    ]
+class SplitEntry(Figures, frozen=True, kw_only=True):
+    """One split of a packed dataset."""
+
+    windows: list[WindowEntry]
 
 
-def seal(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> bytes:
-    """The manifest's bytes, with the files' checksums and its own."""
-    rest = {**manifest, "files": {name: asdict(facts) for name, facts in files.items()}}
-    return canonical({**rest, "self": own_hash(rest)})
+class EmbeddingEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The vectors that related samples, and what the strategy prepared from them."""
+
+    dimensions: int
+    vectors_xxh3_128: str
+    prepared_xxh3_128: str
 
 
-def own_hash(manifest: Mapping[str, Any]) -> str:
-    """xxh3_128 of the canonical form without `self`, in hex."""
-    return xxhash.xxh3_128_hexdigest(canonical({key: value for key, value in manifest.items() if key != "self"}))
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of raw rows."""
+
+    rows: int
+    samples: int
+    tokens: int
+    targets: int
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a packed dataset.
+class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
+    """One split of a tokenised dataset."""
 
-    Raises `ValueError` if it is missing, not of this format, or was changed after it was written; `OSError` if
-    unreadable.
-    """
-    return _checked(folder, _DICT_MANIFEST, _MANIFEST)
+    counts: Tally
 
 
-def read_tokenized(folder: Path) -> dict[str, Any]:
-    """The manifest of a tokenised dataset; raises as `read`."""
-    return _checked(folder, _DICT_TOKENIZED, _TOKENIZED)
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig(TokenizeOptions, InputOptions):
+    """All options that decide the bytes of a tokenised dataset."""
 
 
-def is_tokenized(folder: Path) -> bool:
-    """Whether a directory says that it is a tokenised dataset."""
-    try:
-        read_tokenized(folder)
-    except (ValueError, OSError):
-        return False
-    return True
+class PackManifest(Figures, frozen=True, kw_only=True):
+    """What the manifest of a packed dataset says."""
+
+    format_version: int
+    algorithm_version: int
+    run_id: str
+    config: PackOptions
+    inputs: list[InputEntry]
+    tokenizer: NamedHash | UnsetType = UNSET
+    chat_template: NamedHash | UnsetType | None = UNSET
+    embedding_model: NamedHash | UnsetType = UNSET
+    embedding: EmbeddingEntry | UnsetType = UNSET
+    windows: list[WindowEntry] | UnsetType = UNSET
+    """Of a dataset without splits."""
+
+    splits: dict[str, SplitEntry] | UnsetType = UNSET
+    dropped_rows: dict[str, int] | UnsetType = UNSET
+    """Raw rows that were left out as they were tokenised, by reason; they count as empty samples."""
+
+    files: dict[str, FileEntry]
+    """Every other file of the directory."""
+
+    own_hash: str = msgspec.field(name="self")
+    """The hash of everything else that is said here."""
+
+    def __post_init__(self) -> None:
+        if (self.windows is UNSET) == (self.splits is UNSET):
+            raise ValueError("Object has to have either `windows` or `splits`")
+
+    @property
+    def parts(self) -> dict[str, SplitEntry]:
+        """What is said of each split; a dataset without splits has one, called `SINGLE`."""
+        if isinstance(self.splits, dict):
+            return self.splits
+        assert isinstance(self.windows, list), "there are windows where there are no splits"
+        figures = {name: getattr(self, name) for name in Figures.__struct_fields__}
+        return {SINGLE: SplitEntry(**figures, windows=self.windows)}
+
+    def identity(self, settings: Mapping[str, Any]) -> Identity:
+        """What makes it another run than others. settings: options of its strategy that are not at their default."""
+        return _identity(PACKED, self, settings)
 
 
-def _checked(folder: Path, with_splits: Any, without: Any) -> dict[str, Any]:
+class TokenizeManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest of a tokenised dataset says."""
+
+    kind: str = TOKENIZED
+    format_version: int
+    algorithm_version: int
+    run_id: str
+    config: TokenizeConfig
+    inputs: list[InputEntry]
+    tokenizer: NamedHash
+    chat_template: NamedHash | None
+    counts: Tally
+    splits: dict[str, TokenizedSplit] | UnsetType = UNSET
+    files: dict[str, FileEntry]
+    """Every other file of the directory."""
+
+    own_hash: str = msgspec.field(name="self")
+    """The hash of everything else that is said here."""
+
+    def identity(self) -> Identity:
+        """What makes it another run than others."""
+        return _identity(TOKENIZED, self, {})
+
+
+Manifest = PackManifest | TokenizeManifest
+AnyManifest = TypeVar("AnyManifest", PackManifest, TokenizeManifest)
+
+
+def _identity(kind: str, manifest: Manifest, settings: Mapping[str, Any]) -> Identity:
+    named = {key: getattr(manifest, key, UNSET) for key in ORIGINS}
+    return Identity(
+        kind=kind,
+        config=manifest.config,
+        settings=settings,
+        inputs=manifest.inputs,
+        origin={key: entry for key, entry in named.items() if isinstance(entry, NamedHash)},
+        format_version=manifest.format_version,
+        algorithm_version=manifest.algorithm_version,
+    )
+
+
+def with_files(manifest: AnyManifest, files: Mapping[str, FileFacts]) -> AnyManifest:
+    """The manifest with the files of its directory, and the hash that seals it."""
+    entries = {name: FileEntry(**asdict(facts)) for name, facts in files.items()}
+    whole = structs.replace(manifest, files=entries)
+    return structs.replace(whole, own_hash=hash_of_rest(msgspec.to_builtins(whole)))
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The one form of a manifest on disk."""
+    return canonical_json(msgspec.to_builtins(manifest))
+
+
+def hash_of_rest(value: Mapping[str, Any]) -> str:
+    """What a manifest's `self` has to be: the hash of the rest."""
+    return hash_json({key: entry for key, entry in value.items() if key != "self"})
+
+
+class ManifestError(ValueError):
+    """A manifest is missing, is none of ours, or was changed after it was written."""
+
+
+class OldFormatError(ManifestError):
+    """A packed dataset was written by an older release, in a format that is not read any more."""
+
+    def __init__(self, message: str, files: Collection[str]) -> None:
+        """files: those that the manifest names."""
+        super().__init__(message)
+        self.files = files
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a packed or tokenised dataset. Raises `ManifestError`, and `OSError` where it cannot be read."""
     where = folder / MANIFEST
     try:
-        value = json.loads(where.read_bytes())
+        content = where.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{where} is missing") from None
+        raise ManifestError(f"{where} is missing") from None
+    return parse_manifest(content, str(where))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest that a file holds. where: words naming the file. Raises `ManifestError`."""
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON ({error})") from None
-    kind = value.get("kind") if isinstance(value, dict) else None
-    if (kind == TOKENIZED) != ("kind" in without):
-        raise ValueError(f"{folder} is a {'tokenised' if kind == TOKENIZED else 'packed'} dataset")
-    unlike = _unlike(value, with_splits if isinstance(value, dict) and "splits" in value else without, "")
-    if unlike is not None:
-        raise ValueError(f"{where} is not a manifest of format {FORMAT_VERSION}: {unlike}")
-    assert isinstance(value, dict)
-    if own_hash(value) != value.get("self"):
-        raise ValueError(f"{where} was changed after it was written")
-    return value
+        raise ManifestError(f"{where} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where} is not a manifest of format {FORMAT_VERSION}: a JSON object is needed")
+    is_tokenized = value.get("kind") == TOKENIZED
+    if value.get("format_version") == 1 and not is_tokenized:
+        files = value.get("files")
+        raise OldFormatError(
+            f"{where} is of format version 1, written by an older release; this one reads version {FORMAT_VERSION}."
+            " Pack the input again; --overwrite replaces what is there",
+            files=list(files) if isinstance(files, dict) else [],
+        )
+    if hash_of_rest(value) != value.get("self"):
+        raise ManifestError(f"{where} was changed after it was written")
+    try:
+        if is_tokenized:
+            return msgspec.convert(_up_to_date(value), TokenizeManifest)
+        return msgspec.convert(value, PackManifest)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ManifestError(f"{where} is not a manifest of format {FORMAT_VERSION}: {error}") from None
 
 
-class _Each:
-    """The shape of every value of a mapping whose keys are free."""
-
-    def __init__(self, shape: Any) -> None:
-        self.shape = shape
-
-
-_LOSS = {"samples": int, "tokens": int, "targets": int, "samples_affected": int}
-_FIGURES = {
-    "capacity": int,
-    "counts": {
-        **{f"{what}_{way}": int for what in ("samples", "tokens", "targets") for way in ("in", "packed")},
-        "dropped": dict.fromkeys(REASONS, _LOSS),
-    },
-    "packs": int,
-    "fill": float,
-    "lower_bound": int,
-    "segments_per_pack": {"mean": float, "max": int},
-    "sum_length_squared": int,
-    "report": _Each(int | float),
-}
-_SPLIT = {**_FIGURES, "windows": [{"rows": int, "tokens": int, "packs": int}]}
-_IDENTITY = {
-    "format_version": int,
-    "algorithm_version": int,
-    "run_id": str,
-    "config": _Each(object),
-    "inputs": [{"name": str, "rows": int, "bytes": int, "xxh3_128": str}],
-    "files": _Each({"bytes": int, "xxh3_128": str}),
-    "self": str,
-}
-_TALLY = {"rows": int, "samples": int, "tokens": int, "targets": int, "skipped": _Each(int)}
-_ORIGIN = {"tokenizer": {"name": str, "xxh3_128": str}, "chat_template": object}
-_MANIFEST = {**_IDENTITY, **_SPLIT}
-_DICT_MANIFEST = {**_IDENTITY, **_FIGURES, "splits": _Each(_SPLIT)}
-_TOKENIZED = {**_IDENTITY, **_ORIGIN, "kind": str, "counts": _TALLY}
-_DICT_TOKENIZED = {**_TOKENIZED, "splits": _Each({"counts": _TALLY})}
+def _up_to_date(value: dict[str, Any]) -> dict[str, Any]:
+    """The content of a tokenised dataset's manifest in the words of today, whichever version wrote it."""
+    if value.get("format_version") != 1:
+        return value
+    try:
+        config = dict(value["config"])
+        if config.get("on_error") == "skip":
+            config["on_error"] = "drop"
+        renewed = value | {"config": config, "counts": _renamed(value["counts"])}
+        if "splits" in value:
+            splits = value["splits"].items()
+            renewed["splits"] = {name: {"counts": _renamed(split["counts"])} for name, split in splits}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return value  # what is wrong with it is told as for any other
+    return renewed
 
 
-def _unlike(value: Any, shape: Any, at: str) -> str | None:
-    """Where a JSON value lacks something of a shape, or has another type there; None if it fits."""
-    if isinstance(shape, list):
-        parts = [(f"{at}[{i}]", one, shape[0]) for i, one in enumerate(value)] if isinstance(value, list) else None
-    elif isinstance(shape, _Each):
-        parts = [(f"{at}.{key}", one, shape.shape) for key, one in value.items()] if isinstance(value, dict) else None
-    elif isinstance(shape, dict):
-        missing = [key for key in shape if key not in value] if isinstance(value, dict) else []
-        if missing:
-            return f"{at}.{missing[0]} is missing".lstrip(".")
-        parts = [(f"{at}.{key}", value[key], one) for key, one in shape.items()] if isinstance(value, dict) else None
-    else:
-        fits = isinstance(value, shape) and (shape is object or not isinstance(value, bool))
-        return None if fits else f"{at.lstrip('.')} has the wrong type"
-    if parts is None:
-        return f"{at.lstrip('.') or 'it'} has the wrong type"
-    return next((told for name, one, of in parts if (told := _unlike(one, of, name)) is not None), None)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs, for the message that refuses to replace one by the other."""
-    told = []
-    configs = [_flat(manifest["config"]) for manifest in (old, new)]
-    for key in sorted({*configs[0], *configs[1]}):
-        before, after = (config.get(key) for config in configs)
-        if before != after:
-            told.append(f"{key}: {before} there, {after} now")
-    if [entry["xxh3_128"] for entry in old["inputs"]] != [entry["xxh3_128"] for entry in new["inputs"]]:
-        there, now = (", ".join(f"{e['name']} ({e['xxh3_128'][:8]})" for e in m["inputs"]) for m in (old, new))
-        told.append(f"content of the inputs: {there} there, {now} now")
-    for key in _NAMED:
-        entries = [manifest.get(key) for manifest in (old, new)]
-        if len({entry and entry["xxh3_128"] for entry in entries}) > 1:
-            there, now = map(_origin, entries)
-            told.append(f"{key}: {there} there, {now} now")
-    for key in ("format_version", "algorithm_version"):
-        if old.get(key) != new[key]:
-            told.append(f"{key}: {old.get(key)} there, {new[key]} now")
-    return told
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; empty ones do not count."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _origin(entry: Mapping[str, Any] | None) -> str:
-    return f"{entry['name']} ({entry['xxh3_128'][:8]})" if entry else "not known"
+def _renamed(counts: dict[str, Any]) -> dict[str, Any]:
+    return {"dropped" if key == "skipped" else key: number for key, number in counts.items()}

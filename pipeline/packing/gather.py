@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.reading.rows import IGNORE, LABELS, NO_TARGET_COLUMN, Addresses, Int64Array, Rows, read_values
-from pipeline.reading.scan import Int32Array
+from pipeline.format.columns import IGNORE
+from pipeline.reading.rows import Addresses, Rows, read_labels, read_values
+from strategies.arrays import BoolArray, Int32Array, Int64Array
 from strategies.compiled import kernel
 
 
@@ -25,13 +25,13 @@ def gather(
 
     row, start, length, skip: of each segment, as in `WindowPlan`.  # shape: (num_segments,)
     input_ids, labels, position_ids: filled.  # shape: (num_tokens,)
-    target_counts: filled, targets of each segment.  # shape: (num_segments,)
+    target_counts: filled with the targets of each segment.  # shape: (num_segments,)
     """
     _gather(rows.addresses, row, start, length, skip, input_ids, labels, position_ids, target_counts)
 
 
-def are_targets(rows: Rows, row: Int64Array, start: Int32Array, skip: Int32Array) -> npt.NDArray[np.bool_]:
-    """Whether the source says that each of the given tokens is a target.
+def are_targets(rows: Rows, row: Int64Array, start: Int32Array, skip: Int32Array) -> BoolArray:
+    """Whether the source says that the first token of each of the given segments is a target.
 
     row, start, skip: of segments that are not the first of their sample.  # shape: (num_segments,)
     """
@@ -41,8 +41,8 @@ def are_targets(rows: Rows, row: Int64Array, start: Int32Array, skip: Int32Array
     input_ids, labels, position_ids = (np.empty(2 * num, np.int32) for _ in range(3))
     target_counts = np.empty(num, np.int32)
     gather(rows, row, start - np.int32(1), two, skip, input_ids, labels, position_ids, target_counts)
-    found: npt.NDArray[np.bool_] = target_counts == 1
-    return found
+    is_target: BoolArray = target_counts == 1
+    return is_target
 
 
 @kernel
@@ -61,25 +61,13 @@ def _gather(
     for s in range(row.shape[0]):
         r = row[s]
         end = at + length[s]
-        form = rows.target_form[r]
         ids, targets = input_ids[at:end], labels[at:end]
         if skip[s] >= 0:
             offset = np.int64(skip[s]) + start[s]
             read_values(rows.token[r], rows.token_width[r], offset, ids)
-            if form != NO_TARGET_COLUMN:
-                read_values(rows.target[r], rows.target_width[r], offset, targets)
+            read_labels(rows, r, offset, ids, targets)
         else:
-            mask = np.empty(rows.length[r], np.int32)
-            read_values(rows.mask[r], rows.mask_width[r], 0, mask)
-            _read_scattered(rows.token[r], rows.token_width[r], mask, start[s], ids)
-            if form != NO_TARGET_COLUMN:
-                _read_scattered(rows.target[r], rows.target_width[r], mask, start[s], targets)
-        if form == NO_TARGET_COLUMN:
-            for i in range(end - at):
-                targets[i] = ids[i]
-        elif form != LABELS:
-            for i in range(end - at):
-                targets[i] = ids[i] if targets[i] != 0 else IGNORE
+            _gather_scattered(rows, r, start[s], ids, targets)
         targets[0] = IGNORE
         num_targets = 0
         for i in range(end - at):
@@ -90,13 +78,17 @@ def _gather(
 
 
 @kernel
-def _read_scattered(address: int, width: int, mask: Int32Array, start: int, out: Int32Array) -> None:
-    """Fill `out` with the values whose mask is not zero, from the `start`-th of them on."""
-    values = np.empty(mask.shape[0], np.int32)
-    read_values(address, width, 0, values)
+def _gather_scattered(rows: Addresses, row: int, start: int, ids: Int32Array, targets: Int32Array) -> None:
+    """Fill `ids` and `targets` from a row whose padding is scattered, from its `start`-th kept token on."""
+    count = rows.length[row]
+    mask, token, label = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
+    read_values(rows.mask[row], rows.mask_width[row], 0, mask)
+    read_values(rows.token[row], rows.token_width[row], 0, token)
+    read_labels(rows, row, 0, token, label)
     kept = -start
-    for i in range(mask.shape[0]):
+    for i in range(count):
         if mask[i] != 0:
-            if 0 <= kept < out.shape[0]:
-                out[kept] = values[i]
+            if 0 <= kept < ids.shape[0]:
+                ids[kept] = token[i]
+                targets[kept] = label[i]
             kept += 1

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
+from pipeline.base.arrays import load_arrays, save_arrays
+from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import StrategyError
-from pipeline.base.storage import FileFacts, write_file
-from pipeline.packing.config import Chosen, PackConfig
+from pipeline.base.storage import FileFacts
+from pipeline.embedding.vectors import Vectors
+from pipeline.format.counts import Counts, Loss
+from pipeline.format.options import PackOptions
 from pipeline.packing.gather import are_targets
-from pipeline.packing.segments import Counts, Loss, Segments, TooLong, account, stream_segments, whole_segments
-from pipeline.reading.rows import Int64Array
-from pipeline.reading.scan import MOST_TOKENS, Facts, Int32Array, scan
+from pipeline.packing.segments import (
+    Account,
+    OverlongSamples,
+    Segments,
+    account,
+    stream_segments,
+    whole_segments,
+)
+from pipeline.packing.setup import ConfiguredStrategy, configure
+from pipeline.reading.scan import MOST_TOKENS, RowFacts, scan_window
 from pipeline.reading.windows import SplitRows, Window
-from strategies import ContractError, Request
-from strategies.contract import Int16Array, Prepared, check
-
-_BLOCK_TOKENS = 1 << 24  # tokens scanned by one task
+from strategies import ContractError, Draws, Plan, Request
+from strategies.arrays import Int32Array, Int64Array
+from strategies.contract import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +38,13 @@ class WindowPlan:
     """Which segments stand in which pack of a window, pack after pack."""
 
     row: Int64Array
-    """Of each segment's sample, counted within the window.  # shape: (num_segments,)"""
+    """Each segment's sample: its row, counted within the window.  # shape: (num_segments,)"""
 
     start: Int32Array
-    """Of each segment in its sample, after removing padding.  # shape: (num_segments,)"""
+    """Where in its sample each segment begins, after removing padding.  # shape: (num_segments,)"""
 
     length: Int32Array
-    """# shape: (num_segments,)"""
+    """Tokens of each segment.  # shape: (num_segments,)"""
 
     skip: Int32Array
     """Padding before each sample's first token; -1 where padding is scattered.  # shape: (num_segments,)"""
@@ -48,156 +57,172 @@ class WindowPlan:
 
     def save(self, path: Path) -> FileFacts:
         """Write it durably."""
-        content = io.BytesIO()
-        np.savez(content, **vars(self))
-        return write_file(path, content.getvalue())
+        return save_arrays(path, vars(self))
 
     @staticmethod
     def load(path: Path) -> WindowPlan:
         """Read what `save` wrote."""
-        with np.load(path) as arrays:
-            return WindowPlan(**arrays)
+        return WindowPlan(**load_arrays(path))
 
-
-@dataclass(frozen=True, kw_only=True)
-class WindowSummary:
-    """What is told of a planned window."""
-
-    counts: Counts
-    too_long: TooLong
-    num_packs: int
-    num_segments: int
-    most_segments: int
-    sum_length_squared: int
-    shards: tuple[tuple[int, int], ...]
-    """(packs, tokens) of each shard."""
-
-    report: dict[str, int | float]
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the record of the plan task."""
-        return {**vars(self), "counts": self.counts.to_json(), "too_long": vars(self.too_long)}
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> WindowSummary:
-        """Read what `to_json` gave."""
-        return WindowSummary(
-            **{
-                **value,
-                "counts": Counts.from_json(value["counts"]),
-                "too_long": TooLong(**value["too_long"]),
-                "shards": tuple((packs, tokens) for packs, tokens in value["shards"]),
-            }
+    def shard(self, number: int) -> WindowPlan:
+        """The packs of one shard, as a plan of their own."""
+        first, last = (int(pack) for pack in self.shard_offsets[number : number + 2])
+        begin, end = int(self.pack_offsets[first]), int(self.pack_offsets[last])
+        segments = {name: np.array(getattr(self, name)[begin:end]) for name in ("row", "start", "length", "skip")}
+        return WindowPlan(
+            **segments,
+            pack_offsets=self.pack_offsets[first : last + 1] - begin,
+            shard_offsets=np.array([0, last - first], np.int64),
         )
 
 
-def scan_blocks(window: Window) -> list[tuple[int, int]]:
-    """Row ranges of the window, of about equal size, each a task."""
-    num_blocks = max(1, min(window.num_rows, -(-window.num_tokens // _BLOCK_TOKENS)))
-    edges = [window.first_row + window.num_rows * i // num_blocks for i in range(num_blocks + 1)]
-    return list(pairwise(edges))
+class ShardSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard will hold."""
+
+    packs: int
+    tokens: int
 
 
-def scan_block(split: SplitRows, start: int, stop: int, config: PackConfig) -> Facts:
-    """Check and count the tokens of rows start..stop-1."""
-    rows = split.read(start, stop)
-    limit = config.max_length if config.overlong == "truncate" else MOST_TOKENS
-    return scan(rows, limit, lambda row: split.locate(start + row), lambda row: split.column_names(start + row))
+class WindowSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of a planned window."""
+
+    counts: Counts
+    overlong: OverlongSamples
+    packs: int
+    segments: int
+    most_segments: int
+    """Segments of the pack that has most."""
+
+    sum_length_squared: int
+    shards: list[ShardSize]
+    report: dict[str, int | float]
+    """What the strategy reported: sums and counts."""
 
 
-def place_window(
-    facts: Facts,
-    split: SplitRows,
-    window: Window,
-    config: PackConfig,
-    chosen: Chosen,
-    *,
-    vectors: Int16Array | None,
-    prepared: Prepared,
-    num_threads: int,
-) -> tuple[WindowPlan, WindowSummary]:
-    """Leave out, cut and place the samples of a window.
+@dataclass(frozen=True, kw_only=True)
+class PlanTask:
+    """One window to be planned."""
 
-    vectors: of its rows, for strategies that embed.  # shape: (num_rows, num_dimensions)
-    prepared: by the strategy, for the whole run.
+    rows: SplitRows
+    split: str
+    window: Window
+    options: PackOptions
+    vectors: Vectors | None
+    """Of all rows, where the strategy relates samples."""
 
-    The tokens themselves are read only where a sample is cut. Raises `StrategyError` when the strategy
-    breaks its contract.
+    path: Path
+    """The file to be written: a `WindowPlan`."""
+
+
+def plan_window(task: PlanTask, engine: LocalEngine, monitor: Monitor) -> tuple[FileFacts, WindowSummary]:
+    """Scan a window, leave out and cut samples, and place what remains.
+
+    engine: scans blocks of rows side by side, and lends the strategy as many threads; the plan does not depend on it.
+    monitor: called with tokens. Raises `DataError` for invalid tokens, `StrategyError` when the strategy breaks its
+    contract, `OSError` for storage faults.
     """
-    strategy = chosen.strategy
-    is_stream = strategy.stream_order is not None
-    remains, length, counts, too_long = account(
+    options, strategy = task.options, configure(task.options)
+    limit = options.max_length if options.overlong == "truncate" else MOST_TOKENS
+    facts = scan_window(task.rows, task.window, limit, engine, monitor)
+    own = account(
         facts,
-        max_length=config.max_length if not is_stream else MOST_TOKENS,
-        overlong=config.overlong,
-        keep_untrainable=config.keep_untrainable,
+        max_length=MOST_TOKENS if strategy.cuts_stream else options.max_length,
+        overlong=options.overlong,
+        keep_untrainable=options.keep_untrainable,
     )
-    draws = chosen.draws(config, window.index, strategy.name)
-    if strategy.stream_order is not None:
-        order = strategy.stream_order(int(remains.sum()), draws, chosen.options)
-        segments = stream_segments(order, remains, length, chosen.capacity)
-    else:
-        segments = whole_segments(remains, length, config.max_length)
-    counts = _account_for_cuts(counts, segments, facts, split, window)
-    request = Request(
-        lengths=segments.length,
-        capacity=chosen.capacity,
-        draws=draws,
-        options=chosen.options,
-        embeddings=None if vectors is None else vectors[segments.row],
-        prepared=prepared,
-        num_threads=num_threads,
-    )
-    try:
-        plan = check(strategy.place(request), request, strategy.name)
-    except ContractError as error:
-        raise StrategyError(str(error)) from None
-
-    segment, pack_offsets = plan.segment, plan.pack_offsets
-    if config.pack_order == "shuffle":
-        order = chosen.draws(config, window.index, "pack-order").permutation(plan.num_packs)
-        segment, pack_offsets = _reorder(segment, pack_offsets, order)
-    lengths = segments.length[segment]
-    token_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[pack_offsets]
-    per_pack = np.diff(pack_offsets)
-    shard_offsets = _cut_shards(np.diff(token_offsets), per_pack, config.shard_size)
-    row = segments.row[segment]
-    summary = WindowSummary(
-        counts=counts,
-        too_long=too_long,
-        num_packs=plan.num_packs,
-        num_segments=len(segment),
-        most_segments=int(per_pack.max()) if len(per_pack) else 0,
-        sum_length_squared=int(np.dot(lengths.astype(np.int64), lengths)),
-        shards=tuple(
-            (int(last - first), int(token_offsets[last] - token_offsets[first]))
-            for first, last in pairwise(shard_offsets)
-        ),
-        report=dict(plan.report),
-    )
-    return (
-        WindowPlan(
-            row=row,
-            start=segments.start[segment],
-            length=lengths,
-            skip=facts.skip[row],
-            pack_offsets=pack_offsets,
-            shard_offsets=shard_offsets,
-        ),
-        summary,
-    )
+    draws = strategy.draws(options.seed, task.window.index, strategy.strategy.name)
+    segments = _segments(own, strategy, options.max_length, draws)
+    counts = _account_for_cuts(own.counts, segments, facts, task)
+    placed = _place(segments, strategy, draws, task, engine.num_workers)
+    plan = _window_plan(segments, placed, facts, strategy, options, task.window)
+    return plan.save(task.path), _summary(plan, counts, own.overlong, placed)
 
 
-def _account_for_cuts(counts: Counts, segments: Segments, facts: Facts, split: SplitRows, window: Window) -> Counts:
+def _segments(own: Account, strategy: ConfiguredStrategy, max_length: int, draws: Draws) -> Segments:
+    """The samples that remain, whole or cut."""
+    stream_order = strategy.strategy.stream_order
+    if stream_order is None:
+        return whole_segments(own.remains, own.length, max_length)
+    order = stream_order(int(own.remains.sum()), draws, strategy.options)
+    return stream_segments(order, own.remains, own.length, strategy.capacity)
+
+
+def _account_for_cuts(counts: Counts, segments: Segments, facts: RowFacts, task: PlanTask) -> Counts:
     """Count the targets that are masked because a later segment of a cut sample begins with them."""
     later = np.flatnonzero(segments.start)
     if not len(later):
         return counts
-    rows = split.read(window.first_row, window.first_row + window.num_rows)
     row = segments.row[later]
-    masked = row[are_targets(rows, row, segments.start[later], facts.skip[row])]
-    loss = Loss(targets=len(masked), samples_affected=len(np.unique(masked)))
-    return replace(counts, targets_packed=counts.targets_packed - len(masked), dropped={**counts.dropped, "cut": loss})
+    masked = row[are_targets(task.rows.read_window(task.window), row, segments.start[later], facts.skip[row])]
+    return counts.with_cut(Loss(targets=len(masked), samples_affected=len(np.unique(masked))))
+
+
+def _place(segments: Segments, strategy: ConfiguredStrategy, draws: Draws, task: PlanTask, num_threads: int) -> Plan:
+    """The strategy's answer, checked."""
+    vectors = task.vectors
+    request = Request(
+        lengths=segments.length,
+        capacity=strategy.capacity,
+        draws=draws,
+        options=strategy.options,
+        embeddings=vectors.of_window(task.split, task.window)[segments.row] if vectors else None,
+        preparation=vectors.preparation if vectors else {},
+        num_threads=num_threads,
+    )
+    try:
+        return check(strategy.strategy.place(request), request, strategy.strategy.name)
+    except ContractError as error:
+        raise StrategyError(str(error)) from None
+
+
+def _window_plan(
+    segments: Segments,
+    placed: Plan,
+    facts: RowFacts,
+    strategy: ConfiguredStrategy,
+    options: PackOptions,
+    window: Window,
+) -> WindowPlan:
+    """Put packs into their order, and cut them into shards."""
+    segment, pack_offsets = placed.segment, placed.pack_offsets
+    if options.pack_order == "shuffle":
+        order = strategy.draws(options.seed, window.index, "pack-order").permutation(placed.num_packs)
+        segment, pack_offsets = _reorder(segment, pack_offsets, order)
+    row, length = segments.row[segment], segments.length[segment]
+    tokens = np.diff(_token_offsets(length, pack_offsets))
+    return WindowPlan(
+        row=row,
+        start=segments.start[segment],
+        length=length,
+        skip=facts.skip[row],
+        pack_offsets=pack_offsets,
+        shard_offsets=_cut_shards(tokens, np.diff(pack_offsets), options.shard_size),
+    )
+
+
+def _summary(plan: WindowPlan, counts: Counts, overlong: OverlongSamples, placed: Plan) -> WindowSummary:
+    per_pack = np.diff(plan.pack_offsets)
+    token_offsets = _token_offsets(plan.length, plan.pack_offsets)
+    return WindowSummary(
+        counts=counts,
+        overlong=overlong,
+        packs=placed.num_packs,
+        segments=len(plan.row),
+        most_segments=int(per_pack.max()) if len(per_pack) else 0,
+        sum_length_squared=int(np.dot(plan.length.astype(np.int64), plan.length)),
+        shards=[
+            ShardSize(packs=int(last - first), tokens=int(token_offsets[last] - token_offsets[first]))
+            for first, last in pairwise(plan.shard_offsets)
+        ],
+        report=dict(placed.report),
+    )
+
+
+def _token_offsets(length: Int32Array, pack_offsets: Int64Array) -> Int64Array:
+    """First token of each pack, and the end.  # shape: (num_packs + 1,)"""
+    ends = np.cumsum(length, dtype=np.int64)
+    offsets: Int64Array = np.concatenate([np.zeros(1, np.int64), ends])[pack_offsets]
+    return offsets
 
 
 def _reorder(segment: Int64Array, pack_offsets: Int64Array, order: Int64Array) -> tuple[Int64Array, Int64Array]:

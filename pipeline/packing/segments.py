@@ -2,77 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.reading.rows import Int64Array
-from pipeline.reading.scan import Facts, Int32Array
-
-BoolArray = npt.NDArray[np.bool_]
-
-REASONS = (
-    "padding_removed",
-    "empty",
-    "overlong_dropped",
-    "overlong_truncated",
-    "first_token",
-    "no_targets",
-    "cut",
-)
-"""Why a sample, token or target is left out, in the order in which they apply."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What one reason removed."""
-
-    samples: int = 0
-    tokens: int = 0
-    targets: int = 0
-    samples_affected: int = 0
-    """Samples it touched, lost or not."""
-
-    def __add__(self, other: Loss) -> Loss:
-        return Loss(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """The account of samples, tokens and targets: what came in, what was packed, what was left out."""
-
-    samples_in: int = 0
-    tokens_in: int = 0
-    targets_in: int = 0
-    samples_packed: int = 0
-    tokens_packed: int = 0
-    targets_packed: int = 0
-    dropped: Mapping[str, Loss] = field(default_factory=lambda: {reason: Loss() for reason in REASONS})
-
-    def __add__(self, other: Counts) -> Counts:
-        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "dropped"}
-        return Counts(**sums, dropped={reason: self.dropped[reason] + other.dropped[reason] for reason in REASONS})
-
-    def balances(self) -> bool:
-        """Whether everything that came in was packed or is counted under a reason."""
-        return all(
-            getattr(self, f"{what}_in")
-            == getattr(self, f"{what}_packed") + sum(getattr(loss, what) for loss in self.dropped.values())
-            for what in ("samples", "tokens", "targets")
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        return {**vars(self), "dropped": {reason: vars(loss) for reason, loss in self.dropped.items()}}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Counts:
-        """Read what `to_json` gave."""
-        dropped = {reason: Loss(**loss) for reason, loss in value["dropped"].items()}
-        return Counts(**{**value, "dropped": dropped})
+from pipeline.format.counts import REASONS, Counts, Loss, Losses
+from pipeline.reading.scan import RowFacts
+from strategies.arrays import BoolArray, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,41 +18,58 @@ class Segments:
     """Contiguous runs of samples' kept tokens, in arrival order. All have shape (num_segments,)."""
 
     row: Int64Array
-    """Row of the sample, counted within the window."""
+    """The sample's row, counted within the window."""
 
     start: Int32Array
-    """Offset inside the sample, after removing padding."""
+    """Where in its sample the segment begins, after removing padding."""
 
     length: Int32Array
+    """Tokens of the segment."""
 
     def __len__(self) -> int:
         return len(self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TooLong:
-    """Samples longer than max_length, whatever became of them."""
+class OverlongSamples:
+    """Samples longer than `max_length`, whatever became of them."""
 
     samples: int = 0
     longest: int = 0
+    """Tokens of the longest one."""
+
     longest_row: int = -1
+    """Its row, counted within the window."""
 
 
-def account(
-    facts: Facts, *, max_length: int, overlong: str, keep_untrainable: bool
-) -> tuple[BoolArray, Int32Array, Counts, TooLong]:
-    """Which samples remain, how long each is, and what was left out so far (all but the reason `cut`).
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What remains of a window's samples. The arrays have shape (num_rows,)."""
+
+    remains: BoolArray
+    """Whether a sample is packed."""
+
+    length: Int32Array
+    """Tokens of a sample that are packed, if it is."""
+
+    counts: Counts
+    """What was left out so far: all but the reason `cut`."""
+
+    overlong: OverlongSamples
+
+
+def account(facts: RowFacts, *, max_length: int, overlong: str, keep_untrainable: bool) -> Account:
+    """Leave out what is not packed, reason by reason.
 
     overlong: drop, truncate, or split (which removes nothing here); "error" counts as drop.
-    Returns (remains, length, counts, too_long); the arrays have shape (num_rows,).
     """
     length = facts.kept.copy()
     targets = facts.targets_in_head + facts.targets_in_tail
-    dropped = {reason: Loss() for reason in REASONS}
+    losses = dict.fromkeys(REASONS, Loss())
 
     def leave_out(reason: str, which: BoolArray) -> None:
         num = int(which.sum())
-        dropped[reason] = Loss(
+        losses[reason] = Loss(
             samples=num,
             tokens=_sum(length[which]),
             targets=_sum(targets[which]),
@@ -122,7 +77,7 @@ def account(
         )
         remains[which] = False
 
-    dropped["padding_removed"] = Loss(
+    losses["padding_removed"] = Loss(
         tokens=_sum(facts.padding),
         targets=_sum(facts.targets_in_padding),
         samples_affected=int(np.count_nonzero(facts.padding)),
@@ -131,14 +86,14 @@ def account(
     leave_out("empty", length == 0)
 
     long = length > max_length
-    too_long = TooLong()
+    too_long = OverlongSamples()
     if long.any():
         row = int(length.argmax())
-        too_long = TooLong(samples=int(long.sum()), longest=int(length[row]), longest_row=row)
+        too_long = OverlongSamples(samples=int(long.sum()), longest=int(length[row]), longest_row=row)
         if overlong in ("drop", "error"):
             leave_out("overlong_dropped", long)
         elif overlong == "truncate":
-            dropped["overlong_truncated"] = Loss(
+            losses["overlong_truncated"] = Loss(
                 tokens=_sum(length[long]) - too_long.samples * max_length,
                 targets=_sum(facts.targets_in_tail),
                 samples_affected=too_long.samples,
@@ -148,7 +103,7 @@ def account(
 
     first = (facts.first_is_target == 1) & remains
     targets = targets - first
-    dropped["first_token"] = Loss(targets=int(first.sum()), samples_affected=int(first.sum()))
+    losses["first_token"] = Loss(targets=int(first.sum()), samples_affected=int(first.sum()))
     if not keep_untrainable:
         leave_out("no_targets", remains & (targets == 0))
 
@@ -159,9 +114,9 @@ def account(
         samples_packed=int(remains.sum()),
         tokens_packed=_sum(length[remains]),
         targets_packed=_sum(targets[remains]),
-        dropped=dropped,
+        dropped=Losses(**losses),
     )
-    return remains, length, counts, too_long
+    return Account(remains=remains, length=length, counts=counts, overlong=too_long)
 
 
 def whole_segments(remains: BoolArray, length: Int32Array, max_length: int) -> Segments:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,18 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.base.arrays import as_arrow
+from pipeline.base.engine import Monitor
 from pipeline.base.storage import FileFacts, HashingFile
-from pipeline.format.dataset_files import COLUMNS, SCHEMA
+from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA
 from pipeline.packing.gather import gather
 from pipeline.packing.plan import WindowPlan
-from pipeline.reading.rows import Int64Array, Rows, as_arrow
+from pipeline.reading.rows import Rows
+from pipeline.reading.windows import SplitRows, Window
+from strategies.arrays import Int64Array
 
 _BATCH_TOKENS = 1 << 19  # in a record batch, unless one pack has more: small enough to stay in cache until written
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFacts(FileFacts):
-    """A written shard."""
+    """What is known of a written shard."""
 
     packs: int
     segments: int
@@ -30,43 +33,52 @@ class ShardFacts(FileFacts):
     targets: int
 
 
-def write_shard(
-    path: Path,
-    rows: Rows,
-    first_row: int,
-    plan: WindowPlan,
-    shard: int,
-    compression: str,
-    advance: Callable[[int], None],
-) -> ShardFacts:
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to be written."""
+
+    rows: SplitRows
+    window: Window
+    plan: Path
+    """The window's plan."""
+
+    shard: int
+    """Number of the shard in the plan."""
+
+    tokens: int
+    compression: str
+    path: Path
+    """The file to be written."""
+
+
+def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
     """Gather the packs of one shard of a window and write them.
 
-    rows: of the whole window; first_row: the window's, in its split. `advance` is called with the tokens
-    done, and may raise to stop. Raises `OSError` for storage faults; leaves no partial file.
+    monitor: called with tokens. Raises `OSError` for storage faults; leaves no partial file.
     """
-    begin, end = (int(pack) for pack in plan.shard_offsets[shard : shard + 2])
-    token_ends = np.cumsum(plan.length[plan.pack_offsets[begin] : plan.pack_offsets[end]], dtype=np.int64)
-    token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets[begin : end + 1] - plan.pack_offsets[begin]]
+    rows = task.rows.read_window(task.window)
+    plan = WindowPlan.load(task.plan).shard(task.shard)
+    token_ends = np.cumsum(plan.length, dtype=np.int64)
+    token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets]
     batches = _cut_batches(token_offsets)
     most = max((int(token_offsets[b] - token_offsets[a]) for a, b in batches), default=0)
     buffers = np.empty((3, most), np.int32)
     targets = 0
-    file = HashingFile(path)
+    file = HashingFile(task.path)
     try:
-        options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression, use_threads=False)
-        sink = pa.PythonFile(file, mode="w")
-        with pa.ipc.new_stream(sink, SCHEMA, options=options) as writer:
-            for a, b in batches:
-                batch, num_targets = _batch(rows, first_row, plan, begin + a, begin + b, buffers)
+        compression = None if task.compression == "none" else task.compression
+        options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+        with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), PACK_SCHEMA, options=options) as writer:
+            for first, last in batches:
+                batch, num_targets = _batch(rows, task.window.first_row, plan, first, last, buffers)
                 writer.write_batch(batch)
                 targets += num_targets
-                advance(int(token_offsets[b] - token_offsets[a]))
-        written = file.finish()
+                monitor(int(token_offsets[last] - token_offsets[first]))
+        facts = file.finish()
     finally:
         file.discard()
-    return ShardFacts(
-        **vars(written), packs=end - begin, segments=len(token_ends), tokens=int(token_offsets[-1]), targets=targets
-    )
+    num_packs, num_tokens = len(plan.pack_offsets) - 1, int(token_offsets[-1])
+    return ShardFacts(**asdict(facts), packs=num_packs, segments=len(token_ends), tokens=num_tokens, targets=targets)
 
 
 def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
@@ -104,9 +116,8 @@ def _batch(
         target_counts,
     )
 
-    per_pack = np.diff(segment_offsets)
     boundaries = np.zeros(len(length) + num_packs, np.int32)
-    pack_of = np.repeat(np.arange(num_packs), per_pack)
+    pack_of = np.repeat(np.arange(num_packs), np.diff(segment_offsets))
     boundaries[np.arange(len(length)) + pack_of + 1] = ends - token_offsets[pack_of]
 
     by_token, by_segment = token_offsets, segment_offsets
@@ -118,21 +129,21 @@ def _batch(
         "boundaries": (by_boundary, boundaries),
         "seq_lengths": (by_segment, length),
         "sample_ids": (by_segment, first_row + plan.row[which]),
-        "segment_starts": (by_segment, plan.start[which]),
+        "sample_offsets": (by_segment, plan.start[which]),
         "target_counts": (by_segment, target_counts),
     }
     columns = [
-        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, COLUMNS[name]))
+        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, PACK_COLUMNS[name]))
         for name, (offsets, values) in content.items()
     ]
-    return pa.record_batch(columns, schema=SCHEMA), int(target_counts.sum())
+    return pa.record_batch(columns, schema=PACK_SCHEMA), int(target_counts.sum())
 
 
 def write_empty_shard(path: Path) -> ShardFacts:
-    """A shard with a schema and no packs."""
+    """Write a shard with a schema and no packs."""
     file = HashingFile(path)
     try:
-        pa.ipc.new_stream(pa.PythonFile(file, mode="w"), SCHEMA).close()
-        return ShardFacts(**vars(file.finish()), packs=0, segments=0, tokens=0, targets=0)
+        pa.ipc.new_stream(pa.PythonFile(file, mode="w"), PACK_SCHEMA).close()
+        return ShardFacts(**asdict(file.finish()), packs=0, segments=0, tokens=0, targets=0)
     finally:
         file.discard()

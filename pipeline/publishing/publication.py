@@ -1,24 +1,25 @@
-"""From staging to the output's name in one step, under a lock."""
+"""One run at a time, resumable, all or nothing: an output is built beside its place and takes its name in one step."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
-import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.base.errors import BusyError
-from pipeline.base.storage import FileFacts, write_file
-from pipeline.reading.files import hash_file
+from pipeline.base.errors import BusyError, StorageError
+from pipeline.base.lock import file_lock
+from pipeline.base.staging import Staging
+from pipeline.base.storage import sync_folder
+from pipeline.format.identity import Identity
+from pipeline.format.manifest import Manifest
+from pipeline.publishing.existing import existing_run
+from pipeline.publishing.output import busy_message, lock_path
 
 log = logging.getLogger(__name__)
 
@@ -26,117 +27,96 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
 
 
+@dataclass(frozen=True)
+class Publication:
+    """A run that holds the place of its output."""
+
+    staging: Staging
+    """Where it is built."""
+
+    existing: Manifest | None
+    """What is there already, if this run was done before: then nothing is published."""
+
+
 @contextmanager
-def output_lock(output: Path) -> Iterator[None]:
-    """Hold the output's kernel lock; parents are made, and removed again if they stay empty.
+def publication(output: Path, identity: Identity, *, overwrite: bool) -> Iterator[Publication]:
+    """Hold the lock of an output; what the block leaves in `staging.dataset` is published when it ends.
 
-    The lock file is removed while it is held, so a waiting process may lock a file that has no name any
-    more: hence open, lock, compare inodes. Raises `BusyError` if another run holds it.
+    After a storage fault or an interruption finished work stays in staging, and the same run takes it up; after any
+    other error nothing is left. Raises `BusyError` if another run holds the lock, `ConfigError` if something else is
+    in the output's place, `StorageError` for storage faults.
     """
-    made = _make_parents(output.parent)
-    path = output.parent / f".{output.name}.lock"
+    staging = Staging(output.parent / f".{output.name}.staging-{identity.run_id[:8]}")
     try:
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with _parents(output.parent), file_lock(lock_path(output), busy_message(output)):
+            existing = existing_run(output, identity, overwrite=overwrite)
+            _remove_abandoned(output, but=None if existing else staging)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise BusyError(f"another run is writing {output}; wait for it, or choose another --output") from None
-            if _same_file(descriptor, path):
-                break
-            os.close(descriptor)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-    finally:
-        for folder in made:
-            try:
-                folder.rmdir()
-            except OSError:
-                break  # not empty: the output or its staging is there
+                if existing is None:
+                    staging.open()
+                yield Publication(staging, existing)
+                if existing is None:
+                    _publish(staging.dataset, output)
+                    staging.remove()
+            except (OSError, BusyError):
+                raise
+            except Exception:
+                staging.remove()
+                raise
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(_what_is_kept(staging))
+        raise
+    except OSError as error:
+        where = error.filename or output
+        raise StorageError(f"{where}: {error.strerror or error}; {_what_is_kept(staging)}") from error
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Make missing folders; those made, innermost first."""
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make missing folders, and remove again those that stay empty."""
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-    return missing
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
     try:
-        named = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), named)
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+        yield
+    finally:
+        for path in missing:
+            try:
+                path.rmdir()
+            except OSError:
+                break  # not empty: the output or its staging is there
 
 
-class Staging:
-    """The hidden folder beside the output where a run is built: `dataset` will be published, `work` never.
-
-    Each task leaves one file and, after it, a record with its checksum; a record without its file, or the
-    other way round, counts for nothing.
-    """
-
-    def __init__(self, output: Path, run_id: str) -> None:
-        self.folder = output.parent / f".{output.name}.staging-{run_id[:8]}"
-        self.dataset = self.folder / "dataset"
-        self.work = self.folder / "work"
-
-    def open(self) -> None:
-        """Make the folders, and drop files that an earlier run left half-written."""
-        self.dataset.mkdir(parents=True, exist_ok=True)
-        self.work.mkdir(exist_ok=True)
-        for part in self.folder.rglob("*.part"):
-            part.unlink()
-
-    def finished(self, file: Path) -> dict[str, Any] | None:
-        """The record of a task that an earlier run finished, if its file still has the recorded checksum."""
-        try:
-            record: dict[str, Any] = json.loads(self._record(file).read_text())
-            if file.stat().st_size == record["file"]["bytes"] and hash_file(str(file)) == record["file"]["xxh3_128"]:
-                return record
-        except (OSError, ValueError, KeyError):
-            pass
-        return None
-
-    def record(self, file: Path, facts: FileFacts, **more: Any) -> None:
-        """Note that the task which wrote `file` is finished."""
-        write_file(self._record(file), json.dumps({"file": asdict(facts), **more}).encode())
-
-    def _record(self, file: Path) -> Path:
-        return self.work / ("-".join(file.relative_to(self.folder).parts) + ".done")
-
-    def remove(self) -> None:
-        """Leave nothing."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def abandoned(output: Path, but: Path | None) -> list[Path]:
-    """Staging of earlier runs for the same output. Whoever holds the lock may remove it."""
+def _remove_abandoned(output: Path, but: Staging | None) -> None:
+    """Remove the staging of earlier runs for the same output; whoever holds the lock may."""
     name = re.compile(re.escape(f".{output.name}.staging-") + "[0-9a-f]{8}")
-    return [path for path in output.parent.iterdir() if name.fullmatch(path.name) and path != but]
+    for path in list(output.parent.iterdir()):
+        if name.fullmatch(path.name) and (but is None or path != but.folder):
+            log.info("removing the staging of an abandoned run: %s", path)
+            Staging(path).remove()
 
 
-def publish(dataset: Path, output: Path) -> None:
+def _what_is_kept(staging: Staging) -> str:
+    if not staging.folder.exists():
+        return "nothing was written"
+    return f"finished work is kept in {staging.folder}, and the same command resumes it"
+
+
+def _publish(dataset: Path, output: Path) -> None:
     """Give `dataset` the name `output`, in one step; a directory that had the name is then at `dataset`.
 
     Raises `OSError` when the file system refuses.
     """
     for folder, _, _ in os.walk(dataset):
-        _sync(Path(folder))
+        sync_folder(Path(folder))
     if output.exists() and any(output.iterdir()):
         _exchange(dataset, output)
     else:
         os.rename(dataset, output)
-    _sync(output.parent)
+    sync_folder(output.parent)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -151,11 +131,3 @@ def _exchange(new: Path, old: Path) -> None:
     aside = new.with_name("replaced")
     os.rename(old, aside)
     os.rename(new, old)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.base.arrays import is_list
 from pipeline.base.errors import DataError
-
-TOKENS = "input_ids"
-TARGET_ROLES = ("labels", "completion_mask", "assistant_masks", "loss_mask")
-ATTENTION = "attention_mask"
-ROLES = (TOKENS, *TARGET_ROLES, ATTENTION)
+from pipeline.format.options import ATTENTION, TARGETS, TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns to read; absent ones are None."""
+    """The names of the columns to read; those that a file lacks are None."""
 
     tokens: str
     targets: str | None
@@ -25,24 +22,41 @@ class Columns:
     attention: str | None
 
     def names(self) -> list[str]:
-        """The columns that are there."""
+        """The names of the columns that are there."""
         return [name for name in (self.tokens, self.targets, self.attention) if name is not None]
 
 
-def find_columns(schema: pa.Schema, renamed: Mapping[str, str], where: str) -> Columns:
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is read of a tokenised input."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Role -> column, where it is not called like its role."""
+
+    extra: str | None = None
+    """A column of texts or vectors that is read as well, where a file has it."""
+
+    def of_file(self, columns: Columns, schema: pa.Schema) -> list[str]:
+        """The names of all columns that are read of a file."""
+        names = columns.names()
+        has_extra = self.extra is not None and self.extra in schema.names and self.extra not in names
+        return [*names, str(self.extra)] if has_extra else names
+
+
+def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Columns:
     """The columns of a tokenised input.
 
-    renamed: role -> column name, from `--column`; where: words naming the file.
+    names: role -> column, where it is not called like its role; where: words naming the file.
     Raises `DataError` when a column is missing or ambiguous, or its type holds no integers.
     """
 
     def present(role: str) -> str | None:
-        name = renamed.get(role, role)
+        name = names.get(role, role)
         if name in schema.names:
             return name
-        if role in renamed or role == TOKENS:
+        if role in names or role == TOKENS:
             has = ", ".join(schema.names) or "none"
-            way_out = "" if role in renamed else f"; name yours with --column {role}=NAME"
+            way_out = "" if role in names else f"; name yours with --column {role}=NAME"
             hint = "; to pack raw rows add --tokenizer PATH_OR_ID" if role == TOKENS and _looks_raw(schema) else ""
             raise DataError(f"{where}: no column {name!r} (the columns are: {has}){way_out}{hint}")
         return None
@@ -51,16 +65,16 @@ def find_columns(schema: pa.Schema, renamed: Mapping[str, str], where: str) -> C
         raise DataError(f"{where}: this is a packed dataset; packing it again would lose where its samples begin")
     tokens = present(TOKENS)
     assert tokens is not None
-    chosen = [role for role in TARGET_ROLES if role in renamed] or list(TARGET_ROLES)
-    found = [(role, name) for role in chosen if (name := present(role)) is not None]
-    if len(found) > 1:
-        names = " and ".join(repr(name) for _, name in found)
-        role, name = found[0]
-        raise DataError(f"{where}: {names} both say what is a target; choose one, as in --column {role}={name}")
+    roles = [role for role in TARGETS if role in names] or list(TARGETS)
+    targets = [(role, name) for role in roles if (name := present(role)) is not None]
+    if len(targets) > 1:
+        both = " and ".join(repr(name) for _, name in targets)
+        role, name = targets[0]
+        raise DataError(f"{where}: {both} both say what is a target; choose one, as in --column {role}={name}")
     columns = Columns(
         tokens=tokens,
-        targets=found[0][1] if found else None,
-        targets_are_labels=bool(found) and found[0][0] == "labels",
+        targets=targets[0][1] if targets else None,
+        targets_are_labels=bool(targets) and targets[0][0] == "labels",
         attention=present(ATTENTION),
     )
     for name in columns.names():
@@ -71,11 +85,6 @@ def find_columns(schema: pa.Schema, renamed: Mapping[str, str], where: str) -> C
 
 def _looks_raw(schema: pa.Schema) -> bool:
     return bool({"text", "messages", "conversations", "prompt", "instruction"} & set(schema.names))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether it is one of the three list types whose values lie end to end."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _require_integer_lists(schema: pa.Schema, name: str, where: str, booleans: bool) -> None:

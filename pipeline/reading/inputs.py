@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from pipeline.base.errors import BusyError, DataError
+from pipeline.base.errors import BusyError, ConfigError, DataError
 from pipeline.base.words import first_line
-from pipeline.format import manifest as manifests
+from pipeline.format.identity import SINGLE, TOKENIZED
+from pipeline.format.manifest import MANIFEST, FileEntry, ManifestError, TokenizeManifest, parse_manifest
+from pipeline.format.options import InputOptions
 from pipeline.reading.files import InputFile, reaching
 
 _FORMATS = {
@@ -29,11 +31,6 @@ _FORMATS = {
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-log = logging.getLogger(__name__)
-
-SINGLE = ""
-"""Name of the only split of an input that has no splits."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
@@ -41,46 +38,56 @@ class Input:
 
     name: str
     splits: dict[str, tuple[InputFile, ...]]
-    """By split; a dataset without splits has one called `SINGLE`."""
+    """The files of each split; a dataset without splits has one called `SINGLE`."""
 
     folder: str | None = None
     """The local directory that it is, if it is one."""
 
     from_hub: bool = False
 
-    manifest: Mapping[str, Any] | None = None
-    """Of a dataset that was tokenised here."""
+    manifest: TokenizeManifest | None = None
+    """What is said of a dataset that was tokenised here."""
 
-    def checksum(self, file: InputFile) -> str | None:
+    def entry_of(self, file: InputFile) -> FileEntry | None:
         """What the manifest says of a file, if there is one."""
-        if self.manifest is None:
-            return None
-        listed = (facts for name, facts in self.manifest["files"].items() if file.path.endswith(f"/{name}"))
-        return str(next(listed, {"xxh3_128": ""})["xxh3_128"])
+        entries = self.manifest.files.items() if self.manifest else ()
+        return next((entry for name, entry in entries if file.path.endswith(f"/{name}")), None)
 
     def files(self) -> list[InputFile]:
-        """Of all splits, in order."""
+        """The files of all splits, in order."""
         return [file for group in self.splits.values() for file in group]
 
 
-def resolve(inputs: Iterable[str], *, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
-    """Find every input's files, in the order given; a glob stands for its matches, sorted.
+def resolve(names: str | Path | Iterable[str | Path], options: InputOptions) -> list[Input]:
+    """Find the files of one or several inputs, in the order given; a glob stands for its matches, sorted.
 
     Raises `DataError` for a missing path, an empty or foreign directory, an unknown file type or split,
-    or a mixture of datasets with and without splits.
+    or a mixture of datasets with and without splits; `ConfigError` for options that have no effect on any input.
     """
-    found: list[Input] = []
-    for name in inputs:
-        found += _resolve(name, split, subset, revision)
-    if (subset or revision) and not any(entry.from_hub for entry in found):
-        log.warning("--subset and --revision have no effect: no input is a Hub id")
-    if split is not None:
-        found = [_only(entry, split) for entry in found]
-    kinds = {tuple(sorted(entry.splits)) for entry in found}
-    if len(kinds) > 1:
-        told = "; ".join(f"{entry.name}: {', '.join(entry.splits).strip() or 'no splits'}" for entry in found)
-        raise DataError(f"inputs with different splits cannot be packed together ({told}); choose one with --split")
-    return found
+    inputs: list[Input] = []
+    for name in [names] if isinstance(names, str | Path) else names:
+        inputs += _resolve(str(name), options)
+    if not inputs:
+        raise ConfigError("there is no input")
+    for option in ("subset", "revision"):
+        if getattr(options, option) is not None and not any(entry.from_hub for entry in inputs):
+            raise ConfigError(f"--{option} is for datasets of the Hub and has no effect: no input is a Hub id")
+    if options.split is not None:
+        inputs = [_only(entry, options.split) for entry in inputs]
+    if len({tuple(sorted(entry.splits)) for entry in inputs}) > 1:
+        splits = "; ".join(f"{entry.name}: {', '.join(entry.splits).strip() or 'no splits'}" for entry in inputs)
+        raise DataError(f"inputs with different splits cannot be packed together ({splits}); choose one with --split")
+    return inputs
+
+
+def local_files(inputs: Iterable[Input]) -> list[str]:
+    """The paths of all files that can be mapped where they lie."""
+    return [file.path for entry in inputs for file in entry.files() if file.is_local]
+
+
+def local_folders(inputs: Iterable[Input]) -> list[str]:
+    """The inputs that are local directories."""
+    return [entry.folder for entry in inputs if entry.folder is not None]
 
 
 def _only(entry: Input, split: str) -> Input:
@@ -91,7 +98,7 @@ def _only(entry: Input, split: str) -> Input:
     return replace(entry, splits={SINGLE: entry.splits[split]})
 
 
-def _resolve(name: str, split: str | None, subset: str | None, revision: str | None) -> list[Input]:
+def _resolve(name: str, options: InputOptions) -> list[Input]:
     try:
         system, path = fsspec.url_to_fs(name)
     except (ValueError, ImportError) as error:
@@ -107,7 +114,7 @@ def _resolve(name: str, split: str | None, subset: str | None, revision: str | N
                 raise DataError(f"input {name}: nothing matches this pattern")
             return [_at(system, match, match) for match in matches]
     if _HUB_ID.fullmatch(name) and _format(name) is None:
-        return [_hub(name, subset, revision)]
+        return [_hub(name, options)]
     raise DataError(f"input {name}: no such file or directory")
 
 
@@ -123,11 +130,11 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
         splits = _read_json(system, f"{path}/dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits:
             raise DataError(f"input {path}/dataset_dict.json: it names no splits")
-        found = {str(split): _saved_files(system, f"{path}/{split}") for split in splits}
-        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
+        files = {str(split): _saved_files(system, f"{path}/{split}") for split in splits}
+        return Input(name=base, splits=files, folder=folder, manifest=_tokenized_manifest(system, path))
     if system.exists(f"{path}/state.json"):
-        found = {SINGLE: _saved_files(system, path)}
-        return Input(name=base, splits=found, folder=folder, manifest=_tokenized_manifest(system, path))
+        files = {SINGLE: _saved_files(system, path)}
+        return Input(name=base, splits=files, folder=folder, manifest=_tokenized_manifest(system, path))
     inside = [str(entry).rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
     if not inside:
         raise DataError(f"input {name}: the directory is empty")
@@ -151,20 +158,24 @@ def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFil
     return tuple(InputFile(system=system, path=f"{path}/{file}", format="arrow") for file in names)
 
 
-def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> TokenizeManifest | None:
     """The manifest of a dataset that `tokenize` wrote; other people's are not looked at."""
-    where = f"{path}/{manifests.MANIFEST}"
+    where = f"{path}/{MANIFEST}"
     if not system.exists(where):
         return None
+    content = system.cat_file(where)
     try:
-        value = json.loads(system.cat_file(where))
+        value = json.loads(content)
     except ValueError as error:
         raise DataError(f"input {where}: damaged, not valid JSON ({error}); tokenise again, or remove it") from None
-    if not isinstance(value, dict) or value.get("kind") != manifests.TOKENIZED:
+    if not isinstance(value, dict) or value.get("kind") != TOKENIZED:
         return None
-    if manifests.own_hash(value) != value.get("self"):
-        raise DataError(f"input {where}: was changed after it was written; tokenise again")
-    return value
+    try:
+        manifest = parse_manifest(content, where)
+    except ManifestError as error:
+        raise DataError(f"input {error}; tokenise again") from None
+    assert isinstance(manifest, TokenizeManifest)
+    return manifest
 
 
 def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
@@ -183,19 +194,19 @@ def _format(name: str) -> str | None:
     return next((kind for ending, kind in _FORMATS.items() if name.lower().endswith(ending)), None)
 
 
-def _hub(name: str, subset: str | None, revision: str | None) -> Input:
+def _hub(name: str, options: InputOptions) -> Input:
     """A dataset of the Hub, through `datasets`; the Arrow files in its cache are the data."""
     import datasets  # noqa: PLC0415 - takes a second, and only these inputs need it
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name, subset, revision=revision)
+        loaded = datasets.load_dataset(name, options.subset, revision=options.revision)
     except FileNotFoundError as error:  # DatasetNotFoundError, DataFilesNotFoundError and EmptyDatasetError are such
         raise DataError(f"input {name}: no such path, and no dataset of that name ({first_line(error)})") from None
     except ConnectionError as error:
-        told = f"input {name}: no such path, and the Hub cannot be reached ({first_line(error)})"
-        raise (DataError if datasets.config.HF_HUB_OFFLINE else BusyError)(told) from None
+        message = f"input {name}: no such path, and the Hub cannot be reached ({first_line(error)})"
+        raise (DataError if datasets.config.HF_HUB_OFFLINE else BusyError)(message) from None
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"input {name}: {first_line(error)}") from None
     local = fsspec.filesystem("file")

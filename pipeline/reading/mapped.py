@@ -9,22 +9,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrays import list_offsets
 from pipeline.base.errors import DataError
-from pipeline.reading.columns import TOKENS, Columns, find_columns
+from pipeline.format.options import TOKENS
+from pipeline.reading.columns import Columns, find_columns
 from pipeline.reading.decoding.batches import is_arrow_file
-from pipeline.reading.rows import Int64Array, list_offsets
+from strategies.arrays import Int64Array
 
 _END_OF_STREAM = struct.pack("<iI", -1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappedFile:
-    """An uncompressed Arrow file whose token columns can be addressed in place."""
+    """An uncompressed Arrow file whose token columns can be addressed in place.
 
+    It travels between processes without its content, which is mapped again where it arrives.
+    """
+
+    path: str
     content: pa.Buffer
     """The whole file; pages are read when they are touched, and stay mapped for the next window."""
 
@@ -44,6 +51,12 @@ class MappedFile:
 
     token_offsets: Int64Array
     """First token of each record batch, and the end.  # shape: (num_batches + 1,)"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "content"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, content=_map(state["path"]))
 
     @property
     def num_rows(self) -> int:
@@ -67,16 +80,16 @@ class MappedFile:
             yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
 
 
-def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
+def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
     """Index an Arrow file; None if it has to be decoded first (compressed buffers, booleans, dictionaries).
 
+    names: role -> column, where it is not called like its role; name, first_row: see `MappedFile`.
     Raises `DataError` for a missing column or a damaged or truncated file.
     """
     positions: list[int] = []
     rows = [0]
     tokens = [0]
-    with pa.memory_map(path) as mapped:
-        content = mapped.read_buffer(mapped.size())
+    content = _map(path)
     file = pa.BufferReader(content)
     if is_arrow_file(content):
         reader = pa.ipc.open_file(file)
@@ -84,7 +97,7 @@ def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 
         batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
     else:
         schema, batches = _stream(file, content, name)
-    columns = find_columns(schema, renamed, name)
+    columns = find_columns(schema, names, name)
     if _has_dictionary(schema) or any(
         pa.types.is_boolean(schema.field(column).type.value_type) for column in columns.names()
     ):
@@ -100,6 +113,7 @@ def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 
         rows.append(rows[-1] + batch.num_rows)
         tokens.append(tokens[-1] + int(offsets[-1] - offsets[0]))
     return MappedFile(
+        path=path,
         content=content,
         name=name,
         first_row=first_row,
@@ -111,11 +125,17 @@ def map_file(path: str, renamed: Mapping[str, str], name: str, first_row: int = 
     )
 
 
-def empty_file(name: str) -> MappedFile:
-    """A file without rows."""
+def _map(path: str) -> pa.Buffer:
+    with pa.memory_map(path) as file:
+        return file.read_buffer(file.size())
+
+
+def empty_file(path: str, name: str) -> MappedFile:
+    """A file without rows, whatever its columns."""
     nothing, zero = np.zeros(0, np.int64), np.zeros(1, np.int64)
     columns = Columns(tokens=TOKENS, targets=None, targets_are_labels=False, attention=None)
     return MappedFile(
+        path=path,
         content=pa.py_buffer(b""),
         name=name,
         first_row=0,

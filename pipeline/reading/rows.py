@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from numba import carray, types
 from numba.extending import intrinsic
 
+from pipeline.base.arrays import Integers, list_offsets
 from pipeline.base.errors import DataError
+from pipeline.format.columns import IGNORE
 from pipeline.reading.columns import Columns
+from strategies.arrays import Int8Array, Int64Array
 from strategies.compiled import kernel
-
-Int8Array = npt.NDArray[np.int8]
-Int64Array = npt.NDArray[np.int64]
-Integers = npt.NDArray[Any]
 
 _WIDTHS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 _INT8, _INT16, _INT32, _INT64, _UINT8, _UINT16, _UINT32, _UINT64 = (np.empty(0, width) for width in _WIDTHS)
@@ -33,15 +31,12 @@ _ITEM_SIZE = np.array([np.dtype(width).itemsize for width in _WIDTHS], np.int64)
 NO_TARGET_COLUMN, LABELS, MASK = 0, 1, 2
 """How a row's targets are given: every token is one, by labels, by a mask."""
 
-IGNORE = -100
-"""The label of a token that is not a target."""
-
 
 class Addresses(NamedTuple):
     """Where the values of each row are; columns that a row lacks have address 0. All have shape (num_rows,)."""
 
     length: Int64Array
-    """Tokens, padding included."""
+    """Tokens of each row, padding included."""
 
     token: Int64Array
     token_width: Int8Array
@@ -51,7 +46,7 @@ class Addresses(NamedTuple):
     """NO_TARGET_COLUMN, LABELS or MASK."""
 
     mask: Int64Array
-    """The attention mask."""
+    """Where the attention mask is."""
 
     mask_width: Int8Array
 
@@ -116,36 +111,10 @@ def _require_same(
         )
 
 
-def list_offsets(array: pa.Array) -> Int64Array:
-    """Offsets of each row's values into `array.values`, and the end.  # shape: (num_rows + 1,)"""
-    if pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        ends: Int64Array = (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * size
-        return ends
-    offsets: Int64Array = as_numpy(array.offsets).astype(np.int64, copy=False)
-    return offsets
-
-
-def as_numpy(array: pa.Array) -> Integers:
-    """The values of an integer array without nulls, as a view.
-
-    `to_numpy` would do, but imports pandas first where that is installed.
-    """
-    if not len(array):
-        return np.zeros(0, array.type.to_pandas_dtype())
-    return np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())[array.offset : array.offset + len(array)]
-
-
-def as_arrow(values: Integers, kind: pa.DataType) -> pa.Array:
-    """A contiguous vector as an array of the given type, as a view where the type is the vector's own."""
-    own = np.ascontiguousarray(values, kind.to_pandas_dtype())
-    return pa.Array.from_buffers(kind, len(own), [None, pa.py_buffer(own)])
-
-
 def _ragged(
     batch: pa.RecordBatch, name: str, locate: Callable[[int], str], first: int
 ) -> tuple[Int64Array, Int64Array, Int8Array]:
-    """(length, address, width code) of each row of a column of integer lists."""
+    """Length, address and width code of each row of a column of integer lists."""
     array = batch.column(batch.schema.get_field_index(name))
     if array.null_count:
         row = int(np.flatnonzero(np.asarray(array.is_null()))[0])
@@ -209,3 +178,20 @@ def read_values(address: int, width: int, offset: int, out: Integers) -> None:
         _copy(carray(_pointer(at, _UINT32), (count,)), out)
     else:
         _copy_capped(carray(_pointer(at, _UINT64), (count,)), out)
+
+
+@kernel
+def read_labels(rows: Addresses, row: int, offset: int, tokens: Integers, out: Integers) -> None:
+    """Read the labels of tokens, the first of which is the `offset`-th of its row: -100 where one is not a target.
+
+    tokens: as `read_values` gives them. This alone decides, for all who read rows, what a target is.
+    """
+    form = rows.target_form[row]
+    if form == NO_TARGET_COLUMN:
+        for i in range(out.shape[0]):
+            out[i] = tokens[i]
+        return
+    read_values(rows.target[row], rows.target_width[row], offset, out)
+    if form == MASK:
+        for i in range(out.shape[0]):
+            out[i] = tokens[i] if out[i] != 0 else IGNORE

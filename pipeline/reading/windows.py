@@ -5,13 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrays import list_offsets
 from pipeline.base.errors import DataError
 from pipeline.reading.mapped import MappedFile
-from pipeline.reading.rows import Int64Array, Rows, list_offsets, rows_of
+from pipeline.reading.rows import Rows, rows_of
+from strategies.arrays import Int64Array
+
+_MOST_WINDOWS = 2  # while shards of one are still written, those of the next begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,11 @@ class SplitRows:
         self._offsets = [0]
         for file in self.files:
             self._offsets.append(self._offsets[-1] + file.num_rows)
+        self._windows: dict[Window, Rows] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[SplitRows], tuple[list[MappedFile]]]:
+        return SplitRows, (self.files,)
 
     @property
     def num_rows(self) -> int:
@@ -47,6 +57,15 @@ class SplitRows:
             if begin < end:
                 batches += [(batch, file.columns) for batch in file.batches(begin - first, end - first)]
         return rows_of(batches, lambda row: self.locate(start + row))
+
+    def read_window(self, window: Window) -> Rows:
+        """Address a window's rows; the last windows are remembered, as each of their shards needs them."""
+        with self._lock:
+            if window not in self._windows:
+                while len(self._windows) >= _MOST_WINDOWS:
+                    del self._windows[next(iter(self._windows))]
+                self._windows[window] = self.read(window.first_row, window.first_row + window.num_rows)
+            return self._windows[window]
 
     def column(self, name: str, start: int, stop: int, way_out: str) -> Iterator[pa.Array]:
         """A column of rows start..stop-1 that is neither tokens nor targets, in pieces.

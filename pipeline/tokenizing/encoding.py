@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.format.columns import IGNORE
+from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.reading.rows import IGNORE
 from pipeline.tokenizing.chats.formats import Format, RowFault, Sample
-from pipeline.tokenizing.chats.rendering import Rendered, Renderer
+from pipeline.tokenizing.chats.rendering import Renderer, Rendering
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
-from pipeline.tokenizing.options import TokenizeOptions
 from pipeline.tokenizing.tokenizer import TextTokenizer
+from strategies.arrays import Int32Array
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-
-Int32Array = npt.NDArray[np.int32]
 
 NOTES = {
     "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
@@ -93,7 +91,7 @@ class Encoder:
         rendered = self._rendered(samples, faults)
         texts = [sample.text for _, sample in rendered]
         encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
-        kept: list[tuple[int, Rendered]] = []
+        kept: list[tuple[int, Rendering]] = []
         lengths: list[int] = []
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
@@ -143,7 +141,7 @@ class Encoder:
                 faults.append(Fault(row, fault.reason, str(fault)))
         return row + 1, samples
 
-    def _rendered(self, samples: list[tuple[int, Sample]], faults: list[Fault]) -> list[tuple[int, Rendered]]:
+    def _rendered(self, samples: list[tuple[int, Sample]], faults: list[Fault]) -> list[tuple[int, Rendering]]:
         written = self._renderer.together([sample for _, sample in samples])
         rendered = []
         for row, sample in samples:
@@ -159,7 +157,7 @@ class Encoder:
                 rendered.append((row, one))
         return rendered
 
-    def _target_ranges(self, sample: Rendered, encoding: Encoding, tokens: list[int]) -> list[tuple[int, int]]:
+    def _target_ranges(self, sample: Rendering, encoding: Encoding, tokens: list[int]) -> list[tuple[int, int]]:
         """The tokens that are trained, from..to-1, in order."""
         if not tokens:
             raise RowFault("empty_turn", "the tokenizer gives no token for it")
@@ -186,7 +184,7 @@ class Encoder:
             tokens.append(self._appended)
         ranges[-1] = (ranges[-1][0], len(tokens))
 
-    def _is_unfinished(self, sample: Rendered, tokens: list[int]) -> bool:
+    def _is_unfinished(self, sample: Rendering, tokens: list[int]) -> bool:
         """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
         if sample.end_tokens or (self._is_chat and sample.targets is None):
             return False

@@ -5,59 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.engine import LocalEngine
-from pipeline.base.progress import bar
-from pipeline.publishing.publication import Staging
-from pipeline.reading.files import FileCache
-from pipeline.reading.input_rows import Opened
+from pipeline.reading.input_rows import InputRows
 from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import map_file
 from pipeline.reading.windows import SplitRows
-from pipeline.tokenizing.shards import ShardWriter, Tally
+from pipeline.reading.workspace import Workspace
+from pipeline.tokenizing.shards import ShardLayout, open_raw_inputs, write_shards
+from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenized:
-    """Tokenised inputs."""
+class TokenizedInputs:
+    """Raw inputs, tokenised."""
 
-    opened: Opened
-    tally: Tally
-    skipped: list[Path]
+    rows: InputRows
+    tally: RowTally
+    dropped: list[Path]
     """JSON lines of the rows left out, in order."""
 
 
-def tokenize_inputs(
-    inputs: list[Input], tokenization: Tokenization, cache: FileCache, engine: LocalEngine, staging: Staging
-) -> Tokenized:
+def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Workspace) -> TokenizedInputs:
     """Tokenise every input into staging. A row that is left out is a sample without tokens.
 
-    Raises as `ShardWriter.write`.
+    Raises as `open_raw_inputs` and `write_shards`.
     """
-    tally, skipped, splits = Tally(), [], {}
-    rows = dict.fromkeys(range(len(inputs)), 0)
-    with bar("tokenising", sum(file.size() for entry in inputs for file in entry.files()), "B") as advance:
-        for split in inputs[0].splits:
-            owned = [(number, file) for number, entry in enumerate(inputs) for file in entry.splits[split]]
-            writer = ShardWriter(
-                tokenization,
-                cache,
-                engine,
-                staging,
-                split=split,
-                path=lambda shard, split=split: staging.work / f"tokens-{split}-{shard:04d}.arrow",  # type: ignore[misc]
-                for_packing=True,
-            )
+    tallies: list[RowTally] = []
+    dropped: list[Path] = []
+    splits: dict[str, SplitRows] = {}
+    rows = [0] * len(inputs)
+    raw = open_raw_inputs(inputs, tokenization, work.cache)
+    with work.stage("tokenising", sum(file.file.size() for split in raw for file in split.files), "B") as advance:
+        for split in raw:
+            layout = ShardLayout(folder=work.staging.work, prefix=f"tokens-{split.name}-", for_packing=True)
             mapped = []
-            for shard in writer.write([file for _, file in owned], advance):
-                tally.add(shard.tally)
-                skipped.append(shard.skipped)
+            for shard in write_shards(split, layout, tokenization, work, advance):
+                tallies.append(shard.tally)
+                dropped.append(shard.dropped)
                 if not shard.tally.rows:
                     continue
-                number, file = owned[shard.begin[0]]
-                rows[number] += shard.tally.rows
-                one = map_file(str(shard.path), {}, file.shown, shard.begin[1])
-                assert one is not None
+                rows[split.owners[shard.begin[0]]] += shard.tally.rows
+                one = map_file(str(shard.path), {}, split.files[shard.begin[0]].where, shard.begin[1])
+                assert one is not None, "what we write can be mapped"
                 mapped.append(one)
-            splits[split] = SplitRows(mapped)
-    return Tokenized(opened=Opened(splits=splits, rows=list(rows.values())), tally=tally, skipped=skipped)
+            splits[split.name] = SplitRows(mapped)
+    return TokenizedInputs(
+        rows=InputRows(splits=splits, rows_of_inputs=rows), tally=RowTally.total(tallies), dropped=dropped
+    )

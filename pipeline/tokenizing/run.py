@@ -3,179 +3,177 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pipeline.base.engine import LocalEngine
-from pipeline.base.progress import bar
+from msgspec import UNSET
+
+from pipeline.base.options import RunOptions
+from pipeline.base.progress import ProgressCallback
 from pipeline.base.storage import FileFacts
-from pipeline.format import manifest as manifests
-from pipeline.format.dataset_files import tokenized_card
-from pipeline.format.folder import finish_folder, inside
-from pipeline.packing.building import build
-from pipeline.publishing.publication import Staging
-from pipeline.reading.files import FileCache
-from pipeline.reading.inputs import SINGLE, Input, resolve
-from pipeline.tokenizing.report import SKIPPED, tell, write_skipped
-from pipeline.tokenizing.shards import ShardWriter, Tally, TokenizedShard, tokenized_schema
-from pipeline.tokenizing.tokenization import Tokenization
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeJob:
-    """What to tokenise, and how to run it."""
-
-    inputs: tuple[str, ...]
-    tokenization: Tokenization
-    num_workers: int
-    cache_dir: Path
-    split: str | None = None
-    subset: str | None = None
-    revision: str | None = None
-    output: Path | None = None
-    overwrite: bool = False
-
-    def resolve(self) -> list[Input]:
-        """The input's files. Raises `DataError`."""
-        return resolve(self.inputs, split=self.split, subset=self.subset, revision=self.revision)
+from pipeline.format.columns import tokenized_schema
+from pipeline.format.dataset_files import finish_dataset, path_in_dataset
+from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZED, TOKENIZER, Identity
+from pipeline.format.manifest import TokenizeConfig, TokenizedSplit, TokenizeManifest
+from pipeline.format.options import InputOptions, TokenizeOptions
+from pipeline.publishing.output import check_output
+from pipeline.publishing.publication import publication
+from pipeline.reading.content import content_hashes, input_entries
+from pipeline.reading.inputs import Input, local_files, local_folders, resolve
+from pipeline.reading.workspace import Workspace, cache_of, engine_of
+from pipeline.tokenizing.shard import TokenizedShard
+from pipeline.tokenizing.shards import RawSplit, ShardLayout, open_raw_inputs, write_shards
+from pipeline.tokenizing.tally import DROPPED, RowTally, warn_of_rows, write_dropped
+from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
+from pipeline.tokenizing.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeResult:
-    """What a run has to tell."""
+    """What a run of `tokenize` gave."""
 
-    status: str
-    """tokenized or up to date."""
-
-    manifest: dict[str, Any]
+    status: Literal["tokenized", "up_to_date"]
+    output: Path
+    manifest: TokenizeManifest
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizedShardFacts(FileFacts):
-    """A published shard."""
+class _ShardFacts(FileFacts):
+    """What is known of a published shard."""
 
     samples: int
     tokens: int
     targets: int
 
 
-def tokenize(job: TokenizeJob) -> TokenizeResult:
-    """Tokenise and publish, or find that it has been done. Raises `PipelineError`; see `build`."""
-    assert job.output is not None
+@dataclass(frozen=True, kw_only=True)
+class _WrittenSplit:
+    """A split of the input, tokenised."""
+
+    name: str
+    owners: Sequence[int]
+    """The number of the input that each file belongs to."""
+
+    shards: Sequence[TokenizedShard]
+    tally: RowTally
+
+
+def tokenize(
+    inputs: str | Path | Iterable[str | Path],
+    output: str | Path,
+    tokenizer: str | Path | TextTokenizer,
+    options: TokenizeOptions = TokenizeOptions(),
+    *,
+    chat_template: str | Path | None = None,
+    part: InputOptions = InputOptions(),
+    overwrite: bool = False,
+    run: RunOptions = RunOptions(),
+    progress: ProgressCallback | None = None,
+) -> TokenizeResult:
+    """Turn raw rows into a published dataset of tokens and targets, or find that it was done before.
+
+    inputs: directories, files, quoted globs, URLs or Hub ids, one or several; output: the directory to be published;
+    tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
+    for the tokenizer's own; part: which part of the inputs is read; overwrite: replace another run's dataset;
+    progress: is called as the run goes on.
+
+    After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
+    any other error nothing is left. Raises `ConfigError`, `DataError`, `StorageError` and `BusyError`, each with one
+    message for the user.
+    """
     started = time.monotonic()
-    inputs = job.resolve()
-    recipe = _Recipe(job, inputs)
-    manifest, is_new = build(
-        recipe, inputs, job.output, cache_dir=job.cache_dir, num_workers=job.num_workers, overwrite=job.overwrite
-    )
-    if is_new:
-        tell(recipe.tally, listed=True)
-    return TokenizeResult(
-        status="tokenized" if is_new else "up to date", manifest=manifest, seconds=time.monotonic() - started
-    )
+    tokenization = load_tokenization(tokenizer, chat_template, options)
+    sources = resolve(inputs, part)
+    target = check_output(output, files=local_files(sources), folders=local_folders(sources))
+    with cache_of(run) as cache:
+        with engine_of(run) as engine:
+            hashes = content_hashes(sources, cache, engine, progress)
+        identity = Identity(
+            kind=TOKENIZED,
+            config=_config(tokenization, part),
+            settings={},
+            inputs=hashes,
+            origin=tokenization.origin,
+        )
+        with publication(target, identity, overwrite=overwrite) as place, engine_of(run) as engine:
+            if isinstance(place.existing, TokenizeManifest):
+                return _result("up_to_date", Path(output), place.existing, started)
+            work = Workspace(engine, cache, place.staging, progress)
+            raw = open_raw_inputs(sources, tokenization, cache)
+            splits = [_write_split(split, identity.run_id, tokenization, work) for split in raw]
+            files = _files(splits, work.staging.dataset, lists_dropped=options.on_error == "drop")
+            cache.require_unchanged()
+            tokenization.require_same_day()
+            manifest = finish_dataset(
+                work.staging.dataset,
+                _manifest(identity, sources, splits),
+                tokenized_schema(text=options.keep_text, source_row=options.on_error == "drop"),
+                {split.name: [shard.path.name for shard in split.shards] for split in splits},
+                files,
+                part.split,
+            )
+    warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=True)
+    return _result("tokenized", Path(output), manifest, started)
 
 
-class _Recipe:
-    """How a tokenised dataset is made."""
-
-    def __init__(self, job: TokenizeJob, inputs: list[Input]) -> None:
-        self._job, self._inputs = job, inputs
-        self.tally = Tally()
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        job = self._job
-        read = {"split": job.split, "subset": job.subset, "revision": job.revision}
-        return {
-            "kind": manifests.TOKENIZED,
-            "format_version": manifests.FORMAT_VERSION,
-            "algorithm_version": manifests.ALGORITHM_VERSION,
-            "config": job.tokenization.config() | read,
-            **job.tokenization.describe(),
-        }
-
-    def read(self, folder: Path) -> dict[str, Any]:
-        return manifests.read_tokenized(folder)
-
-    def write(
-        self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str, hashes: list[str]
-    ) -> dict[str, Any]:
-        staging.open()
-        root = staging.dataset
-        splits = self._write_shards(cache, engine, staging, run_id)
-        cache.require_unchanged()
-        self._job.tokenization.require_same_day()
-        files: dict[str, FileFacts] = {}
-        counts = {}
-        rows = dict.fromkeys(range(len(self._inputs)), 0)
-        for split, shards in splits.items():
-            tally = Tally()
-            for shard in shards:
-                files[inside(split, shard.path.name)] = TokenizedShardFacts(
-                    **vars(shard.facts),
-                    samples=shard.tally.samples,
-                    tokens=shard.tally.tokens,
-                    targets=shard.tally.targets,
-                )
-                tally.add(shard.tally)
-            self.tally.add(tally)
-            owners = [number for number, entry in enumerate(self._inputs) for _ in entry.splits[split]]
-            for file, num_rows in tally.file_rows.items():
-                rows[owners[file]] += num_rows
-            counts[split] = _counts(tally)
-        if self._job.tokenization.options.on_error == "skip":
-            files[SKIPPED] = write_skipped((shard.skipped for shards in splits.values() for shard in shards), root)
-        manifest = {
-            **self.identity,
-            "run_id": run_id,
-            "inputs": [
-                {
-                    "name": entry.name,
-                    "rows": rows[number],
-                    "bytes": sum(file.size() for file in entry.files()),
-                    "xxh3_128": digest,
-                }
-                for number, (entry, digest) in enumerate(zip(self._inputs, hashes, strict=True))
-            ],
-            "counts": _counts(self.tally),
-        }
-        if SINGLE not in splits:
-            manifest["splits"] = {split: {"counts": counted} for split, counted in counts.items()}
-        names = {split: [shard.path.name for shard in shards] for split, shards in splits.items()}
-        schema = tokenized_schema(self._job.tokenization.options)
-        finish_folder(root, names, schema, manifest, tokenized_card(manifest), files, self._job.split)
-        return manifests.read_tokenized(root)
-
-    def _write_shards(
-        self, cache: FileCache, engine: LocalEngine, staging: Staging, run_id: str
-    ) -> dict[str, list[TokenizedShard]]:
-        """The shards of each split."""
-        splits = {}
-        with bar("tokenising", sum(file.size() for entry in self._inputs for file in entry.files()), "B") as advance:
-            for split in self._inputs[0].splits:
-                folder = staging.dataset / split
-                folder.mkdir(exist_ok=True)
-                writer = ShardWriter(
-                    self._job.tokenization,
-                    cache,
-                    engine,
-                    staging,
-                    split=split,
-                    path=lambda n, folder=folder: folder / f"data-{run_id[:8]}-s{n:04d}.arrow",  # type: ignore[misc]
-                    for_packing=False,
-                )
-                splits[split] = writer.write([f for entry in self._inputs for f in entry.splits[split]], advance)
-        return splits
+def _config(tokenization: Tokenization, part: InputOptions) -> TokenizeConfig:
+    options = vars(tokenization.options) | {"rendered_on": tokenization.rendered_on}
+    return TokenizeConfig(**options, **vars(part))
 
 
-def _counts(tally: Tally) -> dict[str, Any]:
-    return {
-        "rows": tally.rows,
-        "samples": tally.samples,
-        "tokens": tally.tokens,
-        "targets": tally.targets,
-        "skipped": dict(sorted(tally.skipped.items())),
+def _write_split(split: RawSplit, run_id: str, tokenization: Tokenization, work: Workspace) -> _WrittenSplit:
+    folder = work.staging.dataset / split.name
+    folder.mkdir(exist_ok=True)
+    layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", for_packing=False)
+    name = f"tokenising {split.name}".rstrip()
+    with work.stage(name, sum(file.file.size() for file in split.files), "B") as advance:
+        shards = write_shards(split, layout, tokenization, work, advance)
+    tally = RowTally.total(shard.tally for shard in shards)
+    return _WrittenSplit(name=split.name, owners=split.owners, shards=shards, tally=tally)
+
+
+def _files(splits: Sequence[_WrittenSplit], folder: Path, *, lists_dropped: bool) -> dict[str, FileFacts]:
+    """The files that are in the dataset's folder so far; with the list of rows left out, if it was asked for."""
+    files: dict[str, FileFacts] = {
+        path_in_dataset(split.name, shard.path.name): _facts(shard) for split in splits for shard in split.shards
     }
+    if lists_dropped:
+        files[DROPPED] = write_dropped((shard.dropped for split in splits for shard in split.shards), folder)
+    return files
+
+
+def _manifest(identity: Identity, sources: Sequence[Input], splits: Sequence[_WrittenSplit]) -> TokenizeManifest:
+    """The manifest, but for its files and what seals it."""
+    rows = [0] * len(sources)
+    for split in splits:
+        for file, num_rows in split.tally.file_rows.items():
+            rows[split.owners[file]] += num_rows
+    assert isinstance(identity.config, TokenizeConfig)
+    has_splits = splits[0].name != SINGLE
+    return TokenizeManifest(
+        format_version=identity.format_version,
+        algorithm_version=identity.algorithm_version,
+        run_id=identity.run_id,
+        config=identity.config,
+        inputs=input_entries(sources, rows, identity.inputs),
+        tokenizer=identity.origin[TOKENIZER],
+        chat_template=identity.origin.get(CHAT_TEMPLATE),
+        counts=RowTally.total(split.tally for split in splits).entry,
+        files={},
+        own_hash="",
+        splits={split.name: TokenizedSplit(counts=split.tally.entry) for split in splits} if has_splits else UNSET,
+    )
+
+
+def _facts(shard: TokenizedShard) -> _ShardFacts:
+    tally = shard.tally
+    return _ShardFacts(**asdict(shard.facts), samples=tally.samples, tokens=tally.tokens, targets=tally.targets)
+
+
+def _result(
+    status: Literal["tokenized", "up_to_date"], output: Path, manifest: TokenizeManifest, started: float
+) -> TokenizeResult:
+    return TokenizeResult(status=status, output=output, manifest=manifest, seconds=time.monotonic() - started)

@@ -11,13 +11,14 @@ from itertools import groupby
 import click
 import numpy as np
 
-from pipeline.reading.decoding.raw import open_raw
-from pipeline.reading.files import FileCache
+from pipeline.format.columns import IGNORE
+from pipeline.reading.cache import FileCache
 from pipeline.reading.inputs import Input
-from pipeline.reading.rows import IGNORE
-from pipeline.tokenizing.encoding import EncodedBlock, Int32Array
+from pipeline.tokenizing.encoding import EncodedBlock
+from pipeline.tokenizing.shards import open_raw_inputs
 from pipeline.tokenizing.tokenization import Tokenization
 from pipeline.tokenizing.tokenizer import TextTokenizer
+from strategies.arrays import Int32Array
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -30,30 +31,27 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
     """
     shown: list[str] = []
     num_samples = num_faults = 0
-    for file in (file for entry in inputs for file in entry.files()):
-        raw = open_raw(file, cache.local_path(file))
-        if raw.is_empty:
-            continue
-        format_ = tokenization.format_of(raw)
-        encoder = tokenization.encoder(format_)
-        first_row = 0
-        for block in raw.blocks(list(format_.columns.values())):
-            encoded = encoder.encode(block)
-            for row, text in _of_block(encoded, tokenization.tokenizer, color):
-                is_sample = row in encoded.rows
-                if is_sample or num_faults < count:
-                    title = _titled(f"{raw.where}, row {first_row + row}", color)
-                    shown.append(title + ": " + text.removesuffix("\n") + "\n")
-                num_faults += not is_sample
-                num_samples += is_sample
-                if num_samples == count:
-                    return "\n".join(shown)
-            first_row += encoded.num_rows
+    for split in open_raw_inputs(inputs, tokenization, cache):
+        for file, format_ in zip(split.files, split.formats, strict=True):
+            encoder = tokenization.encoder(format_)
+            first_row = 0
+            for block in file.blocks(list(format_.columns.values())):
+                encoded = encoder.encode(block)
+                for row, text in _of_block(encoded, tokenization.tokenizer, color):
+                    is_sample = row in encoded.rows
+                    if is_sample or num_faults < count:
+                        title = _titled(f"{file.where}, row {first_row + row}", color)
+                        shown.append(title + ": " + text.removesuffix("\n") + "\n")
+                    num_faults += not is_sample
+                    num_samples += is_sample
+                    if num_samples == count:
+                        return "\n".join(shown)
+                first_row += encoded.num_rows
     return "\n".join(shown)
 
 
 def _of_block(encoded: EncodedBlock, tokenizer: TextTokenizer, color: bool) -> list[tuple[int, str]]:
-    """(row, text) of everything in a block, in order."""
+    """Everything in a block, in order: its row, and what is shown of it."""
     ends = np.cumsum(encoded.lengths)[:-1]
     samples = zip(encoded.rows, np.split(encoded.input_ids, ends), np.split(encoded.labels, ends), strict=False)
     texts = {row: _sample(ids, labels, tokenizer, color) for row, ids, labels in samples}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.base.errors import BusyError, ConfigError
+from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash, Origin
+from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
 from pipeline.tokenizing.chats.formats import Format, choose_format
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import Encoder
-from pipeline.tokenizing.options import TokenizeOptions
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 class Tokenization:
     """A tokenizer and a chat template, loaded, with the options that say how they are used."""
 
-    def __init__(self, tokenizer: str, template: Path | None, options: TokenizeOptions) -> None:
-        """tokenizer: path or Hub id; template: of a Jinja file, None for the tokenizer's own.
+    def __init__(self, tokenizer: TextTokenizer, template: Path | None, options: TokenizeOptions) -> None:
+        """template: a Jinja file, None for the tokenizer's own.
 
-        Raises `ConfigError` or `BusyError` for what cannot be loaded.
+        Raises `ConfigError` for a template that cannot be used, and for tokens of another day.
         """
-        self.tokenizer: TextTokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
         self.options = options
         self._template_was_given = template is not None
         has_template = template is not None or self.tokenizer.whole.chat_template
@@ -38,45 +38,54 @@ class Tokenization:
                 f"--append-eos: {self.tokenizer.name} names no end token; use a tokenizer directory whose"
                 " tokenizer_config.json has an eos_token"
             )
-        self._day = today() if self.template is not None and self.template.is_dated else None
+        self.rendered_on = _today() if self.template is not None and self.template.is_dated else None
+        if options.rendered_on not in (None, self.rendered_on):
+            raise ConfigError(
+                f"the chat template wrote the day, {options.rendered_on}: such tokens can only be made, and compared,"
+                " on that day"
+            )
         self._encoders: dict[tuple[object, ...], Encoder] = {}
-        self._told: set[tuple[str, ...]] = set()
+        self._known: set[tuple[str, ...]] = set()  # columns of files of which it was said how they are read
         self._tell_guesses()
 
-    def describe(self) -> dict[str, Any]:
-        """Names and content hashes, as they stand in manifests."""
-        template = self.template and {
-            "name": self._template_file or self.tokenizer.name,
-            "xxh3_128": self.template.content_hash,
-        }
-        return {
-            "tokenizer": {"name": self.tokenizer.name, "xxh3_128": self.tokenizer.content_hash},
-            "chat_template": template,
-        }
+    @property
+    def origin(self) -> Origin:
+        """The tokenizer and the template, if there is one."""
+        own = self.tokenizer
+        origin = {TOKENIZER: NamedHash(name=own.name, xxh3_128=own.content_hash)}
+        if self.template is not None:
+            name = self._template_file or own.name
+            origin[CHAT_TEMPLATE] = NamedHash(name=name, xxh3_128=self.template.content_hash)
+        return origin
 
-    def config(self) -> dict[str, Any]:
-        """The options that decide tokens and targets; with the day, if the template writes it."""
-        return self.options.to_json() | ({"rendered_on": self._day} if self._day else {})
+    def formats_of(self, files: Sequence[RawFile]) -> list[Format]:
+        """How the rows of each file are read; says so once for each schema.
 
-    def format_of(self, file: RawFile) -> Format:
-        """How the rows of a file are read.
-
-        Raises `DataError` where its columns do not say, `ConfigError` for targets that its format cannot have.
+        Raises `DataError` where columns do not say, `ConfigError` for options that a format, or every file, has no use
+        for.
         """
+        formats = [self._format_of(file) for file in files]
+        for file, format_ in zip(files, formats, strict=True):
+            if file.columns not in self._known:
+                self._tell(file, format_)
+            self._known.add(file.columns)
+        if self._template_was_given and files and all(format_.name == "text" for format_ in formats):
+            raise ConfigError(f"--chat-template has no effect: {files[0].where} holds plain text, and so do all inputs")
+        return formats
+
+    def _format_of(self, file: RawFile) -> Format:
         options = self.options
-        format_ = choose_format(file.columns, options.format, options.map, file.where, more_later=file.more_later)
-        template = self._template_for(format_)
-        if format_.name == "messages" and template is None:
+        format_ = choose_format(file.columns, options.format, options.map, file.where, more_later=file.is_open_ended)
+        if format_.name == "messages" and self._template_for(format_) is None:
             raise ConfigError(
                 f"{file.where} holds chats, and {self.tokenizer.name} has no chat template;"
                 " give one with --chat-template FILE"
             )
         self.encoder(format_)
-        self._tell(file, format_, template)
         return format_
 
     def encoder(self, format_: Format) -> Encoder:
-        """What encodes rows of a format."""
+        """What encodes rows of a format. Raises `ConfigError` for targets that the format cannot have."""
         key = (format_.name, *format_.columns.items())
         if key not in self._encoders:
             template = self._template_for(format_)
@@ -86,11 +95,9 @@ class Tokenization:
     def _template_for(self, format_: Format) -> ChatTemplate | None:
         return None if format_.name == "text" else self.template
 
-    def _tell(self, file: RawFile, format_: Format, template: ChatTemplate | None) -> None:
-        """Say once for each schema how it is read."""
-        if file.columns in self._told:
-            return
-        self._told.add(file.columns)
+    def _tell(self, file: RawFile, format_: Format) -> None:
+        """Say how a file is read, and which of its columns are not."""
+        template = self._template_for(format_)
         read = [
             name if name == column else f"{name} from {column}"
             for name, column in format_.columns.items()
@@ -106,29 +113,35 @@ class Tokenization:
             self.options.train_on or format_.default_train_on,
             f"; not read: {', '.join(unread)}" if unread else "",
         )
-        if template is None and self._template_was_given:
-            log.warning("--chat-template has no effect on %s, which holds plain text", file.where)
 
     def _tell_guesses(self) -> None:
         """Say what the user may want otherwise."""
         own = self.tokenizer
         if self.options.append_eos and own.eos_is_inferred:
             log.info("%s names no end token; its only special token, %s, is taken", own.name, own.eos_text)
-        if self._day and self.template:
-            log.warning("%s writes the day: rendered as of %s, tomorrow otherwise", self.template.name, self._day)
+        if self.rendered_on and self.template:
+            log.warning(
+                "%s writes the day: rendered as of %s, tomorrow otherwise", self.template.name, self.rendered_on
+            )
 
     def require_same_day(self) -> None:
         """Raise `BusyError` if midnight passed while a template wrote the day."""
-        if self._day and self._day != today():
+        if self.rendered_on and self.rendered_on != _today():
             raise BusyError("the chat template writes the day, and midnight has passed since it began; run again")
 
 
-def today() -> str:
+def load_tokenization(
+    tokenizer: str | Path | TextTokenizer, template: str | Path | None, options: TokenizeOptions
+) -> Tokenization:
+    """Load a tokenizer, unless it is loaded, and a chat template.
+
+    tokenizer: a directory, a tokenizer.json or a Hub id; template: see `Tokenization`.
+    Raises `ConfigError` for what cannot be loaded, `BusyError` where the Hub is out of reach.
+    """
+    loaded = tokenizer if isinstance(tokenizer, TextTokenizer) else load_tokenizer(str(tokenizer))
+    return Tokenization(loaded, None if template is None else Path(template), options)
+
+
+def _today() -> str:
     """The day that templates write, as 2026-11-20."""
     return datetime.date.today().isoformat()
-
-
-def from_manifest(config: Mapping[str, Any], tokenizer: str, template: Path | None) -> Tokenization:
-    """The tokenization that a manifest's config tells of."""
-    stored = {key: value for key, value in config.items() if key != "rendered_on"}
-    return Tokenization(tokenizer, template, TokenizeOptions(**stored))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
+from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.words import first_line
 
@@ -27,10 +26,10 @@ class TextTokenizer:
     """A loaded tokenizer. Encoding takes the special tokens in a text for what they are, as transformers does."""
 
     name: str
-    """Base name of its path, or its Hub id."""
+    """The base name of its path, or its Hub id."""
 
     content_hash: str
-    """xxh3_128 of everything that decides token ids and what templates see of it, in hex."""
+    """The hash of everything that decides token ids, and of what templates see of it."""
 
     special_ids: frozenset[int]
     special_texts: re.Pattern[str]
@@ -86,7 +85,7 @@ def load_tokenizer(name: str) -> TextTokenizer:
 
     return TextTokenizer(
         name=path.resolve().name if path.exists() else name,
-        content_hash=xxhash.xxh3_128_hexdigest(content.encode()),
+        content_hash=hash_bytes(content.encode()),
         special_ids=frozenset(special.values()),
         special_texts=re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)"),
         bos_id=whole.bos_token_id,
@@ -113,9 +112,9 @@ def _load(name: str, path: Path) -> PreTrainedTokenizerBase:
     except Exception as error:
         if path.is_dir():
             raise ConfigError(f"--tokenizer {name}: no tokenizer can be loaded from it ({first_line(error)})") from None
-        told = f"--tokenizer {name}: no such path, and not loaded from the Hub ({first_line(error)})"
+        message = f"--tokenizer {name}: no such path, and not loaded from the Hub ({first_line(error)})"
         is_passing = "connect" in str(error).lower() and not _is_offline()
-        raise (BusyError if is_passing else ConfigError)(told) from None
+        raise (BusyError if is_passing else ConfigError)(message) from None
 
 
 def _is_offline() -> bool:

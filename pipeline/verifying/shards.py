@@ -13,55 +13,63 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.format.dataset_files import COLUMNS, SCHEMA
-from pipeline.reading.rows import (
-    IGNORE,
-    LABELS,
-    NO_TARGET_COLUMN,
-    Addresses,
-    Int64Array,
-    Rows,
-    as_numpy,
-    list_offsets,
-    read_values,
-)
+from pipeline.base.arrays import as_numpy, list_offsets
+from pipeline.format.columns import IGNORE, PACK_COLUMNS, PACK_SCHEMA
+from pipeline.reading.rows import LABELS, NO_TARGET_COLUMN, Addresses, Rows, read_values
+from pipeline.reading.windows import Window
+from pipeline.verifying.account import is_target
+from strategies.arrays import BoolArray, Int32Array, Int64Array
 from strategies.compiled import kernel
 
-Int32Array = npt.NDArray[np.int32]
-
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
-_PER_SEGMENT = ("seq_lengths", "sample_ids", "segment_starts", "target_counts")
+_PER_SEGMENT = ("seq_lengths", "sample_ids", "sample_offsets", "target_counts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardCheck:
+class ShardContent:
     """What a shard holds. The arrays have shape (num_segments,)."""
 
     problem: str | None
+    """The first thing that is wrong with it, in words; what comes after that is not looked at."""
+
     packs: int
     tokens: int
     targets: int
     sample: Int64Array
+    """The segment's sample."""
+
     start: Int64Array
+    """Where in its sample the segment begins."""
+
     length: Int64Array
+    """Tokens of the segment."""
+
     pack: Int64Array
     """Number of the segment's pack in the shard."""
 
-    masked_cut: npt.NDArray[np.bool_]
+    masked_cut: BoolArray
     """Whether the segment continues a sample, and its source says that its first token is a target."""
 
 
-def check_shard(path: Path, capacity: int, source: tuple[Rows, int] | None) -> ShardCheck:
-    """Check every pack of a shard; the first problem ends it.
+@dataclass(frozen=True, kw_only=True)
+class WindowSource:
+    """The rows that a window was packed from."""
 
-    source: the window's rows and its first row, to compare tokens with. Raises `pa.ArrowException` or
-    `OSError` if the file cannot be read.
+    rows: Rows
+    first_row: int
+    """The number of the first of them in its split."""
+
+
+def check_shard(path: Path, capacity: int, source: WindowSource | None) -> ShardContent:
+    """Check every pack of a shard, and compare its tokens with their source, if there is one.
+
+    Raises `pa.ArrowException` or `OSError` if the file cannot be read.
     """
     parts: list[tuple[npt.NDArray[Any], ...]] = []
     packs = tokens = targets = 0
     problem = None
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-        if not reader.schema.equals(SCHEMA):
+        if not reader.schema.equals(PACK_SCHEMA):
             problem = f"the columns are {', '.join(reader.schema.names)}, or have other types than the format's"
         while problem is None:
             try:
@@ -73,7 +81,7 @@ def check_shard(path: Path, capacity: int, source: tuple[Rows, int] | None) -> S
                 break
             sample, start, length, counts = (
                 _values(batch, name).astype(np.int64)
-                for name in ("sample_ids", "segment_starts", "seq_lengths", "target_counts")
+                for name in ("sample_ids", "sample_offsets", "seq_lengths", "target_counts")
             )
             pack = packs + np.repeat(np.arange(batch.num_rows), np.diff(list_offsets(batch.column("seq_lengths"))))
             masked = np.zeros(len(sample), np.bool_)
@@ -85,7 +93,7 @@ def check_shard(path: Path, capacity: int, source: tuple[Rows, int] | None) -> S
             targets += int(counts.sum())
     nothing = np.zeros(0, np.int64)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [nothing] * 5
-    return ShardCheck(
+    return ShardContent(
         problem=problem,
         packs=packs,
         tokens=tokens,
@@ -102,11 +110,11 @@ def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
 
 
 def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str | None:
-    for name in COLUMNS:
+    for name in PACK_COLUMNS:
         array = batch.column(name)
         if array.null_count or array.flatten().null_count:
             return f"column {name!r} has nulls"
-    offsets = {name: list_offsets(batch.column(name)) for name in COLUMNS}
+    offsets = {name: list_offsets(batch.column(name)) for name in PACK_COLUMNS}
     offsets = {name: values - values[0] for name, values in offsets.items()}
     same = [(name, _PER_TOKEN[0], 0) for name in _PER_TOKEN[1:]] + [
         (name, _PER_SEGMENT[0], 0) for name in _PER_SEGMENT[1:]
@@ -119,7 +127,7 @@ def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str |
         offsets["input_ids"],
         offsets["seq_lengths"],
         capacity,
-        *(_values(batch, name) for name in COLUMNS if name != "sample_ids"),
+        *(_values(batch, name) for name in PACK_COLUMNS if name != "sample_ids"),
     )
     return f"pack {first_pack + pack}, segment {segment}: {_FAULTS[code]}" if code else None
 
@@ -150,7 +158,7 @@ def _find_fault(
     position_ids: Int32Array,
     boundaries: Int32Array,
     seq_lengths: Int32Array,
-    segment_starts: Int32Array,
+    sample_offsets: Int32Array,
     target_counts: Int32Array,
 ) -> tuple[int, int, int]:
     """(code of the fault, pack, segment); code 0 for none."""
@@ -171,7 +179,7 @@ def _find_fault(
                 return 4, pack, s
             if seq_lengths[first + s] != edges[s + 1] - edges[s]:
                 return 5, pack, s
-            if segment_starts[first + s] < 0:
+            if sample_offsets[first + s] < 0:
                 return 12, pack, s
         if edges[num_segments] != size:
             return 6, pack, num_segments - 1
@@ -202,15 +210,15 @@ def _find_fault(
 
 def _compare(
     batch: pa.RecordBatch,
-    source: tuple[Rows, int],
+    source: WindowSource,
     sample: Int64Array,
     start: Int64Array,
     length: Int64Array,
     pack: Int64Array,
-    masked: npt.NDArray[np.bool_],
+    masked: BoolArray,
 ) -> str | None:
     """Compare a batch with its source, and fill `masked`."""
-    rows, first_row = source
+    rows, first_row = source.rows, source.first_row
     outside = np.flatnonzero((sample < first_row) | (sample >= first_row + len(rows)))
     if len(outside):
         at = outside[0]
@@ -236,7 +244,7 @@ def _find_difference(
     length: Int64Array,
     input_ids: Int32Array,
     labels: Int32Array,
-    masked: npt.NDArray[np.bool_],
+    masked: BoolArray,
 ) -> tuple[int, int, int]:
     """(1 token, 2 label, 3 too short; segment, position); code 0 for none."""
     token = np.empty(_BLOCK, np.int64)
@@ -265,11 +273,9 @@ def _find_difference(
                 if mask[i] == 0:
                     continue
                 if 0 <= position < length[s]:
-                    expected = token[i]
+                    expected = token[i] if is_target(form, target[i]) else IGNORE
                     if form == LABELS:
                         expected = target[i]
-                    elif form != NO_TARGET_COLUMN and target[i] == 0:
-                        expected = IGNORE
                     if input_ids[at + position] != token[i]:
                         return 1, s, position
                     if position == 0:
@@ -282,11 +288,12 @@ def _find_difference(
     return 0, 0, 0
 
 
-def misplaced(shards: list[tuple[str, ShardCheck]], first_row: int, num_rows: int) -> tuple[str | None, Int64Array]:
+def misplaced_sample(shards: list[tuple[str, ShardContent]], window: Window) -> tuple[str | None, Int64Array]:
     """Does each sample of a window stand in its shards once, in pieces that follow each other from its beginning?
 
-    Returns (problem, packed tokens of each row); the latter has shape (num_rows,).
+    shards: name and content of each. Returns (problem, packed tokens of each row); the latter has shape (num_rows,).
     """
+    first_row, num_rows = window.first_row, window.num_rows
     packed = np.zeros(num_rows, np.int64)
     if not shards:
         return None, packed
@@ -294,7 +301,7 @@ def misplaced(shards: list[tuple[str, ShardCheck]], first_row: int, num_rows: in
         np.concatenate([getattr(check, name) for _, check in shards]) for name in ("sample", "start", "length")
     )
 
-    def told(at: int, what: str) -> str:
+    def described(at: int, what: str) -> str:
         for name, check in shards:
             if at < len(check.sample):
                 return f"{name}, pack {check.pack[at]}: sample {check.sample[at]} {what}"
@@ -303,7 +310,7 @@ def misplaced(shards: list[tuple[str, ShardCheck]], first_row: int, num_rows: in
 
     outside = np.flatnonzero((sample < first_row) | (sample >= first_row + num_rows))
     if len(outside):
-        return told(int(outside[0]), "is not in the shard's window"), packed
+        return described(int(outside[0]), "is not in the shard's window"), packed
     packed = np.bincount(sample - first_row, weights=length, minlength=num_rows).astype(np.int64)
     order = np.lexsort((start, sample))
     sample, start, length = sample[order], start[order], length[order]
@@ -315,5 +322,5 @@ def misplaced(shards: list[tuple[str, ShardCheck]], first_row: int, num_rows: in
         what = (
             "stands in it twice" if start[at] < expected[at] else f"misses its tokens {expected[at]} to {start[at] - 1}"
         )
-        return told(int(order[at]), what), packed
+        return described(int(order[at]), what), packed
     return None, packed

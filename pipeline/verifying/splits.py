@@ -3,275 +3,279 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.base.engine import LocalEngine
-from pipeline.base.progress import bar
-from pipeline.format import manifest as manifests
-from pipeline.packing.config import PackConfig
-from pipeline.packing.plan import scan_block, scan_blocks
-from pipeline.packing.segments import Counts, Loss, account
-from pipeline.reading.files import hash_file
-from pipeline.reading.inputs import SINGLE
-from pipeline.reading.rows import Int64Array, Rows
-from pipeline.reading.scan import MOST_TOKENS, Facts
+from pipeline.base.digests import hash_file
+from pipeline.base.engine import LocalEngine, Monitor
+from pipeline.base.words import in_one_line
+from pipeline.format.counts import Counts, Loss
+from pipeline.format.figures import Figures, figures_of
+from pipeline.format.manifest import MANIFEST, FileEntry, PackManifest, SplitEntry
 from pipeline.reading.windows import SplitRows, Window
-from pipeline.verifying.shards import ShardCheck, check_shard, misplaced
+from pipeline.verifying.account import Rules, account_of
+from pipeline.verifying.shards import ShardContent, WindowSource, check_shard, misplaced_sample
+from strategies.arrays import Int64Array
 
 _SHARD = re.compile(r"data-[0-9a-f]{8}-w(\d+)-s(\d+)\.arrow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The inputs that a dataset was packed from, by split, and how they were to be packed."""
+    """The inputs that a dataset was packed from, and how they were to be packed."""
 
     splits: Mapping[str, SplitRows]
-    config: PackConfig
-    cuts_stream: bool
-
-
-def splits_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What the manifest says of each split; a dataset without splits has one, called `SINGLE`."""
-    return dict(manifest["splits"]) if "splits" in manifest else {SINGLE: manifest}
-
-
-def shards_of(manifest: Mapping[str, Any], split: str) -> list[tuple[int, str]]:
-    """(window, name) of a split's shards in their order."""
-    found = []
-    for name in manifest["files"]:
-        folder, _, base = name.rpartition("/")
-        match = _SHARD.fullmatch(base)
-        if match and folder == split:
-            found.append((int(match[1]), int(match[2]), name))
-    return [(window, name) for window, _, name in sorted(found)]
+    rules: Rules
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the shards of a split, or of all splits, hold."""
+class Content:
+    """What the shards of a window, of a split or of all splits hold."""
 
     counts: Counts = field(default_factory=Counts)
+    """The account that the source gives; nothing without one."""
+
     packs: int = 0
     segments: int = 0
     most_segments: int = 0
+    """Segments of the pack that has most."""
+
     sum_length_squared: int = 0
     samples: int = 0
     tokens: int = 0
     targets: int = 0
 
-    def __add__(self, other: Found) -> Found:
+    def __add__(self, other: Content) -> Content:
         sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Found(**{**sums, "most_segments": max(self.most_segments, other.most_segments)})
+        return Content(**{**sums, "most_segments": max(self.most_segments, other.most_segments)})
 
     @staticmethod
-    def of(check: ShardCheck) -> Found:
-        """The figures of one shard."""
-        return Found(
-            packs=check.packs,
-            segments=len(check.sample),
-            most_segments=int(np.bincount(check.pack).max()) if check.packs else 0,
-            sum_length_squared=int(np.dot(check.length, check.length)),
-            tokens=check.tokens,
-            targets=check.targets,
+    def of_shard(shard: ShardContent) -> Content:
+        """What one shard holds; its samples are counted with the window's, of which they may be parts."""
+        return Content(
+            packs=shard.packs,
+            segments=len(shard.sample),
+            most_segments=int(np.bincount(shard.pack).max()) if shard.packs else 0,
+            sum_length_squared=int(np.dot(shard.length, shard.length)),
+            tokens=shard.tokens,
+            targets=shard.targets,
         )
 
 
-class Checker:
-    """Checks the shards, window by window."""
+Problems = list[str]
+"""What is wrong, in words."""
 
-    def __init__(
-        self, directory: Path, manifest: Mapping[str, Any], engine: LocalEngine, source: Source | None
-    ) -> None:
-        self._directory, self._manifest, self._engine, self._source = directory, manifest, engine, source
-        self.found = Found()
 
-    def run(self) -> list[str]:
-        """Check everything; what is wrong, in words."""
-        tokens = sum(facts.get("tokens", 0) for facts in self._manifest["files"].values())
-        problems: list[str] = []
-        with bar("verifying", tokens) as advance:
-            for split, described in splits_of(self._manifest).items():
-                wrong, found = self._check_split(split, described, advance)
-                problems += wrong
-                self.found += found
-        if not problems and "splits" in self._manifest:
-            problems += _compare_figures(self._manifest, self.found)
-        return problems
+def shards_of(manifest: PackManifest, split: str) -> list[tuple[int, str]]:
+    """The window and the path of each shard of a split, in their order."""
+    shards = []
+    for path in manifest.files:
+        folder, _, name = path.rpartition("/")
+        match = _SHARD.fullmatch(name)
+        if match and folder == split:
+            shards.append((int(match[1]), int(match[2]), path))
+    return [(window, path) for window, _, path in sorted(shards)]
 
-    def _check_split(
-        self, split: str, described: Mapping[str, Any], advance: Callable[[int], object]
-    ) -> tuple[list[str], Found]:
-        windows = _windows(described)
-        rows = self._source.splits[split] if self._source is not None else None
-        if self._source is not None and rows is not None:
-            told = _other_rows(rows, self._source.config, described)
-            if told is not None:
-                return [f"{split or 'source'}: {told}"], Found()
-        names: dict[int, list[str]] = {window.index: [] for window in windows}
-        for index, name in shards_of(self._manifest, split):
-            names.setdefault(index, []).append(name)
-        stray = [name for index in names if index >= len(windows) for name in names[index]]
-        if stray:
-            return [f"{stray[0]}: the manifest has no such window"], Found()
 
-        def tasks() -> Iterator[tuple[str, tuple[Rows, int] | None]]:
-            for window in windows:
-                held = None
-                if rows is not None and window.num_rows and names[window.index]:
-                    held = rows.read(window.first_row, window.first_row + window.num_rows), window.first_row
-                for name in names[window.index]:
-                    yield name, held
+def check_splits(
+    directory: Path, manifest: PackManifest, source: Source | None, engine: LocalEngine, monitor: Monitor
+) -> tuple[Problems, Content]:
+    """Check every shard. monitor: called with tokens. Raises `DataError` for a source that cannot be read."""
+    problems: Problems = []
+    total = Content()
+    for split, entry in manifest.parts.items():
+        wrong, content = _SplitCheck(directory, manifest, split, entry, source, engine, monitor).run()
+        problems += wrong
+        total += content
+    if not problems and isinstance(manifest.splits, dict):
+        problems += _compare_figures(manifest, total)
+    return problems, total
 
-        def check(task: tuple[str, tuple[Rows, int] | None]) -> tuple[str, ShardCheck | str]:
-            self._engine.checkpoint()
-            result = self._check_shard(*task, described["capacity"])
-            advance(self._manifest["files"][task[0]].get("tokens", 0))
-            return task[0], result
 
-        checked = self._engine.map(check, tasks())
-        problems: list[str] = []
-        total = Found()
+@dataclass(frozen=True)
+class _SplitCheck:
+    """The check of one split."""
+
+    directory: Path
+    manifest: PackManifest
+    split: str
+    entry: SplitEntry
+    source: Source | None
+    engine: LocalEngine
+    monitor: Monitor
+
+    def run(self) -> tuple[Problems, Content]:
+        """Check the split's shards, window by window."""
+        windows = _windows(self.entry)
+        problem = self._other_source()
+        if problem is not None:
+            return [problem], Content()
+        paths: dict[int, list[str]] = {window.index: [] for window in windows}
+        for index, path in shards_of(self.manifest, self.split):
+            paths.setdefault(index, []).append(path)
+        for index, of_window in paths.items():
+            if index >= len(windows):
+                return [f"{of_window[0]}: the manifest has no such window"], Content()
+        checked = self.engine.map(self._check_shard, self._tasks(windows, paths))
+        problems: Problems = []
+        total = Content()
         for window in windows:
-            results = list(islice(checked, len(names[window.index])))
-            wrong, found = self._check_window(split, window, described, results)
+            wrong, content = self._check_window(window, list(islice(checked, len(paths[window.index]))))
             problems += wrong
-            total += found
+            total += content
         if not problems:
-            problems += _compare_figures(described, total)
-            if self._source is not None:
-                problems += _compare_counts(described, total.counts)
+            problems += _compare_figures(self.entry, total)
+            problems += _window_totals(self.entry)
+            if self.source is not None:
+                problems += _compare_counts(self.entry.counts, total.counts)
         return problems, total
 
-    def _check_window(
-        self, split: str, window: Window, described: Mapping[str, Any], results: list[tuple[str, ShardCheck | str]]
-    ) -> tuple[list[str], Found]:
-        """What only shows when all shards of a window are seen together: samples lost, doubled or unaccounted for."""
-        shards = [(name, result) for name, result in results if not isinstance(result, str)]
-        found = sum((Found.of(result) for _, result in shards), Found())
-        wrong = [f"{name}: {result}" for name, result in results if isinstance(result, str)]
-        if wrong:
-            return wrong, found
-        problem, packed = misplaced(shards, window.first_row, window.num_rows)
-        if problem is not None:
-            return [problem], found
-        found += Found(samples=int(np.count_nonzero(packed)))
-        stated = described["windows"][window.index]["packs"] if described["windows"] else 0
-        if found.packs != stated:
-            return [f"{manifests.MANIFEST}: window {window.index} has {found.packs} packs, not {stated}"], found
-        if self._source is None:
-            return [], found
-        wrong, counts = _account(self._source, split, window, packed, shards)
-        return wrong, found + Found(counts=counts)
+    def _other_source(self) -> str | None:
+        """How the source's rows differ from those packed, by the windows they are cut into."""
+        if self.source is None:
+            return None
+        config, rows, where = self.manifest.config, self.source.splits[self.split], self.split or "source"
+        cut = [(window.num_rows, window.num_tokens) for window in rows.cut(config.window_samples, config.window_tokens)]
+        if cut == [(window.rows, window.tokens) for window in self.entry.windows]:
+            return None
+        packed = sum(window.rows for window in self.entry.windows)
+        if rows.num_rows == packed:
+            return f"{where}: it has rows of other lengths than those packed"
+        return f"{where}: it has {rows.num_rows:,} rows, but {packed:,} were packed"
 
-    def _check_shard(self, name: str, source: tuple[Rows, int] | None, capacity: int) -> ShardCheck | str:
+    def _tasks(
+        self, windows: list[Window], paths: Mapping[int, list[str]]
+    ) -> Iterator[tuple[str, WindowSource | None]]:
+        """Each shard with the rows that its window was packed from."""
+        for window in windows:
+            rows = None
+            if self.source is not None and window.num_rows and paths[window.index]:
+                read = self.source.splits[self.split].read_window(window)
+                rows = WindowSource(rows=read, first_row=window.first_row)
+            for path in paths[window.index]:
+                yield path, rows
+
+    def _check_shard(self, task: tuple[str, WindowSource | None]) -> tuple[str, ShardContent | str]:
         """The content of a shard, or what is wrong with it."""
-        path, facts = self._directory / name, self._manifest["files"][name]
-        try:
-            size = path.stat().st_size
-            if size != facts["bytes"]:
-                return f"it has {size:,} bytes, the manifest says {facts['bytes']:,}"
-            if hash_file(str(path)) != facts["xxh3_128"]:
-                return "its checksum is not the manifest's"
-            result = check_shard(path, capacity, source)
-        except FileNotFoundError:
-            return "missing"
-        except (OSError, ValueError, pa.ArrowException, IndexError) as error:
-            return f"it cannot be read ({' '.join(str(error).split())})"
-        if result.problem is not None:
-            return result.problem
-        stated = tuple(facts.get(key) for key in ("packs", "segments", "tokens", "targets"))
-        if stated != (result.packs, len(result.sample), result.tokens, result.targets):
-            return "its packs, segments, tokens or targets are not those in the manifest"
-        return result
+        path, rows = task
+        entry = self.manifest.files[path]
+        content = _checked_shard(self.directory / path, entry, self.entry.capacity, rows)
+        self.monitor(entry.tokens if isinstance(entry.tokens, int) else 0)
+        return path, content
+
+    def _check_window(self, window: Window, results: list[tuple[str, ShardContent | str]]) -> tuple[Problems, Content]:
+        """What only shows when all shards of a window are seen together: samples lost, doubled or unaccounted for."""
+        shards = [(path, result) for path, result in results if not isinstance(result, str)]
+        content = sum((Content.of_shard(shard) for _, shard in shards), Content())
+        wrong = [f"{path}: {result}" for path, result in results if isinstance(result, str)]
+        if wrong:
+            return wrong, content
+        problem, packed = misplaced_sample(shards, window)
+        if problem is not None:
+            return [problem], content
+        content += Content(samples=int(np.count_nonzero(packed)))
+        stated = self.entry.windows[window.index].packs if self.entry.windows else 0
+        if content.packs != stated:
+            return [f"{MANIFEST}: window {window.index} has {content.packs} packs, not {stated}"], content
+        if self.source is None or not window.num_rows:
+            return [], content
+        problem, counts = self._unaccounted(self.source, window, packed, shards)
+        return [problem] if problem else [], content + Content(counts=counts)
+
+    def _unaccounted(
+        self, source: Source, window: Window, packed: Int64Array, shards: list[tuple[str, ShardContent]]
+    ) -> tuple[str | None, Counts]:
+        """Is every token of a window packed, or left out for a reason that the source confirms?"""
+        rows = source.splits[self.split]
+        account = account_of(rows, window, source.rules, self.engine)
+        wrong = np.flatnonzero(packed != account.tokens)
+        if len(wrong):
+            row = int(wrong[0])
+            number = window.first_row + row
+            what = f"{packed[row]} of {account.tokens[row]} tokens are packed"
+            return f"sample {number} ({rows.locate(number)}): {what}", account.counts
+        cut = np.concatenate([shard.sample[shard.masked_cut] for _, shard in shards] or [np.zeros(0, np.int64)])
+        return None, account.counts.with_cut(Loss(targets=len(cut), samples_affected=len(np.unique(cut))))
 
 
-def _other_rows(rows: SplitRows, config: PackConfig, described: Mapping[str, Any]) -> str | None:
-    """How the source's rows differ from those packed, by the windows they are cut into."""
-    cut = [(window.num_rows, window.num_tokens) for window in rows.cut(config.window_samples, config.window_tokens)]
-    stated = [(window["rows"], window["tokens"]) for window in described["windows"]]
-    if cut == stated:
-        return None
-    packed = sum(num_rows for num_rows, _ in stated)
-    if rows.num_rows == packed:
-        return "it has rows of other lengths than those packed"
-    return f"it has {rows.num_rows:,} rows, but {packed:,} were packed"
+def _checked_shard(path: Path, entry: FileEntry, capacity: int, rows: WindowSource | None) -> ShardContent | str:
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"it has {size:,} bytes, the manifest says {entry.bytes:,}"
+        if hash_file(path) != entry.xxh3_128:
+            return "its checksum is not the manifest's"
+        content = check_shard(path, capacity, rows)
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, ValueError, pa.ArrowException, IndexError) as error:
+        return f"it cannot be read ({in_one_line(error)})"
+    if content.problem is not None:
+        return content.problem
+    stated = (entry.packs, entry.segments, entry.tokens, entry.targets)
+    if stated != (content.packs, len(content.sample), content.tokens, content.targets):
+        return "its packs, segments, tokens or targets are not those in the manifest"
+    return content
 
 
-def _windows(described: Mapping[str, Any]) -> list[Window]:
+def _windows(entry: SplitEntry) -> list[Window]:
     """The windows of a split; one without rows where the split has none, for its empty shard."""
     windows = []
     first = 0
-    for index, window in enumerate(described["windows"] or [{"rows": 0, "tokens": 0}]):
-        windows.append(Window(index=index, first_row=first, num_rows=window["rows"], num_tokens=window["tokens"]))
-        first += window["rows"]
+    for index, (rows, tokens) in enumerate([(window.rows, window.tokens) for window in entry.windows] or [(0, 0)]):
+        windows.append(Window(index=index, first_row=first, num_rows=rows, num_tokens=tokens))
+        first += rows
     return windows
 
 
-def _account(
-    source: Source, split: str, window: Window, packed: Int64Array, shards: list[tuple[str, ShardCheck]]
-) -> tuple[list[str], Counts]:
-    """Is every token of a window packed, or left out for a reason that the source confirms?"""
-    if not window.num_rows:
-        return [], Counts()
-    rows, config = source.splits[split], source.config
-    facts = Facts.join([scan_block(rows, *block, config) for block in scan_blocks(window)])
-    remains, length, counts, _ = account(
-        facts,
-        max_length=MOST_TOKENS if source.cuts_stream else config.max_length,
-        overlong=config.overlong,
-        keep_untrainable=config.keep_untrainable,
-    )
-    expected = np.where(remains, length, 0)
-    wrong = np.flatnonzero(packed != expected)
-    if len(wrong):
-        row = int(wrong[0])
-        where = rows.locate(window.first_row + row)
-        return [
-            f"sample {window.first_row + row} ({where}): {packed[row]} of {expected[row]} tokens are packed"
-        ], counts
-    cut = np.concatenate([check.sample[check.masked_cut] for _, check in shards] or [np.zeros(0, np.int64)])
-    loss = Loss(targets=len(cut), samples_affected=len(np.unique(cut)))
-    return [], replace(counts, targets_packed=counts.targets_packed - len(cut), dropped={**counts.dropped, "cut": loss})
-
-
-def _compare_figures(described: Mapping[str, Any], found: Found) -> list[str]:
+def _compare_figures(stated: Figures, content: Content) -> Problems:
     """Does the manifest state what the shards hold?"""
-    stated = Counts.from_json(described["counts"])
-    if not stated.balances():
-        return [f"{manifests.MANIFEST}: the counts do not balance"]
+    if not stated.counts.balances():
+        return [f"{MANIFEST}: the counts do not balance"]
     problems = []
     for what in ("samples", "tokens", "targets"):
-        value, other = getattr(stated, f"{what}_packed"), getattr(found, what)
+        value, other = getattr(stated.counts, f"{what}_packed"), getattr(content, what)
         if value != other:
-            problems.append(f"{manifests.MANIFEST}: it states {value:,} packed {what}, the shards have {other:,}")
-    figures = manifests.figures(
-        stated, found.packs, found.segments, found.most_segments, found.sum_length_squared, described["capacity"]
+            problems.append(f"{MANIFEST}: it states {value:,} packed {what}, the shards have {other:,}")
+    by_shards = figures_of(
+        stated.counts,
+        packs=content.packs,
+        segments=content.segments,
+        most_segments=content.most_segments,
+        sum_length_squared=content.sum_length_squared,
+        capacity=stated.capacity,
+        cuts_stream=stated.cuts_stream,
+        report=stated.report,
     )
-    if "windows" in described:
-        for what, key in (("samples_in", "rows"), ("tokens_in", "tokens")):
-            total = sum(window[key] for window in described["windows"])
-            if total != getattr(stated, what):
-                problems.append(
-                    f"{manifests.MANIFEST}: {what} is {getattr(stated, what):,}, its windows have {total:,}"
-                )
-    for name, value in figures.items():
-        if described[name] != value:
-            problems.append(f"{manifests.MANIFEST}: {name} is {described[name]}, by the shards it is {value}")
+    for name in Figures.__struct_fields__:
+        value, other = getattr(stated, name), getattr(by_shards, name)
+        if value != other:
+            problems.append(f"{MANIFEST}: {name} is {value}, by the shards it is {other}")
     return problems
 
 
-def _compare_counts(described: Mapping[str, Any], source: Counts) -> list[str]:
+def _window_totals(entry: SplitEntry) -> Problems:
+    """Do the windows add up to what came in?"""
+    problems = []
+    for what, stated, total in (
+        ("samples_in", entry.counts.samples_in, sum(window.rows for window in entry.windows)),
+        ("tokens_in", entry.counts.tokens_in, sum(window.tokens for window in entry.windows)),
+    ):
+        if stated != total:
+            problems.append(f"{MANIFEST}: {what} is {stated:,}, its windows have {total:,}")
+    return problems
+
+
+def _compare_counts(stated: Counts, source: Counts) -> Problems:
     """Does the manifest account for what the source has?"""
-    stated = Counts.from_json(described["counts"])
     if source == stated:
         return []
-    differing = [key for key, value in vars(source).items() if key != "dropped" and value != getattr(stated, key)]
-    differing += [reason for reason, loss in source.dropped.items() if loss != stated.dropped[reason]]
-    return [f"{manifests.MANIFEST}: its counts are not those of the source ({', '.join(differing)})"]
+    names = [name for name in Counts.__struct_fields__ if name != "dropped"]
+    differing = [name for name in names if getattr(source, name) != getattr(stated, name)]
+    differing += [reason for reason, loss in source.dropped.items() if loss != getattr(stated.dropped, reason)]
+    return [f"{MANIFEST}: its counts are not those of the source ({', '.join(differing)})"]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from strategies.arrays import Int32Array, Int64Array
 from strategies.by_length.sorting import group_by_pack
 from strategies.compiled import kernel
-from strategies.contract import Int32Array, Int64Array, Plan, Request, Strategy
+from strategies.contract import Plan, Request, Strategy
 
 
 def place(request: Request) -> Plan:
-    """First fit in arrival order. O(num_segments log num_packs). Source: Johnson, 1974."""
+    """Plan by first fit in arrival order. O(num_segments log num_packs). Source: Johnson, 1974."""
     return place_in_order(request, np.arange(len(request.lengths), dtype=np.int64))
 
 
 def place_in_order(request: Request, order: Int64Array) -> Plan:
-    """First fit, taking the segments in the given order.  # order: (num_segments,), a permutation"""
+    """Plan by first fit, taking the segments in a given order. O(num_segments log num_packs).
+
+    order: a permutation of the segments.  # shape: (num_segments,)
+    """
     pack_of, num_packs = _first_fit(request.lengths, order, request.capacity)
     segment, offsets = group_by_pack(pack_of, order, num_packs)
     return Plan(segment=segment, pack_offsets=offsets)
@@ -23,11 +27,11 @@ def place_in_order(request: Request, order: Int64Array) -> Plan:
 
 @kernel
 def _first_fit(lengths: Int32Array, order: Int64Array, capacity: int) -> tuple[Int32Array, int]:
-    """The pack of each segment, by a tree over packs whose nodes hold the largest room below them.
+    """Return the pack of each segment, taken in `order`, and the number of packs.
 
-    Every pair of neighbouring packs holds more than one capacity together, which bounds the packs
-    and so the tree beforehand. A pack not opened yet is a leaf with full room, so opening needs no
-    case of its own.
+    A tree over packs finds it; its nodes hold the largest room below them. Every pair of neighbouring packs holds more
+    than one capacity together, which bounds the packs and so the tree beforehand. A pack not opened yet is a leaf with
+    full room, so opening needs no case of its own.
     """
     total = np.int64(0)
     for length in lengths:

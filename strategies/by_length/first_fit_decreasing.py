@@ -8,9 +8,9 @@ from strategies.contract import Plan, Request, Strategy
 
 
 def place(request: Request) -> Plan:
-    """Sort by length descending, then first fit.
+    """Plan by first fit, longest segments first.
 
-    Equal to opening a pack with the longest unused segment and sweeping down the rest.
+    This is the same as opening a pack with the longest unused segment and sweeping down the rest.
     O(num_segments log num_packs). Source: arXiv 2410.08081, "greedy packing".
     """
     return place_in_order(request, longest_first(request.lengths, request.capacity))

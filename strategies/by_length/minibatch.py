@@ -16,7 +16,7 @@ from strategies.contract import Plan, Request, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class MinibatchOptions:
-    """Options of `minibatch`."""
+    """The options of `minibatch`."""
 
     batch_size: int = field(default=8, metadata={"help": "samples a pack; its capacity is batch_size x max_length"})
     shuffle: bool = field(default=False, metadata={"help": "true draws the mini-batches from a seeded permutation"})
@@ -27,7 +27,7 @@ class MinibatchOptions:
 
 
 def place(request: Request) -> Plan:
-    """Cut arrival order (or a seeded permutation) every `batch_size`; the last pack may have fewer.
+    """Cut arrival order, or a seeded permutation, every `batch_size` segments; the last pack may have fewer.
 
     O(num_segments). Source: arXiv 2407.09105, "MiniBatchPacking + PosID".
     """
@@ -38,7 +38,7 @@ def place(request: Request) -> Plan:
 
 
 def capacity(max_length: int, options: Any) -> int:
-    """Tokens of a whole mini-batch."""
+    """Return the tokens that a whole mini-batch may have."""
     return max_length * int(options.batch_size)
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from strategies.arrays import Int32Array, Int64Array
 from strategies.compiled import kernel
-from strategies.contract import Int32Array, Int64Array, Plan, Request, Strategy
+from strategies.contract import Plan, Request, Strategy
 
 
 def place(request: Request) -> Plan:
-    """Fill packs in arrival order. O(num_segments). Source: LongAlign, arXiv 2401.18058."""
+    """Plan by next fit in arrival order. O(num_segments). Source: LongAlign, arXiv 2401.18058."""
     count = len(request.lengths)
     return Plan(segment=np.arange(count, dtype=np.int64), pack_offsets=pack_offsets(request.lengths, request.capacity))
 
 
 @kernel
 def pack_offsets(lengths: Int32Array, capacity: int) -> Int64Array:
-    """First segment of each pack when packs are filled in the order given, and the end.  # shape: (num_packs + 1,)"""
+    """Return the first segment of each pack, and the end, when packs are filled in the order of the lengths.
+
+    O(num_segments).  # shape: (num_packs + 1,)
+    """
     offsets = np.zeros(lengths.shape[0] + 1, np.int64)
     num_packs = 0
     room = 0

@@ -8,7 +8,7 @@ from strategies.contract import Plan, Request, Strategy
 
 
 def place(request: Request) -> Plan:
-    """Segment i is pack i. O(num_segments). Source: arXiv 2410.08081, "padding"."""
+    """Make segment i pack i. O(num_segments). Source: arXiv 2410.08081, "padding"."""
     count = len(request.lengths)
     return Plan(segment=np.arange(count, dtype=np.int64), pack_offsets=np.arange(count + 1, dtype=np.int64))
 

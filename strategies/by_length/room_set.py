@@ -1,22 +1,20 @@
 """A set of small integers that finds its smallest member not below a bound.
 
-Bits in 64-ary levels: level 0 has one bit a value, each further level one bit a non-empty word of the
-level below, so every operation is O(log64 size): four words at most for 16 M values.
+A set is `words`, bits in 64-ary levels, and `levels`, where the words of each level begin, and the end. Level 0 has one
+bit for each value, every further level one bit for each non-empty word of the level below, so each operation is
+O(log64 size): four words at most for 16 M values.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from strategies.arrays import Int64Array, UInt64Array
 from strategies.compiled import kernel
 
-Words = npt.NDArray[np.uint64]
-Levels = npt.NDArray[np.int64]
 
-
-def room_set(size: int) -> tuple[Words, Levels]:
-    """An empty set for values below `size`: its words, and where each level's words begin."""
+def room_set(size: int) -> tuple[UInt64Array, Int64Array]:
+    """Return an empty set for the values 0..size-1.  # shapes: (num_words,), (num_levels + 1,)"""
     starts = [0]
     num_words = -(-size // 64)
     while True:
@@ -27,15 +25,15 @@ def room_set(size: int) -> tuple[Words, Levels]:
 
 
 @kernel
-def insert(words: Words, levels: Levels, value: int) -> None:
-    """Add a value; nothing changes if it is a member."""
+def insert(words: UInt64Array, levels: Int64Array, value: int) -> None:
+    """Add a value; nothing changes if it is a member already."""
     for level in range(levels.shape[0] - 1):
         words[levels[level] + (value >> 6)] |= np.uint64(1) << np.uint64(value & 63)
         value >>= 6
 
 
 @kernel
-def remove(words: Words, levels: Levels, value: int) -> None:
+def remove(words: UInt64Array, levels: Int64Array, value: int) -> None:
     """Take a member out."""
     for level in range(levels.shape[0] - 1):
         at = levels[level] + (value >> 6)
@@ -46,8 +44,8 @@ def remove(words: Words, levels: Levels, value: int) -> None:
 
 
 @kernel
-def smallest_from(words: Words, levels: Levels, bound: int) -> int:
-    """The smallest member >= bound, or -1."""
+def smallest_from(words: UInt64Array, levels: Int64Array, bound: int) -> int:
+    """Return the smallest member that is not below `bound`, or -1."""
     num_levels = levels.shape[0] - 1
     for level in range(num_levels):
         if (bound >> 6) >= levels[level + 1] - levels[level]:
@@ -64,7 +62,7 @@ def smallest_from(words: Words, levels: Levels, bound: int) -> int:
 
 @kernel
 def _trailing_zeros(word: np.uint64) -> int:
-    """Zero bits below the lowest set bit, by six masks (numba exposes no such instruction)."""
+    """Count the zero bits below the lowest set bit, by six masks (numba exposes no such instruction)."""
     lowest = word & (~word + np.uint64(1))
     count = 0
     if lowest & np.uint64(0xFFFFFFFF00000000):

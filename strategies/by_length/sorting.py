@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from strategies.arrays import Int32Array, Int64Array
 from strategies.compiled import kernel
-from strategies.contract import Int32Array, Int64Array
 
 
 @kernel
 def longest_first(lengths: Int32Array, capacity: int) -> Int64Array:
-    """Segment indices by length descending, equal lengths in arrival order.
+    """Return the segments by length descending, equal lengths in arrival order.
 
     O(num_segments + capacity).  # shape: (num_segments,)
     """
@@ -29,9 +29,10 @@ def longest_first(lengths: Int32Array, capacity: int) -> Int64Array:
 
 @kernel
 def group_by_pack(pack_of: Int32Array, order: Int64Array, num_packs: int) -> tuple[Int64Array, Int64Array]:
-    """The plan's two arrays, given that segment `order[i]` goes into pack `pack_of[i]`.
+    """Return the plan's two arrays, given that segment `order[i]` goes into pack `pack_of[i]`.
 
-    Inside a pack segments keep the order in which they came. O(num_segments + num_packs).
+    Inside a pack the segments stand as in `order`. O(num_segments + num_packs).
+    # shapes: (num_segments,), (num_packs + 1,)
     """
     offsets = np.zeros(num_packs + 1, np.int64)
     for pack in pack_of:

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arrays import Int64Array
 from strategies.by_length import next_fit
-from strategies.contract import Int64Array, Strategy
+from strategies.contract import Strategy
 from strategies.draws import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrappedOptions:
-    """Options of `wrapped`."""
+    """The options of `wrapped`."""
 
     shuffle: bool = field(default=False, metadata={"help": "true concatenates in a seeded permutation"})
 
 
 def stream_order(num_samples: int, draws: Draws, options: Any) -> Int64Array:
-    """Arrival order, or a seeded permutation.  # shape: (num_samples,)"""
+    """Return arrival order, or a seeded permutation.  # shape: (num_samples,)"""
     return draws.permutation(num_samples) if options.shuffle else np.arange(num_samples, dtype=np.int64)
 
 

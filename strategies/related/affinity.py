@@ -7,37 +7,32 @@ library adds up first and on however many threads.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from strategies.arrays import AnyArray, Float32Array, Int16Array, Int32Array
 from strategies.compiled import kernel
-from strategies.contract import Int16Array, Int32Array
-
-Float32Array = npt.NDArray[np.float32]
 
 SCALE = 4000
-"""What a vector of length one has in an embedding."""
+"""The length of an embedding, whose vector has length one."""
 
 ONE = SCALE * SCALE
 """The product of two embeddings whose cosine is one."""
 
 MOST_DIMENSIONS = 8192
-"""Rounding adds up to half a unit in each; beyond this a product might not fit 24 bits."""
+"""Rounding adds up to half a unit in each dimension; in more than these a product might not fit 24 bits."""
 
 PENALTY = 3.5
-"""What a conflict takes from a similarity. Above two, so that affinities tell conflicts from all other pairs."""
+"""The similarity that a conflict costs: more than two, so that affinities tell conflicts from all other pairs."""
 
 CONFLICT = -PENALTY / 2 * ONE
-"""Affinities below it are those of conflicts: similarities lie from -1 to 1."""
+"""A bound that the affinities of conflicts, and of no others, lie below: similarities lie from -1 to 1."""
 
 NO_THRESHOLD = np.int64(2 * ONE)
-"""No product is above it."""
+"""A threshold that no product is above."""
 
 
-def quantise(vectors: npt.NDArray[Any]) -> Int16Array:
-    """Vectors of any length as embeddings; zero vectors stay zero.  # shape: (num_vectors, num_dimensions)"""
+def quantise(vectors: AnyArray) -> Int16Array:
+    """Return vectors of any length as embeddings; zero vectors stay zero.  # shape: (num_vectors, num_dimensions)"""
     values = np.asarray(vectors, np.float32)
     norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
     norms[norms == 0] = 1
@@ -46,7 +41,10 @@ def quantise(vectors: npt.NDArray[Any]) -> Int16Array:
 
 
 def products(embeddings: Int16Array, others: Int16Array | None = None) -> Float32Array:
-    """All products of two sets of embeddings, or of one with itself, exact.  # shape: (num_embeddings, num_others)"""
+    """Return all products of two sets of embeddings, or of one with itself, without rounding.
+
+    O(num_embeddings * num_others * num_dimensions).  # shape: (num_embeddings, num_others)
+    """
     left = embeddings.astype(np.float32)
     right = left if others is None else others.astype(np.float32)
     exact: Float32Array = left @ right.T
@@ -54,9 +52,12 @@ def products(embeddings: Int16Array, others: Int16Array | None = None) -> Float3
 
 
 def affinities(embeddings: Int16Array, threshold: int) -> tuple[Float32Array, Int32Array]:
-    """Products, from which `PENALTY` similarities are taken where two samples conflict; how many each conflicts with.
+    """Return the affinity of all pairs of samples, and how many others each sample conflicts with.
 
-    # shapes: (num_embeddings, num_embeddings), (num_embeddings,)
+    threshold: two samples conflict where the product of their embeddings is above it.
+
+    The affinity of two samples is their product, less `PENALTY` similarities where they conflict.
+    O(num_embeddings² * num_dimensions).  # shapes: (num_embeddings, num_embeddings), (num_embeddings,)
     """
     affinity = products(embeddings)
     return affinity, _penalise(affinity, np.float32(threshold), np.float32(PENALTY * ONE))
@@ -64,6 +65,7 @@ def affinities(embeddings: Int16Array, threshold: int) -> tuple[Float32Array, In
 
 @kernel
 def _penalise(affinity: Float32Array, threshold: np.float32, penalty: np.float32) -> Int32Array:
+    """Turn products into affinities where they lie, and count each sample's conflicts."""
     num_conflicts = np.zeros(affinity.shape[0], np.int32)
     for i in range(affinity.shape[0]):
         row = affinity[i]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.contract import Int16Array, Int32Array, Int64Array
+from strategies.arrays import Int16Array, Int32Array, Int64Array
 from strategies.related.affinity import products, quantise
 
 _ROUNDS = 10
@@ -13,10 +13,12 @@ _BATCH = 1 << 13  # embeddings compared with all centroids at once
 
 
 def learn_centroids(sample: Int16Array, num_clusters: int) -> Int16Array:
-    """Centroids of about so many clusters, as embeddings. On one thread, so that their number changes nothing.
+    """Learn the centroids of clusters, as embeddings, by spherical k-means.
 
-    sample: at least `num_clusters` embeddings.  # shape: (num_sampled, num_dimensions)
-    Returns an array of shape (num_clusters, num_dimensions). Raises `ModuleNotFoundError` without FAISS.
+    sample: embeddings, at least `num_clusters` of them.  # shape: (num_samples, num_dimensions)
+
+    It runs on one thread, so that the number of threads changes nothing. Raises `ModuleNotFoundError` without FAISS.
+    # shape: (num_clusters, num_dimensions)
     """
     import faiss  # noqa: PLC0415 - only large runs need it
 
@@ -40,7 +42,7 @@ def learn_centroids(sample: Int16Array, num_clusters: int) -> Int16Array:
 
 
 def nearest_centroid(embeddings: Int16Array, centroids: Int16Array) -> Int32Array:
-    """Of each embedding, exact; equally near ones by their index.  # shape: (num_embeddings,)"""
+    """Return the nearest cluster of each embedding, of equally near ones the first.  # shape: (num_embeddings,)"""
     nearest = np.empty(len(embeddings), np.int32)
     for start in range(0, len(embeddings), _BATCH):
         nearest[start : start + _BATCH] = products(embeddings[start : start + _BATCH], centroids).argmax(axis=1)
@@ -48,20 +50,23 @@ def nearest_centroid(embeddings: Int16Array, centroids: Int16Array) -> Int32Arra
 
 
 def neighbours_first(centroids: Int16Array) -> Int32Array:
-    """All clusters by their nearness to each, itself first.  # shape: (num_clusters, num_clusters)"""
+    """Return for each cluster all clusters by their nearness to it, itself first.
+
+    # shape: (num_clusters, num_clusters)
+    """
     near = products(centroids)
     np.fill_diagonal(near, np.inf)
     return np.argsort(-near, axis=1, kind="stable").astype(np.int32)
 
 
 def chain(centroids: Int16Array) -> Int64Array:
-    """An order of the clusters in which neighbours stand together: from each to the nearest not yet named.
+    """Return an order of the clusters in which neighbours stand together: each is followed by the nearest one left.
 
-    # shape: (num_clusters,)
+    O(num_clusters²).  # shape: (num_clusters,)
     """
     near = products(centroids)
-    named = [0]
+    order = [0]
     for _ in range(1, len(centroids)):
-        near[:, named[-1]] = -np.inf
-        named.append(int(near[named[-1]].argmax()))
-    return np.array(named, np.int64)
+        near[:, order[-1]] = -np.inf
+        order.append(int(near[order[-1]].argmax()))
+    return np.array(order, np.int64)

@@ -8,38 +8,41 @@ from __future__ import annotations
 
 import numpy as np
 
+from strategies.arrays import Float32Array, Int32Array, Int64Array
 from strategies.compiled import kernel
-from strategies.contract import Int32Array, Int64Array
-from strategies.related.affinity import CONFLICT, ONE, Float32Array
+from strategies.related.affinity import CONFLICT, ONE
 
-_SEARCHING = (0.05, 0.05, 0.07, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.6)
+_SEARCH_COSTS = (0.05, 0.05, 0.07, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.6)
 """What a token over capacity costs in each sweep over all samples, in tokens times similarity: at 0.1, ten tokens over
 weigh as much as one pack's token whose similarity falls by one."""
 
-_FORBIDDING = 1e4
-_MENDING = (3.0, 6.0, 12.0, 25.0, 50.0, 1e3, *[_FORBIDDING] * 4)
-"""The same in the sweeps over the samples of over-full packs."""
+_PROHIBITION = 1e4
+"""A cost of a token over capacity that no gain outweighs."""
 
-_POLISHING = 4
-"""Sweeps over all samples at the end that overfill nothing."""
+_MENDING_COSTS = (3.0, 6.0, 12.0, 25.0, 50.0, 1e3, *[_PROHIBITION] * 4)
+"""What a token over capacity costs in each sweep over the samples of over-full packs."""
 
-_PARTING = 20.0
-"""Similarities that a conflict costs more when conflicts have to end."""
+_POLISHING_SWEEPS = 4
+"""The number of sweeps over all samples at the end, which overfill nothing."""
+
+_PARTING_COST = 20.0
+"""The similarity that a conflict costs more when conflicts have to end."""
 
 _PARTING_SWEEPS = 4
+"""The number of sweeps over samples in conflict."""
 
 _FEWEST_PARTNERS_APART = 32  # tokens of difference in length that are always considered
 _MOST_PARTNERS = 2048  # on either side, in the order of lengths
-_UNIT = np.float32(16)  # of gains as integers, whose maximum is found several times faster than that of floats
+_UNIT = np.float32(16)  # of gains, which are integers because their maximum is found several times faster
 _MOST_OVER = np.int32(1 << 12)  # tokens over capacity beyond which a pack is just as bad
 _LEAST_GAIN = 1  # in units
 _NEVER = np.float32(-1e9)
 
 _ALL, _OF_OVER_FULL, _IN_CONFLICT = 0, 1, 2
-"""Samples for which a sweep seeks a better place."""
+"""The samples for which a sweep seeks a better place."""
 
 Sweeps = list[tuple[float, int]]
-"""(cost of a token over capacity, samples) of each."""
+"""The cost of a token over capacity, and the samples, of each sweep."""
 
 
 def exchange(
@@ -47,33 +50,35 @@ def exchange(
 ) -> None:
     """Let samples change places so that the mean in-pack affinity, weighted by tokens, rises.
 
-    affinity: of the samples of a block.  # shape: (num_samples, num_samples)
-    lengths: descending.  # shape: (num_samples,)
-    pack: of each sample, -1 for those that stay out; changed.  # shape: (num_samples,)
+    affinity: the affinity of all pairs of a block's samples.  # shape: (num_samples, num_samples)
+    lengths: the tokens of each sample, descending.  # shape: (num_samples,)
+    pack: the pack of each sample, -1 for those that stay out; changed where it lies.  # shape: (num_samples,)
     may_overfill: whether packs may be over capacity meanwhile; where that cannot be mended they are so afterwards.
 
-    O(sweeps * num_samples * partners), the partners being those of about the same length, at most 4096.
+    O(sweeps * num_samples * partners), the partners being samples of about the same length, at most 4096.
     """
-    polishing: Sweeps = [(_FORBIDDING, _ALL)] * _POLISHING
     if may_overfill:
-        sweeps = [(cost, _ALL) for cost in _SEARCHING] + [(cost, _OF_OVER_FULL) for cost in _MENDING] + polishing
+        sweeps = [(cost, _ALL) for cost in _SEARCH_COSTS]
+        sweeps += [(cost, _OF_OVER_FULL) for cost in _MENDING_COSTS]
+        sweeps += [(_PROHIBITION, _ALL)] * _POLISHING_SWEEPS
     else:
-        sweeps = [(_FORBIDDING, _ALL)] * len(_SEARCHING)
+        sweeps = [(_PROHIBITION, _ALL)] * len(_SEARCH_COSTS)
     _run(affinity, lengths, pack, num_packs, capacity, sweeps)
 
 
 def part(affinity: Float32Array, lengths: Int32Array, pack: Int32Array, num_packs: int, capacity: int) -> None:
     """Let samples that conflict with a member of their pack change places, at almost any cost in affinity.
 
-    As `exchange`; affinities of conflicts are lowered for good.
+    The arguments are those of `exchange`; affinities of conflicts are lowered for good.
     """
-    _lower(affinity, np.float32(CONFLICT), np.float32(_PARTING * ONE))
-    _run(affinity, lengths, pack, num_packs, capacity, [(_FORBIDDING, _IN_CONFLICT)] * _PARTING_SWEEPS)
+    _lower(affinity, np.float32(CONFLICT), np.float32(_PARTING_COST * ONE))
+    _run(affinity, lengths, pack, num_packs, capacity, [(_PROHIBITION, _IN_CONFLICT)] * _PARTING_SWEEPS)
 
 
 def _run(
     affinity: Float32Array, lengths: Int32Array, pack: Int32Array, num_packs: int, capacity: int, sweeps: Sweeps
 ) -> None:
+    """Sweep over the samples, one sweep after the other."""
     placed = np.flatnonzero(pack >= 0)
     if num_packs < 2 or len(placed) < 3:
         return
@@ -100,15 +105,15 @@ def _exchange(
     samples: Int64Array,
     apart: int,
 ) -> None:
-    """by_pack, offsets: the members of each pack, kept up to date; an exchange leaves their number as it is."""
+    """Change `pack`, and with it `by_pack`, the members of each pack; an exchange leaves `offsets` as they are."""
     num = lengths.shape[0]
     num_packs = offsets.shape[0] - 1  # the last stays as it is
     slot = np.full(num, -1, np.int64)
-    to_pack = np.zeros((num_packs, num), np.float32)  # sum of the affinities to a pack's members, of every sample
+    to_pack = np.zeros((num_packs, num), np.float32)  # the sum of each sample's affinities to a pack's members
     weight = np.zeros(num_packs, np.float32)  # gain in units for each affinity between two members
-    over = np.empty(num, np.int32)  # tokens over capacity of the pack of each sample
-    own = np.empty(num, np.float32)  # sum of the affinities to the other members, of each sample
-    weights = np.zeros(num, np.float32)  # of the pack of each sample
+    over = np.empty(num, np.int32)  # the tokens over capacity of each sample's pack
+    own = np.empty(num, np.float32)  # the sum of each sample's affinities to the other members of its pack
+    weights = np.zeros(num, np.float32)  # the weight of each sample's pack
     for p in range(num_packs - 1):
         load = np.int64(0)
         for i in range(offsets[p], offsets[p + 1]):
@@ -202,6 +207,7 @@ def _exchange(
 
 @kernel
 def _lower(affinity: Float32Array, below: np.float32, by: np.float32) -> None:
+    """Lower affinities that are below a bound."""
     for i in range(affinity.shape[0]):
         row = affinity[i]
         for j in range(row.shape[0]):
@@ -224,10 +230,12 @@ def _gains(
     cost: np.float32,
     gain: Int32Array,
 ) -> np.int32:
-    """What one sample gains by changing places with each of the others, in units; returns the most.
+    """Compute what one sample gains by changing places with each of the others, in units, and return the most.
 
-    to_first: affinity of the others to the pack of the one; entering: of the one to the packs of the others. Free of
-    branches, so that it vectorises.
+    to_first: the affinity of each other to the pack of the one.
+    entering: the affinity of the one to the pack of each other.
+
+    It has no branches, so that it vectorises.
     """
     none = np.int32(0)
     one_before = min(max(none, over_of_one), _MOST_OVER)

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from strategies.arrays import Float32Array, Int32Array, Int64Array
 from strategies.compiled import kernel
-from strategies.contract import Int32Array, Int64Array
-from strategies.related.affinity import CONFLICT, ONE, Float32Array
+from strategies.related.affinity import CONFLICT, ONE
 
 _CONFLICT = np.float32(CONFLICT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grown:
-    """Packs of some of a block's samples."""
+class Packing:
+    """Packs that some of a block's samples, the candidates, were put into."""
 
     pack: Int32Array
-    """Of each candidate.  # shape: (num_candidates,)"""
+    """The pack of each candidate.  # shape: (num_candidates,)"""
 
     room: Int32Array
-    """Tokens left in each pack.  # shape: (num_packs,)"""
+    """The tokens that each pack leaves empty.  # shape: (num_packs,)"""
 
 
 def grow(
@@ -34,24 +34,25 @@ def grow(
     fitting: float,
     nearly_full: int,
     conflicts: bool,
-) -> Grown:
-    """Place every candidate.
+) -> Packing:
+    """Put every candidate into a pack.
 
-    To each pack the candidate is added that fits and whose mean affinity to the members plus its `early` is greatest;
-    once the room is below `nearly_full` tokens, plus `fitting` times the share of the room that it fills instead.
+    To a pack the candidate is added that fits and whose mean affinity to the members plus its `early` is greatest; once
+    the room is below `nearly_full` tokens, whose mean affinity plus `fitting` times the share of the room it fills is.
 
-    affinity: of all samples of a block.  # shape: (num_samples, num_samples)
-    lengths: of all of them.  # shape: (num_samples,)
-    candidates: indices of those to be placed, longest first.  # shape: (num_candidates,)
-    early: in units of `ONE`, what speaks for placing a sample early.  # shape: (num_samples,)
-    conflicts: whether a pack may take what conflicts with a member, if nothing better is left.
+    affinity: the affinity of all pairs of a block's samples.  # shape: (num_samples, num_samples)
+    lengths: the tokens of all of a block's samples.  # shape: (num_samples,)
+    candidates: the samples to be placed, longest first.  # shape: (num_candidates,)
+    early: an affinity by which each sample is preferred.  # shape: (num_samples,)
+    fitting: a similarity, that of filling all the room.
+    conflicts: whether a pack may take a sample that conflicts with a member, if nothing better is left.
 
     O(num_candidates²).
     """
     pack, room = _grow(
         affinity, lengths, candidates, capacity, early, np.float32(fitting * ONE), nearly_full, conflicts
     )
-    return Grown(pack=pack, room=room)
+    return Packing(pack=pack, room=room)
 
 
 @kernel
@@ -65,6 +66,7 @@ def _grow(
     nearly_full: int,
     conflicts: bool,
 ) -> tuple[Int32Array, Int32Array]:
+    """Return the pack of each candidate and the room of each pack. See `grow`; `fitting` is an affinity here."""
     num = candidates.shape[0]
     pack = np.full(num, -1, np.int32)
     rooms = np.empty(num, np.int32)
@@ -72,7 +74,7 @@ def _grow(
     unplaced = np.arange(num)
     num_unplaced = num
     fits = np.empty(num, np.int64)
-    total = np.empty(num, np.float32)  # of each that fits: its affinities to the members
+    total = np.empty(num, np.float32)  # the sum of affinities to the members, of each that fits
     while True:
         kept = 0
         for i in range(num_unplaced):

@@ -7,28 +7,30 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from strategies.arrays import Int16Array, Int64Array, UInt8Array
 from strategies.compiled import kernel
-from strategies.contract import Int16Array, Int64Array, Plan, Request
+from strategies.contract import Plan, Request
 from strategies.related.affinity import ONE
 
-_TASKS = 64
+_MOST_TASKS = 64
 
 
 def relatedness(request: Request, plan: Plan, threshold: int) -> dict[str, int | float]:
-    """Sums over packs, which merge over windows; `rates` turns them into figures.
+    """Return sums over packs, which add up over windows; `rates` turns them into figures.
 
-    threshold: products above it are conflicts. O(sum over packs of segments² * num_dimensions).
+    threshold: two segments conflict where the product of their embeddings is above it.
+
+    The request has embeddings and segments. O(sum over packs of segments² * num_dimensions).
     """
     assert request.embeddings is not None
     num_packs = plan.num_packs
     products = np.zeros(num_packs, np.int64)
     conflicts = np.zeros(num_packs, np.int64)
     in_conflict = np.zeros(len(plan.segment), np.uint8)
-    edges = np.linspace(0, num_packs, _TASKS + 1).astype(np.int64)
+    edges = np.linspace(0, num_packs, min(_MOST_TASKS, num_packs) + 1).astype(np.int64)
     with ThreadPoolExecutor(request.num_threads) as pool:
-        for done in [
+        for task in [
             pool.submit(
                 _measure,
                 request.embeddings,
@@ -43,12 +45,12 @@ def relatedness(request: Request, plan: Plan, threshold: int) -> dict[str, int |
             )
             for first, last in pairwise(edges)
         ]:
-            done.result()
+            task.result()
     segments = np.diff(plan.pack_offsets)
     pairs = segments * (segments - 1) // 2
     tokens = np.add.reduceat(request.lengths[plan.segment], plan.pack_offsets[:-1], dtype=np.int64)
     return {
-        "similarity_times_tokens": _weighted(products, pairs, tokens),
+        "similarity_times_tokens": _weigh_similarity(products, pairs, tokens),
         "tokens_compared": int(tokens[pairs > 0].sum()),
         "conflicting_pairs": int(conflicts.sum()),
         "pairs": int(pairs.sum()),
@@ -57,21 +59,21 @@ def relatedness(request: Request, plan: Plan, threshold: int) -> dict[str, int |
 
 
 def rates(sums: Mapping[str, int | float], prefix: str) -> dict[str, float]:
-    """Figures from the sums whose names begin with `prefix`.
+    """Return the figures that follow from the sums whose names begin with `prefix`.
 
-    mean_in_pack_similarity: over packs of two or more segments, the mean pairwise cosine, weighted by the pack's
-    tokens; conflict_rate: conflicting pairs in packs / all pairs in packs.
+    mean_in_pack_similarity: the mean pairwise cosine of packs of two or more segments, weighted by the packs' tokens.
+    conflict_rate: conflicting pairs in packs / all pairs in packs.
     """
-    compared, pairs = sums.get(f"{prefix}tokens_compared", 0), sums.get(f"{prefix}pairs", 0)
+    tokens, pairs = sums.get(f"{prefix}tokens_compared", 0), sums.get(f"{prefix}pairs", 0)
     return {
-        f"{prefix}mean_in_pack_similarity": sums[f"{prefix}similarity_times_tokens"] / compared if compared else 0.0,
+        f"{prefix}mean_in_pack_similarity": sums[f"{prefix}similarity_times_tokens"] / tokens if tokens else 0.0,
         f"{prefix}conflict_rate": sums[f"{prefix}conflicting_pairs"] / pairs if pairs else 0.0,
     }
 
 
 @kernel
-def _weighted(products: Int64Array, pairs: Int64Array, tokens: Int64Array) -> float:
-    """Sum over packs of mean cosine times tokens; one after the other, so that rounding is the same everywhere."""
+def _weigh_similarity(products: Int64Array, pairs: Int64Array, tokens: Int64Array) -> float:
+    """Sum mean cosine times tokens over packs, one after the other, so that rounding is the same everywhere."""
     total = 0.0
     for pack in range(products.shape[0]):
         if pairs[pack] > 0:
@@ -89,9 +91,9 @@ def _measure(
     last: int,
     products: Int64Array,
     conflicts: Int64Array,
-    in_conflict: npt.NDArray[np.uint8],
+    in_conflict: UInt8Array,
 ) -> None:
-    """Fill, for packs first..last-1, the sum of products over pairs and the number of conflicts."""
+    """Fill in, for packs first..last-1, the sum of products, the number of conflicts, and the places in conflict."""
     for pack in range(first, last):
         for i in range(offsets[pack], offsets[pack + 1]):
             for j in range(i + 1, offsets[pack + 1]):
@@ -105,7 +107,7 @@ def _measure(
 
 @kernel
 def product(one: Int16Array, other: Int16Array) -> np.int32:
-    """Of two embeddings, exact."""
+    """Return the product of two embeddings, without rounding."""
     total = np.int32(0)
     for k in range(one.shape[0]):
         total += np.int32(one[k]) * np.int32(other[k])

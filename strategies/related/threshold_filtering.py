@@ -1,7 +1,7 @@
 """Threshold filtering: related samples in one pack, samples that say nearly the same in different ones.
 
 Source: arXiv 2408.09327. There samples are put in an order, which is cut every so many tokens; here packs are grown.
-What a threshold forbids (a conflict) is a pair of samples whose embeddings have a cosine above it.
+Two samples conflict, and should not share a pack, where the cosine of their embeddings is above a threshold.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from strategies.arrays import Arrays, Int16Array, Int64Array
 from strategies.by_length import best_fit_decreasing, next_fit
-from strategies.contract import Embedding, Int16Array, Int64Array, Plan, Request, Strategy
+from strategies.contract import Embedding, Plan, Preparation, Request, Strategy
 from strategies.related.affinity import NO_THRESHOLD, ONE, products
 from strategies.related.blocks import place_related
 from strategies.related.clusters import chain, learn_centroids, nearest_centroid, neighbours_first
@@ -26,15 +25,20 @@ MODES = ("pack", "path")
 EMBEDDERS = ("tokens", "sentence-transformers", "column")
 
 MOST_COSINE = 0.999
-"""Vectors are rounded, so the product of one with itself may be 0.9995: equal ones must be above any threshold."""
+"""The highest threshold: vectors are rounded, so the cosine of two equal ones may be 0.9995, which must be above it."""
 
-_OF_EMBEDDER = {
+_EMBEDDER_OF = {
     "model": "sentence-transformers",
     "text": "sentence-transformers",
     "max_tokens": "sentence-transformers",
     "column": "column",
 }
-_PAIRS_OF = 1 << 13  # embeddings all of whose pairs the percentile is taken from
+"""The embedder that an option belongs to."""
+
+_BASELINES = ("shuffled_", "best_fit_decreasing_")
+"""The prefixes of what is reported of the same samples, packed by next-fit in random order and by best fit."""
+
+_PERCENTILE_SAMPLES = 1 << 13  # embeddings all of whose pairs the percentile is taken from
 _MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 1 << 14, 3 << 10
 _PRODUCTS = 450_000_000  # similarities looked at in a window, about, where blocks may shrink for it
 _EXACT_WALK = 50_000  # samples up to which `path` looks at all that are left, at each step
@@ -43,7 +47,7 @@ _MOST_CLUSTERS = 1 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdFilteringOptions:
-    """Options of `threshold-filtering`."""
+    """The options of `threshold-filtering`."""
 
     mode: str = field(
         default="pack",
@@ -59,12 +63,15 @@ class ThresholdFilteringOptions:
         default="tokens", metadata={"help": "what relates samples: tokens, sentence-transformers or column"}
     )
     model: str = field(
-        default="", metadata={"help": "of sentence-transformers: a directory, a Hub id, or minilm", "is_path": True}
+        default="",
+        metadata={"help": "model of sentence-transformers: a directory, a Hub id, or minilm", "is_path": True},
     )
-    column: str = field(default="", metadata={"help": "of column: the one that holds a vector for each row"})
-    text: str = field(default="", metadata={"help": "of sentence-transformers: the column to embed, else `text`"})
+    column: str = field(default="", metadata={"help": "column that holds a vector for each row, for embedder column"})
+    text: str = field(
+        default="", metadata={"help": "column that sentence-transformers embeds; where it is not set, `text`"}
+    )
     max_tokens: int = field(
-        default=0, metadata={"help": "of sentence-transformers: tokens of each text that the model reads, else 128"}
+        default=0, metadata={"help": "tokens of each text that sentence-transformers reads; 0 stands for 128"}
     )
     block: int = field(
         default=0, metadata={"help": "samples compared with each other at once; 0 chooses by the window"}
@@ -78,7 +85,7 @@ class ThresholdFilteringOptions:
             raise ValueError("embedder sentence-transformers needs model=PATH_OR_ID")
         if self.embedder == "column" and not self.column:
             raise ValueError("embedder column needs column=NAME")
-        for name, embedder in _OF_EMBEDDER.items():
+        for name, embedder in _EMBEDDER_OF.items():
             if getattr(self, name) and self.embedder != embedder:
                 raise ValueError(f"{name} has no effect with embedder {self.embedder}; add embedder={embedder}")
         if self.max_tokens < 0:
@@ -90,12 +97,13 @@ class ThresholdFilteringOptions:
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless an option has one of its values."""
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
 
 
 def parse_threshold(text: str) -> tuple[str, float]:
-    """(kind, value) of a threshold: percentile, cosine or none. Raises `ValueError`."""
+    """Return the kind of a threshold (percentile, cosine or none) and its number. Raises `ValueError`."""
     if not isinstance(text, str):
         raise ValueError(f"threshold must be a text such as 'cosine:0.9', not {text!r}")
     kind, _, value = text.partition(":")
@@ -118,7 +126,7 @@ def parse_threshold(text: str) -> tuple[str, float]:
 
 
 def embedding(options: ThresholdFilteringOptions) -> Embedding:
-    """What the options ask for."""
+    """Return the vectors that the options ask for."""
     if options.embedder == "sentence-transformers":
         return Embedding(
             embedder=options.embedder,
@@ -129,11 +137,13 @@ def embedding(options: ThresholdFilteringOptions) -> Embedding:
     return Embedding(embedder=options.embedder, column=options.column)
 
 
-def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptions) -> dict[str, npt.NDArray[Any]]:
-    """What is found once for a run: the threshold, as a product of embeddings, and cluster centroids if they are used.
+def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptions) -> Arrays:
+    """Compute once for a run the threshold, as a product of embeddings, and cluster centroids where they are used.
 
-    sample: of the run's embeddings, in random order.  # shape: (num_sampled, num_dimensions)
-    most_rows: in one window.
+    sample: embeddings drawn from the run, in random order.  # shape: (num_samples, num_dimensions)
+    most_rows: the most rows in one window.
+
+    Returns `threshold`, a number, and maybe `centroids`.  # shapes: (), (num_clusters, num_dimensions)
     """
     kind, value = parse_threshold(options.threshold)
     if kind == "none":
@@ -141,20 +151,21 @@ def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptio
     elif kind == "cosine":
         threshold = math.floor(value * ONE)
     else:
-        threshold = _percentile(sample[:_PAIRS_OF], value)
-    prepared: dict[str, npt.NDArray[Any]] = {"threshold": np.array(threshold, np.int64)}
+        threshold = _percentile(sample[:_PERCENTILE_SAMPLES], value)
+    preparation: Arrays = {"threshold": np.array(threshold, np.int64)}
     if options.mode == "path":
         num_clusters = math.isqrt(most_rows) if most_rows > _EXACT_WALK else 0
     else:
         num_blocks = _num_blocks(most_rows, options)
         num_clusters = 4 * num_blocks if kind != "percentile" and num_blocks > 1 else 0
+    num_clusters = min(num_clusters, _MOST_CLUSTERS, len(sample))
     if num_clusters:
-        prepared["centroids"] = learn_centroids(sample, min(num_clusters, _MOST_CLUSTERS, len(sample)))
-    return prepared
+        preparation["centroids"] = learn_centroids(sample, num_clusters)
+    return preparation
 
 
 def _percentile(sample: Int16Array, percentile: float) -> int:
-    """The product that so many per cent of all pairs are above, all but those that equal it."""
+    """Return the product that so many per cent of all pairs are above, less those that equal it."""
     if len(sample) < 2:
         return int(NO_THRESHOLD)
     every = products(sample)[np.triu_indices(len(sample), 1)]
@@ -163,40 +174,41 @@ def _percentile(sample: Int16Array, percentile: float) -> int:
 
 
 def _num_blocks(num_segments: int, options: ThresholdFilteringOptions) -> int:
+    """Return the number of blocks of a window."""
     block = options.block or min(_MOST_IN_BLOCK, max(_FEWEST_IN_BLOCK, _PRODUCTS // max(1, num_segments)))
     return max(1, -(-num_segments // block))
 
 
 def place(request: Request) -> Plan:
-    """Plan a window in the chosen mode; the report has the relatedness of the plan and of two baselines."""
+    """Plan a window in the mode of the options; the report has the relatedness of the plan and of two baselines.
+
+    It costs what `place_related` or `walk` does. Source: arXiv 2408.09327; mode `pack` is ours.
+    """
     assert request.embeddings is not None, "threshold-filtering needs embeddings"
     if not len(request.lengths):
         return Plan(segment=np.empty(0, np.int64), pack_offsets=np.zeros(1, np.int64))
-    threshold = int(request.prepared["threshold"])
+    threshold = int(request.preparation["threshold"])
     num_forced: int | None
-    random = _next_fit(request, request.draws.permutation(len(request.lengths)))
+    shuffled = _next_fit(request, request.draws.permutation(len(request.lengths)))
     if request.options.mode == "path":
-        order, num_forced = _walked(request, request.embeddings, threshold)
+        order, num_forced = _walk_window(request, request.embeddings, threshold)
         plan = _next_fit(request, order)
     else:
-        plan = _packed(request, request.embeddings, threshold)
+        plan = _pack_window(request, request.embeddings, threshold)
         num_forced = None
     report: dict[str, int | float] = {}
-    for name, other in (
-        ("", plan),
-        ("random_", random),
-        ("best_fit_decreasing_", best_fit_decreasing.place(request)),
-    ):
-        measured = relatedness(request, other, threshold)
-        report |= {name + key: value for key, value in measured.items()}
+    plans = (plan, shuffled, best_fit_decreasing.place(request))
+    for prefix, each in zip(("", *_BASELINES), plans, strict=True):
+        report |= {prefix + key: value for key, value in relatedness(request, each, threshold).items()}
     report["forced_placements"] = report["segments_in_conflict"] if num_forced is None else num_forced
     return Plan(segment=plan.segment, pack_offsets=plan.pack_offsets, report=report)
 
 
-def _packed(request: Request, embeddings: Int16Array, threshold: int) -> Plan:
+def _pack_window(request: Request, embeddings: Int16Array, threshold: int) -> Plan:
+    """Plan in mode `pack`, neighbouring clusters together where there are clusters."""
     order = request.draws.permutation(len(request.lengths))
-    if "centroids" in request.prepared:
-        centroids = request.prepared["centroids"]
+    if "centroids" in request.preparation:
+        centroids = request.preparation["centroids"]
         place_in_chain = np.argsort(chain(centroids))
         order = order[np.argsort(place_in_chain[nearest_centroid(embeddings[order], centroids)], kind="stable")]
     num_blocks = _num_blocks(len(order), request.options)
@@ -207,29 +219,30 @@ def _packed(request: Request, embeddings: Int16Array, threshold: int) -> Plan:
     return Plan(segment=np.concatenate(packs), pack_offsets=offsets)
 
 
-def _walked(request: Request, embeddings: Int16Array, threshold: int) -> tuple[Int64Array, int]:
-    """The published walk from the first sample, as published."""
-    if "centroids" not in request.prepared or len(embeddings) <= _EXACT_WALK:
+def _walk_window(request: Request, embeddings: Int16Array, threshold: int) -> tuple[Int64Array, int]:
+    """Take the walk of mode `path` from the first sample, as published."""
+    if "centroids" not in request.preparation or len(embeddings) <= _EXACT_WALK:
         return walk(embeddings, threshold, 0)
-    centroids = request.prepared["centroids"]
+    centroids = request.preparation["centroids"]
     return walk_lists(embeddings, threshold, 0, nearest_centroid(embeddings, centroids), neighbours_first(centroids))
 
 
 def _next_fit(request: Request, order: Int64Array) -> Plan:
+    """Plan by next fit, taking the segments in a given order."""
     return Plan(segment=order, pack_offsets=next_fit.pack_offsets(request.lengths[order], request.capacity))
 
 
-def figures(sums: Mapping[str, int | float], prepared: Mapping[str, npt.NDArray[Any]]) -> dict[str, int | float]:
-    """What is told of a run, from the sums of its windows."""
-    told: dict[str, int | float] = {}
-    threshold = int(prepared["threshold"])
-    for name in ("", "random_", "best_fit_decreasing_"):
-        told |= rates(sums, name)
+def figures(sums: Mapping[str, int | float], preparation: Preparation) -> dict[str, int | float]:
+    """Return the figures of a run, from the summed reports of its windows."""
+    threshold = int(preparation["threshold"])
+    values: dict[str, int | float] = {}
+    for prefix in ("", *_BASELINES):
+        values |= rates(sums, prefix)
     if threshold == NO_THRESHOLD:  # nothing can conflict
-        return {name: figure for name, figure in told.items() if not name.endswith("conflict_rate")}
-    told["threshold"] = min(1.0, round(threshold / ONE, 6))
-    told["forced_placements"] = sums.get("forced_placements", 0)
-    return told
+        return {name: value for name, value in values.items() if not name.endswith("conflict_rate")}
+    values["threshold"] = min(1.0, round(threshold / ONE, 6))
+    values["forced_placements"] = sums.get("forced_placements", 0)
+    return values
 
 
 STRATEGY = Strategy(
@@ -240,7 +253,7 @@ STRATEGY = Strategy(
     when="when a pack is attended to as a whole, or near-duplicates must not meet",
     options=ThresholdFilteringOptions,
     embedding=embedding,
-    embedding_options=("embedder", *_OF_EMBEDDER),
+    embedding_options=("embedder", *_EMBEDDER_OF),
     prepare=prepare,
     figures=figures,
 )

@@ -1,42 +1,44 @@
 """The published walk of threshold filtering packing, made safe: every sample is visited exactly once.
 
-From each sample to the nearest unvisited one that is far enough from each of the last four. The published code visits
-sample 0 again when every candidate is too close, and loses real samples; here the candidate is taken whose nearest of
-the last four is farthest. Source: arXiv 2408.09327, and the script released with it.
+It goes from each sample to the nearest unvisited one that is far enough from each of the last four. The published code
+visits sample 0 again when every candidate is too close, and loses real samples; here the candidate is taken whose
+nearest of the last four is farthest. Source: arXiv 2408.09327, and the script released with it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from strategies.arrays import Int16Array, Int32Array, Int64Array
 from strategies.compiled import kernel
-from strategies.contract import Int16Array, Int32Array, Int64Array
 from strategies.related.relatedness import product
 
 LAST = 4
-"""Samples of the path that the next one must be far enough from."""
+"""The number of samples at the end of the path that the next one must be far enough from."""
 
-_LOOKED_AT = 4096
-"""Nearby candidates among which `walk_lists` chooses."""
+_ENOUGH_CANDIDATES = 4096
+"""The number of nearby candidates among which `walk_lists` chooses."""
 
-_MOST_REJECTED = 10_000
-"""Candidates after which any is accepted, as published."""
+_MOST_CANDIDATES = 10_000
+"""The number of candidates after which any is accepted, as published."""
 
 
 def walk(embeddings: Int16Array, threshold: int, start: int) -> tuple[Int64Array, int]:
-    """The order in which samples are visited, and at how many steps every candidate was too close.
+    """Return the order in which samples are visited, and at how many steps every candidate was too close.
 
-    embeddings: # shape: (num_samples, num_dimensions)
-    threshold: products above it are too close.
+    embeddings: the embedding of each sample.  # shape: (num_samples, num_dimensions)
+    threshold: two samples are too close where the product of their embeddings is above it.
+    start: the first sample.
 
-    Equally near samples are taken by their index. O(num_samples² * num_dimensions), O(num_samples) memory.
+    Of equally near samples the first is taken. O(num_samples² * num_dimensions) time, O(num_samples) memory.
+    # shape: (num_samples,)
     """
     return _walk(embeddings.copy(), threshold, start)
 
 
 @kernel
 def _walk(embeddings: Int16Array, threshold: int, start: int) -> tuple[Int64Array, int]:
-    """embeddings: reordered, so that those of unvisited samples stay together."""
+    """Walk; the embeddings are reordered, so that those of unvisited samples stay together."""
     num = embeddings.shape[0]
     order = np.empty(num, np.int64)
     left = np.arange(num)
@@ -72,7 +74,7 @@ def _walk(embeddings: Int16Array, threshold: int, start: int) -> tuple[Int64Arra
 
 @kernel
 def _take_out(embeddings: Int16Array, left: Int64Array, near: Int32Array, at: int, num_left: int) -> int:
-    """Fill a place with the last of those left."""
+    """Fill the place of a visited sample with the last of those left, and return how many are left."""
     last = num_left - 1
     left[at] = left[last]
     embeddings[at] = embeddings[last]
@@ -84,19 +86,19 @@ def _take_out(embeddings: Int16Array, left: Int64Array, near: Int32Array, at: in
 def walk_lists(
     embeddings: Int16Array, threshold: int, start: int, lists: Int32Array, near_lists: Int32Array
 ) -> tuple[Int64Array, int]:
-    """`walk` for many samples: the next one is sought among some thousand that lie nearby.
+    """Walk as `walk` does, over many samples: the next one is sought among some thousand that lie nearby.
 
     lists: the list (cluster) of each sample.  # shape: (num_samples,)
-    near_lists: all lists in the order in which they are searched, from each.  # shape: (num_lists, num_lists)
+    near_lists: for each list all lists, in the order in which they are searched.  # shape: (num_lists, num_lists)
 
     Lists are searched whole, until one of at least 4,096 candidates is far enough, or 10,000 were too close; then the
-    least close of these is taken. O(num_samples * 10,000 * num_dimensions).
+    least close of these is taken. O(num_samples * 10,000 * num_dimensions).  # shape: (num_samples,)
     """
     by_list = np.argsort(lists, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=len(near_lists)))])
     begin = int(np.flatnonzero(by_list == start)[0])
     order, num_forced = _walk_lists(
-        embeddings[by_list], threshold, begin, first, near_lists, _LOOKED_AT, _MOST_REJECTED
+        embeddings[by_list], threshold, begin, first, near_lists, _ENOUGH_CANDIDATES, _MOST_CANDIDATES
     )
     return by_list[order], num_forced
 
@@ -108,10 +110,10 @@ def _walk_lists(
     start: int,
     first: Int64Array,
     near_lists: Int32Array,
-    enough: int,
-    most_rejected: int,
+    enough_candidates: int,
+    most_candidates: int,
 ) -> tuple[Int64Array, int]:
-    """embeddings: list after list; first: where each begins, and the end."""
+    """Walk; the embeddings stand list after list, and `first` says where each list begins, and the end."""
     num = embeddings.shape[0]
     order = np.empty(num, np.int64)
     left = np.arange(num)  # of each list, those unvisited lie at its beginning
@@ -127,7 +129,7 @@ def _walk_lists(
         current = embeddings[order[step]]
         best, best_list = np.int64(-(2**40)), -1
         farthest, farthest_list = np.int64(2**40), -1
-        at_best, at_farthest, looked_at = 0, 0, 0
+        at_best, at_farthest, num_candidates = 0, 0, 0
         for other in near_lists[own]:
             for i in range(first[other], first[other] + num_left[other]):
                 value = np.int64(product(embeddings[left[i]], current))
@@ -140,8 +142,8 @@ def _walk_lists(
                     best, best_list, at_best = value, other, i
                 elif closest < farthest:
                     farthest, farthest_list, at_farthest = closest, other, i
-            looked_at += num_left[other]
-            if looked_at >= (enough if best_list >= 0 else most_rejected):
+            num_candidates += num_left[other]
+            if num_candidates >= (enough_candidates if best_list >= 0 else most_candidates):
                 break
         at, own = (at_best, best_list) if best_list >= 0 else (at_farthest, farthest_list)
         num_forced += best_list < 0 and step < num - 1

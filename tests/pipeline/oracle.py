@@ -110,7 +110,7 @@ def assert_packed(folder: Path, told: Expected, manifest: dict[str, Any], first_
         for s, (a, b) in enumerate(itertools.pairwise(bounds)):
             assert pack["labels"][a] == -100
             assert pack["target_counts"][s] == sum(label != -100 for label in pack["labels"][a:b])
-            piece = (pack["segment_starts"][s], pack["input_ids"][a:b], pack["labels"][a:b])
+            piece = (pack["sample_offsets"][s], pack["input_ids"][a:b], pack["labels"][a:b])
             pieces[pack["sample_ids"][s] - first_sample].append(piece)
 
     assert set(pieces) == set(told.samples)

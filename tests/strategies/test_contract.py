@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 import pytest
 
-from strategies import ContractError, Draws, Plan, Request
+from strategies import ContractError, Draws, Plan, Request, find
 from strategies.contract import check
+from strategies.registry import BUILT_IN
 
 REQUEST = Request(lengths=np.array([4, 3, 2], np.int32), capacity=7, draws=Draws("test"))
 
@@ -39,3 +43,38 @@ def test_a_plan_passes() -> None:
 def test_a_broken_plan_is_named(broken: Plan, what: str) -> None:
     with pytest.raises(ContractError, match=f"strategy 'mine' broke its contract: .*{what}"):
         check(broken, REQUEST, "mine")
+
+
+def test_settings_are_all_options_but_paths() -> None:
+    strategy = find("threshold-filtering")
+    options = strategy.options(embedder="sentence-transformers", model="/home/me/model", block=9)
+    settings = strategy.settings(options)
+    assert set(settings) == {option.name for option in fields(strategy.options)} - {"model"}
+    assert (settings["embedder"], settings["block"], settings["mode"]) == ("sentence-transformers", 9, "pack")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "changed"),
+    [
+        ("padding", {}, {}),
+        ("minibatch", {}, {}),
+        ("minibatch", {"batch_size": 8, "shuffle": False}, {}),
+        ("minibatch", {"batch_size": 8, "shuffle": True}, {"shuffle": True}),
+        ("minibatch", {"batch_size": 0}, {"batch_size": 0}),
+        ("tfp", {"model": "/home/me/model", "max_tokens": 9}, {"max_tokens": 9}),
+    ],
+)
+def test_changed_settings_are_those_not_at_their_default(
+    name: str, settings: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    assert find(name).changed(settings) == changed
+
+
+def test_nothing_is_changed_by_default() -> None:
+    for strategy in BUILT_IN:
+        assert strategy.changed(strategy.settings(strategy.options())) == {}
+
+
+def test_an_unknown_setting_is_no_setting() -> None:
+    with pytest.raises(KeyError, match="batch"):
+        find("minibatch").changed({"batch": 8})

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import pack
+from strategies.testing import Case, StrategyConformance, length_lists, packs_of
 from tests.strategies import reference
-from tests.strategies.conformance import StrategyConformance, length_lists, packs_of
-
-Case = tuple[list[int], int]
 
 
 def composition(packs: list[list[int]], lengths: list[int]) -> Counter[tuple[int, ...]]:
@@ -22,14 +20,14 @@ def composition(packs: list[list[int]], lengths: list[int]) -> Counter[tuple[int
 
 
 class TestPadding(StrategyConformance):
-    name = "padding"
+    strategy = "padding"
 
     def test_one_sample_a_pack(self) -> None:
         assert packs_of(pack([3, 1, 2], 4, "padding")) == [[0], [1], [2]]
 
 
 class TestMinibatch(StrategyConformance):
-    name = "minibatch"
+    strategy = "minibatch"
     option_sets = ({}, {"batch_size": 1}, {"batch_size": 3, "shuffle": True})
 
     def test_consecutive_samples(self) -> None:
@@ -46,7 +44,7 @@ class TestMinibatch(StrategyConformance):
 
 
 class TestNextFit(StrategyConformance):
-    name = "next-fit"
+    strategy = "next-fit"
 
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
@@ -54,23 +52,21 @@ class TestNextFit(StrategyConformance):
 
 
 class TestWrapped(StrategyConformance):
-    name = "wrapped"
+    strategy = "wrapped"
     option_sets = ({}, {"shuffle": True})
 
 
 class TestFirstFit(StrategyConformance):
-    name = "first-fit"
+    strategy = "first-fit"
 
-    @settings(max_examples=200)
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
         assert packs_of(pack(*case, "first-fit")) == reference.first_fit(*case)
 
 
 class TestFirstFitDecreasing(StrategyConformance):
-    name = "first-fit-decreasing"
+    strategy = "first-fit-decreasing"
 
-    @settings(max_examples=200)
     @given(case=length_lists())
     def test_equals_reference(self, case: Case) -> None:
         assert packs_of(pack(*case, "first-fit-decreasing")) == reference.first_fit_decreasing(*case)
@@ -81,16 +77,15 @@ class TestFirstFitDecreasing(StrategyConformance):
 
 
 class TestBestFitDecreasing(StrategyConformance):
-    name = "best-fit-decreasing"
+    strategy = "best-fit-decreasing"
 
-    @settings(max_examples=400)
+    @settings(max_examples=200)
     @given(case=length_lists())
     def test_same_packs_by_length_as_reference(self, case: Case) -> None:
         lengths, capacity = case
         ours = packs_of(pack(lengths, capacity))
         assert composition(ours, lengths) == composition(reference.best_fit_decreasing(*case), lengths)
 
-    @settings(max_examples=100)
     @given(lengths=st.lists(st.integers(1, 30), max_size=9))
     def test_within_the_proven_bound_of_the_optimum(self, lengths: list[int]) -> None:
         # Johnson 1974: at most 11/9 of the optimum, plus less than one pack.

@@ -6,7 +6,7 @@ Each decoder yields record batches of bounded size, in order, with the token col
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import DataError
 from pipeline.base.words import first_line
-from pipeline.reading.columns import ROLES, Columns, find_columns
+from pipeline.format.options import ROLES
+from pipeline.reading.columns import Columns, Selection, find_columns
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
 
 BATCH_VALUES = 1 << 22
-"""Tokens in a decoded batch, about; a single row may have more."""
+"""About how many tokens a decoded batch has; a single row may have more."""
 
 _BLOCK_BYTES = 1 << 23
 
@@ -56,11 +57,11 @@ def is_arrow_file(content: pa.Buffer) -> bool:
     return bool(content.slice(0, 6).to_pybytes() == b"ARROW1")
 
 
-def parquet_batches(path: str, renamed: Mapping[str, str], where: str, beside: str | None) -> Iterator[pa.RecordBatch]:
-    """Record batches of a parquet file, decoded page by page. beside: a column to read beside the tokens."""
+def parquet_batches(path: str, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
+    """Record batches of a parquet file, decoded page by page."""
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        names = with_beside(find_columns(file.schema_arrow, renamed, where), beside, file.schema_arrow)
-        metadata = file.metadata
+        schema, metadata = file.schema_arrow, file.metadata
+        names = selection.of_file(find_columns(schema, selection.names, where), schema)
         for group in range(metadata.num_row_groups):
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
@@ -69,56 +70,48 @@ def parquet_batches(path: str, renamed: Mapping[str, str], where: str, beside: s
             yield from file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False)
 
 
-def with_beside(columns: Columns, beside: str | None, schema: pa.Schema) -> list[str]:
-    """The names of the token columns, and of the one beside them if it is there."""
-    names = columns.names()
-    return [*names, beside] if beside is not None and beside in schema.names and beside not in names else names
-
-
 def json_batches(
-    open_file: Callable[[], io.BufferedReader], renamed: Mapping[str, str], where: str, beside: str | None
+    open_file: Callable[[], io.BufferedReader], selection: Selection, where: str
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of JSON lines, or of one JSON array of objects.
 
-    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null. beside: a
-    column of texts or vectors to read beside the tokens.
+    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null.
     """
     with open_file() as file:
         schema = None
         first_row = 0
         for block in line_blocks(file, where, _BLOCK_BYTES):
             if schema is None:
-                schema, absent = _json_schema(block, renamed, where, beside)
+                schema, absent = _json_schema(block, selection, where)
             batch = _parse_block(block, schema, absent, where, first_row)
             first_row += batch.num_rows
             yield batch
 
 
-def _json_schema(
-    block: bytes, renamed: Mapping[str, str], where: str, beside: str | None
-) -> tuple[pa.Schema, list[str]]:
+def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Schema, list[str]]:
     """Types of the token columns, judged by the first row, and the token columns that it lacks.
 
     A mask that is empty in the first row is judged by the first row where it is not.
     """
     rows = (_parse(line, f"{where}, row {i}") for i, line in enumerate(lines_of(block)))
     first = next(rows)
-    found = find_columns(pa.schema([(name, _json_type(value)) for name, value in first.items()]), renamed, where)
-    kinds = {name: pa.int64() for name in found.names()}
-    masks = {name for name in found.names() if name != found.tokens and first[name] == []}
+    whole = pa.schema([(name, _json_type(value)) for name, value in first.items()])
+    columns = find_columns(whole, selection.names, where)
+    kinds = {name: pa.int64() for name in columns.names()}
+    masks = {name for name in columns.names() if name != columns.tokens and first[name] == []}
     if masks:
         for row in rows:
             first |= {name: row[name] for name in masks if first[name] == [] and row.get(name)}
             if all(first[name] for name in masks):
                 break
-    for name in found.names():
+    for name in columns.names():
         if first[name] and isinstance(first[name][0], bool):
             kinds[name] = pa.bool_()
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
-    if beside in first and beside not in kinds:
-        is_text = isinstance(first[beside], str)
-        schema = schema.append(pa.field(beside, pa.string() if is_text else pa.list_(pa.float64())))
-    return schema, [name for role in ROLES if (name := renamed.get(role, role)) not in first]
+    for extra in selection.of_file(columns, whole)[len(kinds) :]:
+        is_text = isinstance(first[extra], str)
+        schema = schema.append(pa.field(extra, pa.string() if is_text else pa.list_(pa.float64())))
+    return schema, [name for role in ROLES if (name := selection.names.get(role, role)) not in first]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -166,16 +159,16 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
                     pa.array([value.get(field.name)], field.type)
                 except (pa.ArrowException, ValueError, TypeError):
                     wanted = "text" if pa.types.is_string(field.type) else "a list of numbers"
-                    told = f"{where}, row {row}: column {field.name!r} is not {wanted}"
-                    return DataError(told + (", as in row 0" if row else ""))
+                    message = f"{where}, row {row}: column {field.name!r} is not {wanted}"
+                    return DataError(message + (", as in row 0" if row else ""))
                 continue
             kind = bool if pa.types.is_boolean(field.type.value_type) else int
             values = value.get(field.name)
             if values is None:
                 continue
             if not isinstance(values, list):
-                found = type(values).__name__
-                return DataError(f"{where}, row {row}: column {field.name!r} is {found}; a list is needed")
+                kind_of_value = type(values).__name__
+                return DataError(f"{where}, row {row}: column {field.name!r} is {kind_of_value}; a list is needed")
             for position, item in enumerate(values):
                 if item is not None and (type(item) is not kind or not -(2**63) <= item < 2**63):
                     return DataError(
@@ -185,13 +178,13 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
     return DataError(f"{where}: cannot be read ({error})")
 
 
-def plain(batch: pa.RecordBatch, columns: Columns, beside: str | None) -> Iterator[pa.RecordBatch]:
-    """The token columns of a decoded batch as they can be addressed, in pieces of bounded size.
+def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection) -> Iterator[pa.RecordBatch]:
+    """What is read of a decoded batch as it can be addressed, in pieces of bounded size.
 
-    Booleans become bytes; nothing else changes type. beside: a column to keep beside them, if it is there.
+    Booleans become bytes; nothing else changes type.
     """
     arrays = []
-    names = with_beside(columns, beside, batch.schema)
+    names = selection.of_file(columns, batch.schema)
     for name in names:
         array = batch.column(batch.schema.get_field_index(name))
         array.validate(full=True)

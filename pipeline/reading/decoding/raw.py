@@ -17,7 +17,7 @@ from pipeline.reading.decoding.json_lines import compression_of, line_blocks, li
 from pipeline.reading.files import InputFile
 
 BLOCK_BYTES = 1 << 17
-"""Of text in a block, about; a single row may have more. Small, so that what it becomes stays in the cache."""
+"""About how much text a block has; a single row may have more. Small, so that what it becomes stays in the cache."""
 
 _BLOCK_ROWS = 4096  # however short they are
 _DECODED_ROWS = 256  # at a time, from parquet, however long they are
@@ -56,72 +56,76 @@ class RawBlock:
 class RawFile:
     """An input file of raw rows."""
 
-    where: str
-    """How messages name it."""
+    file: InputFile
+    path: str
+    """Where the file, or a copy of it, can be opened."""
 
     columns: tuple[str, ...]
-    """Of the schema; of JSON, the keys of the first row."""
-
-    more_later: bool
-    """Whether rows may have columns that the first one lacks."""
+    """The columns of its schema; of JSON, the keys of the first row."""
 
     is_empty: bool
     """Whether it has no rows."""
 
-    blocks: Callable[[Sequence[str]], Iterator[RawBlock]]
-    """Its rows with the given columns at least, read anew at each call. Raises `DataError` for damaged content."""
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return self.file.shown
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether rows may have columns that the first one lacks."""
+        return self.file.format == "json"
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[RawBlock]:
+        """Its rows with the given columns at least, read anew at each call. Raises `DataError` for damaged content."""
+        with reading(self.where):
+            if self.file.format == "json":
+                yield from self._json_blocks()
+            elif self.file.format == "parquet":
+                yield from _parquet_blocks(self.path, columns)
+            else:
+                yield from _arrow_blocks(self.path, columns)
+
+    def _json_blocks(self) -> Iterator[RawBlock]:
+        # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
+        shrunk = 4 if compression_of(self.file) else 1
+        for block in _text_blocks(self.file, self.path):
+            yield RawBlock(block, len(block) // shrunk)
 
 
 def open_raw(file: InputFile, path: str) -> RawFile:
     """Look at a file's columns. Raises `DataError` for damaged content."""
-    where = file.shown
-    with reading(where):
+    with reading(file.shown):
         if file.format == "json":
-            return _open_json(file, path)
+            first = next(_text_blocks(file, path), b"")
+            return RawFile(file=file, path=path, columns=_json_columns(first, file.shown), is_empty=not first)
         if file.format == "parquet":
             with pq.ParquetFile(path) as parquet:
-                return RawFile(
-                    where=where,
-                    columns=tuple(parquet.schema_arrow.names),
-                    more_later=False,
-                    is_empty=not parquet.metadata.num_rows,
-                    blocks=lambda columns: _parquet_blocks(path, columns, where),
-                )
-        return RawFile(
-            where=where,
-            columns=_arrow_columns(path),
-            more_later=False,
-            is_empty=not any(batch.num_rows for batch in arrow_batches(path)),
-            blocks=lambda columns: _arrow_blocks(path, columns, where),
-        )
+                columns, is_empty = tuple(parquet.schema_arrow.names), not parquet.metadata.num_rows
+            return RawFile(file=file, path=path, columns=columns, is_empty=is_empty)
+        is_empty = not any(batch.num_rows for batch in arrow_batches(path))
+        return RawFile(file=file, path=path, columns=_arrow_columns(path), is_empty=is_empty)
 
 
-def _open_json(file: InputFile, path: str) -> RawFile:
-    def blocks() -> Iterator[bytes]:
-        with reading(file.shown), open_text(file, path) as text:
-            yield from line_blocks(text, file.shown, BLOCK_BYTES)
+def _text_blocks(file: InputFile, path: str) -> Iterator[bytes]:
+    with open_text(file, path) as text:
+        yield from line_blocks(text, file.shown, BLOCK_BYTES)
 
-    first = next(blocks(), b"")
-    columns: tuple[str, ...] = ()
+
+def _json_columns(block: bytes, where: str) -> tuple[str, ...]:
+    """The keys of the first row that has any. Raises `DataError` where no row has, and one is broken."""
     fault = ""
-    for number, line in enumerate(lines_of(first)):
+    for number, line in enumerate(lines_of(block)):
         try:
             columns = tuple(parse_line(line))
         except ValueError as error:
             fault = fault or f"row {number}: {error}"
-        if columns:
-            break
-    if fault and not columns:
-        raise DataError(f"{file.shown}, {fault}")
-    # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
-    shrunk = 4 if compression_of(file) else 1
-    return RawFile(
-        where=file.shown,
-        columns=columns,
-        more_later=True,
-        is_empty=not first,
-        blocks=lambda _: (RawBlock(block, len(block) // shrunk) for block in blocks()),
-    )
+        else:
+            if columns:
+                return columns
+    if fault:
+        raise DataError(f"{where}, {fault}")
+    return ()
 
 
 def _arrow_columns(path: str) -> tuple[str, ...]:
@@ -132,19 +136,18 @@ def _arrow_columns(path: str) -> tuple[str, ...]:
         return tuple(reader.schema.names)
 
 
-def _arrow_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
+def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
     def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
         for batch in arrow_batches(path):
-            chosen = batch.select(list(columns))
-            chosen.validate(full=True)
-            yield chosen, batch.nbytes
+            selected = batch.select(list(columns))
+            selected.validate(full=True)
+            yield selected, batch.nbytes
 
-    with reading(where):
-        yield from _even_blocks(batches())
+    return _even_blocks(batches())
 
 
-def _parquet_blocks(path: str, columns: Sequence[str], where: str) -> Iterator[RawBlock]:
-    with reading(where), pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+def _parquet_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
         batches = file.iter_batches(batch_size=_DECODED_ROWS, columns=list(columns), use_threads=False)
         yield from _even_blocks((batch, int(per_row * batch.num_rows)) for batch in batches)

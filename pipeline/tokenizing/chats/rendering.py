@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import counted
+from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.formats import Chat, Format, RowFault, Sample, Text, unsaid
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import Turn, TurnFinder
-from pipeline.tokenizing.options import TokenizeOptions
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 
 @dataclass(slots=True, kw_only=True)
-class Rendered:
+class Rendering:
     """A sample as text."""
 
     text: str
@@ -30,7 +30,7 @@ class Rendered:
     """What the user said, to embed the sample by; all of a plain text."""
 
     notes: list[str]
-    """What is to be said about it; see `encode.NOTES`."""
+    """What is to be said about it; see `encoding.NOTES`."""
 
 
 class Renderer:
@@ -63,17 +63,17 @@ class Renderer:
     def _uses_marks(self) -> bool:
         return self._template is not None and self._template.has_marks and self._train_on != "all"
 
-    def render(self, sample: Sample, written: str | None) -> Rendered:
+    def render(self, sample: Sample, written: str | None) -> Rendering:
         """Render one sample; written: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
             return self._chat(sample, written)
         if isinstance(sample, Text):
-            return Rendered(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))
+            return Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))
         text = sample.prompt + sample.completion
         targets = None if self._train_on == "all" else [(len(sample.prompt), len(text))]
-        return Rendered(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))
+        return Rendering(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))
 
-    def _chat(self, chat: Chat, written: str | None) -> Rendered:
+    def _chat(self, chat: Chat, written: str | None) -> Rendering:
         template = self._template
         if template is None or self._turns is None:
             raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
@@ -93,7 +93,7 @@ class Renderer:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
         self._turns.require_all(chat)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
-        rendered = Rendered(
+        rendered = Rendering(
             text=text,
             targets=None,
             prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
@@ -138,7 +138,7 @@ class Renderer:
                 )
         return [mark for number, mark in zip(answers, marks, strict=True) if number in trained]
 
-    def _add_turns(self, rendered: Rendered, template: ChatTemplate, turns: list[Turn]) -> None:
+    def _add_turns(self, rendered: Rendering, template: ChatTemplate, turns: list[Turn]) -> None:
         """Make targets of turns, each with its end token. Raises `RowFault` for one that has none."""
         targets: list[Span] = []
         text = rendered.text

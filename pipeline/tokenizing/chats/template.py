@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
+from pipeline.base.words import in_one_line
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 Message = dict[str, Any]
@@ -42,7 +42,7 @@ class ChatTemplate:
         self.name = f"--chat-template {path}" if path else f"the chat template of {tokenizer.name}"
         plain, with_tools = _sources(tokenizer, path)
         self._source, self._source_with_tools = plain, with_tools
-        self.content_hash = xxhash.xxh3_128_hexdigest("\0".join(dict.fromkeys((plain, with_tools))).encode())
+        self.content_hash = hash_bytes("\0".join(dict.fromkeys((plain, with_tools))).encode())
         self.has_marks = bool(_MARK.search(plain))
         self.is_dated = "strftime_now" in plain + with_tools
         """Whether what it renders depends on the day."""
@@ -76,7 +76,7 @@ class ChatTemplate:
                 **self._special_tokens,
             )  # type: ignore[return-value]
         except Exception as error:  # a template is a program: anything can come out of it
-            raise TemplateRefusal(" ".join(str(error).split()) or type(error).__name__) from None
+            raise TemplateRefusal(in_one_line(error)) from None
 
     def _check_syntax(self) -> None:
         from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - comes with transformers' templates

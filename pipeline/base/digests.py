@@ -1,0 +1,55 @@
+"""Content hashes. All of them are xxh3_128, in hex."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_BLOCK_BYTES = 1 << 26
+
+
+def hash_bytes(content: bytes) -> str:
+    """The hash of some bytes."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def hash_file(path: str | Path) -> str:
+    """The hash of a local file's bytes. Raises `OSError`."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as data:
+                for start in range(0, size, _BLOCK_BYTES):
+                    digest.update(data[start : start + _BLOCK_BYTES])
+    return digest.hexdigest()
+
+
+def hash_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """The hash of named arrays: their names, types, shapes and values."""
+    import numpy as np  # noqa: PLC0415 - commands that hash no arrays start without it
+
+    digest = xxhash.xxh3_128()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """The hash of a JSON value's canonical form."""
+    return hash_bytes(canonical_json(value))
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one form of a JSON value: sorted keys, fixed separators, ASCII, and a line feed at its end."""
+    return (json.dumps(value, indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=True) + "\n").encode()

@@ -1,0 +1,192 @@
+"""What every command line of ours has: how it begins, what it prints, and how it ends.
+
+A command ends with an exit code of its kind (`ExitCode`) and, where it failed, one message on stderr; with `--json`
+also one object on stdout that says the same. A traceback is shown on request alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from pipeline.base.errors import ExitCode, StorageError, Termination, TightpackError
+
+_LOGGERS = ("pipeline", "training")
+_OURS = ("pipeline", "strategies", "training")
+_AS_JSON = "tightpack.json"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command line."""
+
+    name: str
+    """How it is called, as "python -m pipeline"."""
+
+    extras: Mapping[str, str]
+    """Module -> the extra that installs it; other modules come with every installation."""
+
+    rank: int | None = None
+    """Of this process among those that torchrun started, if it did. The first alone prints results."""
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, on: bool) -> bool:
+    ctx.meta[_AS_JSON] = on
+    return on
+
+
+def _log_to(_: click.Context, __: click.Parameter, path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise StorageError(f"--log-file {path}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+
+
+def _log_more(_: click.Context, __: click.Parameter, on: bool) -> None:
+    if on:
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+def result_options(command: Command) -> Command:
+    """Give a command the options about what it prints: `--json`, `--log-file` and `--debug`."""
+    options = [
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            is_eager=True,
+            callback=_note_json,
+            help="Print one JSON object instead of a table.",
+        ),
+        click.option(
+            "--log-file",
+            expose_value=False,
+            is_eager=True,
+            callback=_log_to,
+            metavar="FILE",
+            help="Write the log to this file as well.",
+        ),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_log_more,
+            help="Log more, and show the traceback of a bug.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def print_result(text: str, value: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result in one of its two forms. Raises `StorageError` where it cannot be printed."""
+    try:
+        click.echo(json.dumps(value) if as_json else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()  # whoever read this has seen enough; what was done stays done, and keeps its exit code
+    except OSError as error:
+        _close_stdout()
+        raise StorageError(f"the result cannot be printed: {error.strerror}") from error
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(commands: click.Group, program: Program) -> NoReturn:
+    """Run a command; every way in which it can end has its exit code."""
+    _begin(program)
+    meta: dict[str, Any] = {}
+    try:
+        # Not commands.main(), which would take a KeyboardInterrupt for its own.
+        with commands.make_context(program.name, sys.argv[1:]) as ctx:
+            meta = ctx.meta
+            commands.invoke(ctx)
+        gc.freeze()  # or the collections at exit would walk all of the compiler, a fifth of a second
+        sys.exit(ExitCode.DONE)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _ending(error, program)
+        if isinstance(error, click.UsageError):
+            error.show()
+        else:
+            logging.getLogger(_LOGGERS[0]).error(message)
+        if (meta.get(_AS_JSON) or "--json" in sys.argv[1:]) and not program.rank:
+            value = {"status": "error", "exit_code": int(code), "message": message}
+            with suppress(StorageError):  # it was said on stderr
+                print_result("", value, as_json=True)
+        sys.exit(code)
+
+
+def _begin(program: Program) -> None:
+    """Set up the log and signals."""
+    to_stderr = logging.StreamHandler(sys.stderr)
+    rank = "" if program.rank is None else f"rank {program.rank}: "
+    to_stderr.setFormatter(logging.Formatter(f"%(levelname)s: {rank}%(message)s"))
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(to_stderr)
+        logging.getLogger(name).setLevel(logging.ERROR if program.rank else logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Termination
+
+
+def _ending(error: Exception | KeyboardInterrupt, program: Program) -> tuple[str, ExitCode]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), ExitCode.USAGE
+    if isinstance(error, TightpackError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        terminated = isinstance(error, Termination)
+        what = "; ".join(["terminated" if terminated else "interrupted", *getattr(error, "__notes__", [])])
+        return what, ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in _OURS:
+        extra = program.extras.get(str(error.name).partition(".")[0])
+        install = f"'tightpack[{extra}]'" if extra else "tightpack"
+        what = f"{error.name} is not installed for {sys.executable}; use the environment that has it"
+        return f"{what}, or pip install {install}", ExitCode.USAGE
+    if isinstance(error, OSError):
+        told = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        return told, ExitCode.STORAGE
+    return _report_bug(error), ExitCode.BUG
+
+
+def _report_bug(error: Exception) -> str:
+    """Write a report; returns what to say of it."""
+    text = "".join(traceback.format_exception(error))
+    if logging.getLogger(_LOGGERS[0]).isEnabledFor(logging.DEBUG):
+        click.echo(text, err=True)
+    what = f"a bug of ours: {type(error).__name__}: {error}; please report it"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="tightpack-bug-", suffix=".log", delete=False) as file:
+            file.write(" ".join(sys.argv) + "\n" + text)
+    except OSError as fault:
+        return f"{what} with what --debug shows (no log could be written: {fault.strerror})"
+    return f"{what} with {file.name}"

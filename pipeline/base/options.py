@@ -1,0 +1,128 @@
+"""Options as frozen dataclasses: their values are checked where they are made, from Python as from a command line.
+
+An option's type says what it may be: an `int` annotated with a `Range`, a `Literal` of choices, a text, a mapping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pipeline.base.engine import available_cores
+from pipeline.base.errors import ConfigError
+from pipeline.base.words import listed
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the most that an integer may be; None where there is no bound."""
+
+    least: int | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a frozen dataclass of options inherits."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that an option cannot have."""
+        for name, kind in option_types(type(self)).items():
+            kind.check(name, getattr(self, name))
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not at their default, ready for JSON; options inside others likewise."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), default_of(field)
+            if value != default:
+                found[field.name] = value.changed() if isinstance(value, Options) else as_json(value)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionType:
+    """What values an option may have."""
+
+    kinds: tuple[type, ...]
+    choices: tuple[str, ...] = ()
+    """Of a text, where not every one will do."""
+
+    range: Range = Range()
+    may_be_none: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `ConfigError`, naming the option, unless the value fits."""
+        if value is None and self.may_be_none:
+            return
+        if not isinstance(value, self.kinds) or (isinstance(value, bool) and bool not in self.kinds):
+            raise ConfigError(f"{name} must be {listed(map(_called, self.kinds), 'or')}, not {value!r}")
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{name} must be {listed(self.choices, 'or')}, not {value!r}")
+        if isinstance(value, int) and self.range.least is not None and value < self.range.least:
+            raise ConfigError(f"{name} must be at least {self.range.least}, not {value}")
+        if isinstance(value, int) and self.range.most is not None and value > self.range.most:
+            raise ConfigError(f"{name} must be at most {self.range.most}, not {value}")
+
+
+def option_types(options: type[Options]) -> Mapping[str, OptionType]:
+    """The type of each option, by name."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    return {field.name: _option_type(hints[field.name]) for field in dataclasses.fields(options)}
+
+
+def _option_type(hint: Any) -> OptionType:
+    if typing.get_origin(hint) is Annotated:
+        plain, *marks = typing.get_args(hint)
+        return dataclasses.replace(_option_type(plain), range=next(m for m in marks if isinstance(m, Range)))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        found = [_option_type(part) for part in parts]
+        return OptionType(
+            kinds=tuple(kind for one in found for kind in one.kinds),
+            choices=tuple(choice for one in found for choice in one.choices),
+            may_be_none=len(parts) < len(typing.get_args(hint)),
+        )
+    if typing.get_origin(hint) is Literal:
+        return OptionType(kinds=(str,), choices=typing.get_args(hint))
+    return OptionType(kinds=(typing.get_origin(hint) or hint,))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """An option's default; `dataclasses.MISSING` where it has to be given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def as_json(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _called(kind: type) -> str:
+    names = {int: "an integer", str: "a text", bool: "true or false", Path: "a path", float: "a number"}
+    return names.get(kind, "a mapping" if issubclass(kind, Mapping) else kind.__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """How a run is done. Nothing here changes a byte of what it writes."""
+
+    num_workers: Annotated[int | None, Range(1)] = None
+    """Parallel tasks; None takes the cores that this process may run on."""
+
+    cache_dir: Path | None = None
+    """Where content hashes and embeddings are kept; None takes `tightpack` under `$XDG_CACHE_HOME`, or ~/.cache."""
+
+    def resolved(self) -> RunOptions:
+        """The options with what None takes."""
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return RunOptions(
+            num_workers=self.num_workers or available_cores(),
+            cache_dir=self.cache_dir or Path(cache) / "tightpack",
+        )

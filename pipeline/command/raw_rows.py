@@ -1,0 +1,78 @@
+"""What the commands have in common that read raw rows, and how a run is done."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.options import RunOptions
+from pipeline.command.job_file import merged, source_of
+from pipeline.format.options import InputOptions, TokenizeOptions
+
+if TYPE_CHECKING:
+    from pipeline.tokenizing.tokenizer import TextTokenizer
+
+_NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "append_eos", "show")
+
+
+def run_options(values: dict[str, Any]) -> RunOptions:
+    """How the run is done."""
+    return RunOptions(num_workers=values["num_workers"], cache_dir=values["cache_dir"])
+
+
+def load(tokenizer: str | None) -> TextTokenizer | None:
+    """Load a tokenizer, if one is named."""
+    if tokenizer is None:
+        return None
+    from pipeline.tokenizing.tokenizer import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    gc.freeze()  # or every collection would walk all of transformers, a tenth of the time
+    return loaded
+
+
+def tokenize_options(ctx: click.Context, values: dict[str, Any]) -> TokenizeOptions | None:
+    """How raw rows are tokenised; None without a tokenizer. Raises `ConfigError` for flags that need one."""
+    if values["tokenizer"] is None:
+        for name in _NEED_TOKENIZER:
+            if source_of(ctx, name) != "default" or ctx.meta.get(f"job.{name}"):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is for raw rows and has no effect without --tokenizer")
+        return None
+    return TokenizeOptions(
+        format=values["format"],
+        train_on=values["train_on"],
+        map=merged(ctx, "map", split_pairs(values["map"]))[0],
+        on_error=values["on_error"],
+        append_eos=values["append_eos"],
+        keep_text=values.get("keep_text", False),
+    )
+
+
+def split_pairs(texts: Iterable[str]) -> list[str]:
+    """FIELD=COLUMN,... texts as one text a pair."""
+    return [pair for text in texts for pair in text.split(",")]
+
+
+def show_samples(
+    values: dict[str, Any], part: InputOptions, options: TokenizeOptions | None, tokenizer: TextTokenizer | None
+) -> None:
+    """Print samples: to stdout, where they are asked for, but not into a JSON object."""
+    from pipeline.reading.inputs import resolve
+    from pipeline.reading.workspace import cache_of
+    from pipeline.tokenizing.show import first_samples
+    from pipeline.tokenizing.tokenization import load_tokenization
+
+    assert options is not None and tokenizer is not None, "--show needs a tokenizer"
+    tokenization = load_tokenization(tokenizer, values["chat_template"], options)
+    to_stderr = values["as_json"]
+    color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+    with cache_of(run_options(values)) as cache:
+        samples = first_samples(resolve(values["inputs"], part), tokenization, cache, values["show"], color)
+    click.echo(samples, err=to_stderr)

@@ -1,0 +1,73 @@
+"""`python -m pipeline tokenize`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.harness import print_result, result_options
+from pipeline.base.progress import TerminalBars
+from pipeline.command.flags import (
+    INPUT_FLAGS,
+    PUBLISH_FLAGS,
+    RUN_FLAGS,
+    TOKENIZE_FLAGS,
+    Decorator,
+    flag,
+    flags,
+    input_and_output,
+)
+from pipeline.command.raw_rows import load, run_options, show_samples, tokenize_options
+from pipeline.format.options import InputOptions, TokenizeOptions
+
+_TOKENIZER_FLAG: list[Decorator] = [
+    click.option(
+        "--tokenizer", required=True, metavar="PATH_OR_ID", help="Load this directory, tokenizer.json or Hub id."
+    )
+]
+
+_KEEP_TEXT_FLAG: list[Decorator] = [
+    flag(TokenizeOptions, "keep_text", "Keep what the user said in a column `text`, for embedding.")
+]
+
+
+@click.command()
+@flags(
+    input_and_output("--show"),
+    _TOKENIZER_FLAG,
+    TOKENIZE_FLAGS,
+    _KEEP_TEXT_FLAG,
+    INPUT_FLAGS,
+    PUBLISH_FLAGS,
+    RUN_FLAGS,
+)
+@result_options
+@click.pass_context
+def tokenize(ctx: click.Context, /, **values: Any) -> None:
+    """Turn raw rows (chats, prompts with completions, instructions, text) into tokens and targets, for `pack`."""
+    from pipeline.command.tables import tokenize_table
+    from pipeline.tokenizing.run import tokenize as run_tokenize
+
+    options = tokenize_options(ctx, values)
+    tokenizer = load(values["tokenizer"])
+    assert options is not None and tokenizer is not None, "--tokenizer is required"
+    part = InputOptions(split=values["split"], subset=values["subset"], revision=values["revision"])
+    if values["show"]:
+        show_samples(values, part, options, tokenizer)
+    elif values["output"] is None:
+        raise ConfigError("--output DIR is missing; only --show works without it")
+    if values["output"] is not None:
+        result = run_tokenize(
+            values["inputs"],
+            values["output"],
+            tokenizer,
+            options,
+            chat_template=values["chat_template"],
+            part=part,
+            overwrite=values["overwrite"],
+            run=run_options(values),
+            progress=TerminalBars(),
+        )
+        print_result(*tokenize_table(result), values["as_json"])

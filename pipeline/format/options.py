@@ -1,0 +1,116 @@
+"""The options that change bytes, with their defaults and the rules they keep; a manifest records them as `config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.options import Options, Range
+from pipeline.base.words import did_you_mean
+
+TOKENS = "input_ids"
+TARGETS = ("labels", "completion_mask", "assistant_masks", "loss_mask")
+ATTENTION = "attention_mask"
+ROLES = (TOKENS, *TARGETS, ATTENTION)
+"""What a column of a tokenised input can be for; a column of the same name is taken unless `column` names another."""
+
+FIELDS = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "text")
+"""What a raw row can hold; a column of the same name is taken unless `map` names another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Which part of the inputs is read."""
+
+    split: str | None = None
+    """This split alone, as a dataset without splits."""
+
+    subset: str | None = None
+    """Configuration of a Hub dataset."""
+
+    revision: str | None = None
+    """Revision of a Hub dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOptions(Options):
+    """How raw rows become tokens and targets."""
+
+    format: Literal["auto", "messages", "prompt-completion", "instruction", "text"] = "auto"
+    """What a row is; auto tells by the columns."""
+
+    train_on: Literal["assistant", "completion", "all"] | None = None
+    """Which tokens are targets; None takes what the format has by default."""
+
+    map: Mapping[str, str] = field(default_factory=dict)
+    """Field -> the column that holds it."""
+
+    on_error: Literal["error", "drop"] = "error"
+    """What becomes of rows that cannot be used."""
+
+    append_eos: bool = False
+    """Put the end token after texts, pairs and turns that have none."""
+
+    keep_text: bool = False
+    """Keep what the user said in a column `text`."""
+
+    rendered_on: str | None = None
+    """The day that a chat template wrote into the tokens, as 2026-11-20; a run sets it."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that an option cannot have, and a field that there is not."""
+        super().__post_init__()
+        for name in self.map:
+            if name not in FIELDS:
+                raise ConfigError(f"--map {name}: no such field{did_you_mean(name, FIELDS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(InputOptions):
+    """How samples are packed."""
+
+    max_length: Annotated[int, Range(1, 1 << 24)]
+    """Tokens of the longest sample, and what a pack may hold (for `minibatch`: batch_size times as much)."""
+
+    strategy: str = "best-fit-decreasing"
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the strategy; in a manifest all of them."""
+
+    overlong: Literal["error", "drop", "truncate", "split"] = "error"
+    """What becomes of samples that are longer than `max_length`."""
+
+    keep_untrainable: bool = False
+    """Keep samples that have no target."""
+
+    seed: int = 0
+    """Seed of every random draw."""
+
+    pack_order: Literal["shuffle", "plan"] = "shuffle"
+    """Whether packs are shuffled, by the seed, or stand as planned."""
+
+    column: Mapping[str, str] = field(default_factory=dict)
+    """Role -> the column of a tokenised input that has it; see `ROLES`."""
+
+    window_samples: Annotated[int, Range(1)] = 1 << 20
+    """Samples that are planned together, at most."""
+
+    window_tokens: Annotated[int, Range(1, 1 << 40)] = 1 << 29
+    """Tokens that are planned together, at most."""
+
+    shard_size: Annotated[int, Range(1)] = 512_000_000
+    """Bytes of a shard before compression, at most, unless a single pack has more."""
+
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """Compression of the shards' buffers."""
+
+    tokenize: TokenizeOptions | None = None
+    """How raw rows are tokenised; None for inputs that are tokenised."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that an option cannot have, and a role that there is not."""
+        super().__post_init__()
+        for role in self.column:
+            if role not in ROLES:
+                raise ConfigError(f"--column {role}: no such role{did_you_mean(role, ROLES)}")

@@ -1,0 +1,168 @@
+"""The steps of a run: each deals out tasks and gathers what they leave.
+
+A task whose file an earlier run left in staging is skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from pipeline.base.engine import Monitor
+from pipeline.base.staging import Staging
+from pipeline.base.words import counted
+from pipeline.embedding.vectors import Vectors, embed_rows
+from pipeline.format.identity import Identity
+from pipeline.format.options import PackOptions
+from pipeline.packing.plan import PlanTask, WindowSummary, plan_window
+from pipeline.packing.setup import Setup
+from pipeline.packing.shards import ShardFacts, ShardTask, write_empty_shard, write_shard
+from pipeline.reading.input_rows import InputRows
+from pipeline.reading.windows import Window
+from pipeline.reading.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+Windows = Mapping[str, Sequence[Window]]
+"""The windows of each split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedWindow:
+    """A window and its plan."""
+
+    window: Window
+    plan: Path
+    """The file of its `WindowPlan`."""
+
+    summary: WindowSummary
+
+
+Plans = Mapping[str, Sequence[PlannedWindow]]
+"""The planned windows of each split."""
+
+
+def cut_windows(rows: InputRows, options: PackOptions) -> Windows:
+    """Cut every split into windows."""
+    return {split: part.cut(options.window_samples, options.window_tokens) for split, part in rows.splits.items()}
+
+
+def embed_windows(
+    rows: InputRows, windows: Windows, setup: Setup, identity: Identity, work: Workspace
+) -> Vectors | None:
+    """The vectors of all rows, where the strategy relates samples. Raises as `embed_rows`."""
+    if setup.embedder is None:
+        return None
+    options = setup.options
+    source = {
+        "inputs": [entry.xxh3_128 for entry in identity.inputs],
+        "columns": dict(options.column),
+        "split": options.split,
+        "tokenize": msgspec.to_builtins(setup.recorded_options.tokenize),
+        **{key: entry.xxh3_128 for key, entry in identity.origin.items()},
+    }
+    strategy = setup.strategy
+    return embed_rows(setup.embedder, rows, windows, source, strategy.strategy, strategy.options, options.seed, work)
+
+
+def plan_windows(
+    rows: InputRows, windows: Windows, vectors: Vectors | None, options: PackOptions, work: Workspace
+) -> Plans:
+    """Plan every window, one after the other, each on all cores. Raises as `plan_window`."""
+    tasks = [
+        PlanTask(
+            rows=rows.splits[split],
+            split=split,
+            window=window,
+            options=options,
+            vectors=vectors,
+            path=_plan_path(split, window, vectors, work.staging),
+        )
+        for split, cut in windows.items()
+        for window in cut
+    ]
+    plans: dict[str, list[PlannedWindow]] = {split: [] for split in windows}
+    with work.stage("planning", sum(task.window.num_tokens for task in tasks)) as advance:
+        for task in tasks:
+            summary = _planned(task, work, advance)
+            plans[task.split].append(PlannedWindow(window=task.window, plan=task.path, summary=summary))
+    return plans
+
+
+def _plan_path(split: str, window: Window, vectors: Vectors | None, staging: Staging) -> Path:
+    of_vectors = f"-{vectors.content[:8]}" if vectors else ""
+    return staging.work / f"plan-{split}-w{window.index:04d}{of_vectors}.arrow"
+
+
+def _planned(task: PlanTask, work: Workspace, advance: Monitor) -> WindowSummary:
+    """A window planned now, or by an earlier run."""
+    record = work.staging.finished(task.path)
+    if record is not None:
+        advance(task.window.num_tokens)
+        return msgspec.convert(record["summary"], WindowSummary)
+    facts, summary = plan_window(task, work.engine, work.engine.monitor(advance))
+    work.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
+    return summary
+
+
+def write_shards(
+    rows: InputRows, plans: Plans, run_id: str, compression: str, work: Workspace
+) -> dict[str, dict[str, ShardFacts]]:
+    """Write every shard; returns those of each split by name, in their order. Raises `OSError` for storage faults."""
+    tasks = {
+        split: [
+            ShardTask(
+                rows=rows.splits[split],
+                window=planned.window,
+                plan=planned.plan,
+                shard=number,
+                tokens=size.tokens,
+                compression=compression,
+                path=work.staging.dataset / split / _shard_name(run_id, planned.window.index, number),
+            )
+            for planned in of_split
+            for number, size in enumerate(planned.summary.shards)
+        ]
+        for split, of_split in plans.items()
+    }
+    for split in tasks:
+        (work.staging.dataset / split).mkdir(exist_ok=True)
+    every = [task for of_split in tasks.values() for task in of_split]
+    facts = {task.path: kept for task in every if (kept := _kept_shard(task.path, work.staging)) is not None}
+    todo = [task for task in every if task.path not in facts]
+    if facts and todo:
+        log.info("resuming: %s of an earlier run kept, %s to write", counted(len(facts), "shard"), len(todo))
+    with work.stage("writing", sum(task.tokens for task in todo)) as advance:
+        write = partial(_write_and_record, staging=work.staging, monitor=work.engine.monitor(advance))
+        for task, written in zip(todo, work.engine.map(write, todo), strict=True):
+            facts[task.path] = written
+    return {
+        split: {task.path.name: facts[task.path] for task in of_split} or _empty_shard(split, run_id, work.staging)
+        for split, of_split in tasks.items()
+    }
+
+
+def _shard_name(run_id: str, window: int, shard: int) -> str:
+    return f"data-{run_id[:8]}-w{window:04d}-s{shard:04d}.arrow"
+
+
+def _kept_shard(path: Path, staging: Staging) -> ShardFacts | None:
+    record = staging.finished(path)
+    return None if record is None else ShardFacts(**record["file"])
+
+
+def _write_and_record(task: ShardTask, staging: Staging, monitor: Monitor) -> ShardFacts:
+    facts = write_shard(task, monitor)
+    staging.record(task.path, facts)
+    return facts
+
+
+def _empty_shard(split: str, run_id: str, staging: Staging) -> dict[str, ShardFacts]:
+    """The shard of a split without packs, which could be saved without one, but not loaded."""
+    name = _shard_name(run_id, 0, 0)
+    return {name: write_empty_shard(staging.dataset / split / name)}

@@ -1,0 +1,99 @@
+"""What is remembered of input files: their content hashes, and copies of remote ones for the time of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.base.digests import hash_file
+from pipeline.base.errors import DataError
+from pipeline.reading.files import InputFile, reaching
+
+log = logging.getLogger(__name__)
+
+_SETTLED_SECONDS = 2.0  # a file younger than this may change again within the same timestamp
+
+
+class FileCache:
+    """Remembers content hashes under a cache folder, and holds copies of remote files there until it is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hashes = self.folder / "hashes"
+        self._downloads = self.folder / "downloads"
+        self._seen: dict[InputFile, str] = {}
+        self._copies: dict[InputFile, str] = {}
+
+    def __enter__(self) -> FileCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for copy in self._copies.values():
+            Path(copy).unlink(missing_ok=True)
+
+    def content_hash(self, file: InputFile) -> str:
+        """The hash of a file's bytes; remembered by path, size and time stamps.
+
+        A cache that cannot be read or written only costs time.
+        """
+        version = self._seen.setdefault(file, file.version())
+        if not version:
+            return hash_file(self.local_path(file))
+        path = os.path.realpath(file.path) if file.is_local else file.shown
+        key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
+        entry = self._hashes / key
+        try:
+            return str(json.loads(entry.read_text())["xxh3_128"])
+        except (OSError, ValueError, KeyError):
+            pass
+        seen_at = time.time()
+        digest = hash_file(self.local_path(file))
+        settled = os.stat(file.path).st_ctime if file.is_local else 0.0
+        if seen_at - settled > _SETTLED_SECONDS:
+            try:
+                self._hashes.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=self._hashes, delete=False) as new:
+                    json.dump({"file": file.shown, "xxh3_128": digest}, new)
+                os.replace(new.name, entry)
+            except OSError as error:
+                log.debug("content hash of %s is not remembered: %s", file.shown, error)
+        return digest
+
+    def local_path(self, file: InputFile) -> str:
+        """A path that can be opened and memory-mapped; remote files are fetched once.
+
+        The copy is this run's own, so that runs beside it cannot take it away. Raises `DataError` if what is
+        fetched is not the version that was looked at.
+        """
+        if file.is_local:
+            return file.path
+        if file not in self._copies:
+            self._seen.setdefault(file, file.version())
+            self._downloads.mkdir(parents=True, exist_ok=True)
+            log.info("fetching %s (%.1f MB) into %s", file.shown, file.size() / 1e6, self._downloads)
+            descriptor, copy = tempfile.mkstemp(dir=self._downloads)
+            os.close(descriptor)
+            self._copies[file] = copy
+            with reaching(file.shown, file.system):
+                file.system.get_file(file.path, copy)
+                file.system.invalidate_cache()
+                self._require_same(file)
+        return self._copies[file]
+
+    def require_unchanged(self) -> None:
+        """Raise `DataError` if a local file was written to or replaced since it was hashed.
+
+        Remote files are packed from a copy.
+        """
+        for file in self._seen:
+            if file.is_local:
+                self._require_same(file)
+
+    def _require_same(self, file: InputFile) -> None:
+        if file.version() != self._seen[file]:
+            raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")

@@ -1,0 +1,102 @@
+"""What became of raw rows, said when it is done, and listed where rows were left out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.storage import FileFacts, HashingFile
+from pipeline.base.words import counted
+from pipeline.format.manifest import Tally
+from pipeline.tokenizing.encoding import NOTES
+
+log = logging.getLogger(__name__)
+
+DROPPED = "dropped.jsonl"
+"""The file that lists the rows left out, where leaving out was asked for."""
+
+
+@dataclass(kw_only=True)
+class RowTally:
+    """Counts of rows and of what they gave."""
+
+    rows: int = 0
+    samples: int = 0
+    tokens: int = 0
+    targets: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows left out, by reason."""
+
+    notes: Counter[str] = field(default_factory=Counter)
+    """Samples about which something is to be said, by what."""
+
+    first_noted: dict[str, str] = field(default_factory=dict)
+    """Where the first of them is."""
+
+    file_rows: Counter[int] = field(default_factory=Counter)
+    """Rows by the number of their file."""
+
+    def add(self, other: RowTally) -> None:
+        """Count the rows of `other`, which come later."""
+        for name in ("rows", "samples", "tokens", "targets"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dropped += other.dropped
+        self.notes += other.notes
+        self.file_rows += other.file_rows
+        self.first_noted = other.first_noted | self.first_noted
+
+    @property
+    def entry(self) -> Tally:
+        """What the manifest says of it."""
+        return Tally(
+            rows=self.rows,
+            samples=self.samples,
+            tokens=self.tokens,
+            targets=self.targets,
+            dropped=dict(sorted(self.dropped.items())),
+        )
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> RowTally:
+        """Read what `vars` gave, from JSON."""
+        file_rows = Counter({int(number): rows for number, rows in value["file_rows"].items()})
+        counters = {name: Counter(value[name]) for name in ("dropped", "notes")} | {"file_rows": file_rows}
+        return RowTally(**value | counters)
+
+    @staticmethod
+    def total(tallies: Iterable[RowTally]) -> RowTally:
+        """The tallies of consecutive runs of rows as one."""
+        whole = RowTally()
+        for tally in tallies:
+            whole.add(tally)
+        return whole
+
+
+def warn_of_rows(tally: RowTally, *, are_listed: bool) -> None:
+    """Warn of rows left out, and of samples that may not be what the user thinks.
+
+    are_listed: whether the rows left out are written to a file.
+    """
+    if tally.dropped:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(tally.dropped.items()))
+        where = f", listed in {DROPPED}" if are_listed else ""
+        log.warning("%s left out (%s)%s", counted(tally.dropped.total(), "row"), reasons, where)
+    for note, number in sorted(tally.notes.items()):
+        log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
+
+
+def write_dropped(parts: Iterable[Path], folder: Path) -> FileFacts:
+    """Join the lists of all shards into the dataset's folder. Raises `OSError`."""
+    file = HashingFile(folder / DROPPED)
+    try:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+        return file.finish()
+    finally:
+        file.discard()

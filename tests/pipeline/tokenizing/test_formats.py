@@ -1,0 +1,192 @@
+"""What a row is, by its columns; and what in a row is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from pipeline.base.errors import DataError
+from pipeline.tokenizing.chats.formats import Chat, Format, Pair, RowFault, Sample, Text, choose_format
+from tests.conftest import Run
+from tests.pipeline.tokenizing.conftest import Lines, chat
+
+
+def detect(row: dict[str, Any], forced: str = "auto", **mapped: str) -> Format:
+    return choose_format(list(row), forced, mapped, "x.jsonl")
+
+
+def read(row: dict[str, Any], forced: str = "auto", *, as_chat: bool = False, **mapped: str) -> Sample:
+    return detect(row, forced, **mapped).sample(row, as_chat=as_chat)
+
+
+USER_AND_ASSISTANT = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]
+
+
+def test_formats_by_columns() -> None:
+    assert read({"messages": chat("a", "b"), "id": 1}) == Chat(chat("a", "b"))
+    assert read({"text": "a", "id": 1}) == Text("a")
+    assert read({"prompt": "p", "completion": "c"}) == Pair("p", "c")
+    assert read({"prompt": "p", "completion": "c"}, as_chat=True) == Chat(USER_AND_ASSISTANT, num_prompt=1)
+    assert read({"instruction": "i", "input": "n", "output": "o"}) == Pair("i\nn\n", "o")
+    assert read({"instruction": "i", "input": "", "output": "o"}) == Pair("i\n", "o")
+    assert read({"question": "p", "answer": "c"}, prompt="question", completion="answer") == Pair("p", "c")
+
+
+def test_from_and_value() -> None:
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert read({"conversations": turns}) == Chat([{"role": "system", "content": "s"}, *chat("a", "b")])
+    for speaker in ("narrator", ["gpt"], None):
+        with pytest.raises(RowFault, match="is not known"):
+            read({"conversations": [{"from": speaker, "value": "s"}]})
+    assert read({"conversations": [{"from": "Human", "value": "a"}, {"from": "GPT", "value": "b"}]}) == Chat(
+        chat("a", "b")
+    )
+
+
+def test_conversational_pairs() -> None:
+    row = {"prompt": chat("a", "b", "c"), "completion": [{"role": "assistant", "content": "d"}]}
+    assert read(row) == Chat(chat("a", "b", "c", "d"), num_prompt=3)
+
+
+def test_a_system_column_opens_the_chat() -> None:
+    system = {"role": "system", "content": "be brief"}
+    assert read({"system": "be brief", "messages": chat("a", "b")}) == Chat([system, *chat("a", "b")])
+    assert read({"system": "", "messages": chat("a", "b")}) == Chat(chat("a", "b"))
+    own = {"role": "system", "content": "be long"}
+    assert read({"system": "be long", "messages": [own, *chat("a", "b")]}) == Chat([own, *chat("a", "b")])
+    with pytest.raises(RowFault, match="two system turns"):
+        read({"system": "be brief", "messages": [own, *chat("a", "b")]})
+    assert read({"system": "be brief", "prompt": "p", "completion": "c"}, as_chat=True) == Chat(
+        [system, *USER_AND_ASSISTANT], num_prompt=2
+    )
+
+
+def test_tools() -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    for given in ([tool], '[{"type": "function", "function": {"name": "add"}}]'):
+        assert read({"messages": chat("a", "b"), "tools": given}) == Chat(chat("a", "b"), tools=[tool])
+    assert read({"messages": chat("a", "b"), "tools": []}) == Chat(chat("a", "b"))
+    with pytest.raises(RowFault, match="tool descriptions"):
+        read({"messages": chat("a", "b"), "tools": "add"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "forced", "mapped", "told"),
+    [
+        ("id body", "auto", {}, ["no known format", "id, body", "prompt-completion (prompt, completion)", "--map"]),
+        ("messages text", "auto", {}, ["messages and text", "--format"]),
+        ("instruction output text", "auto", {}, ["instruction and text", "--format"]),
+        ("messages conversations", "auto", {}, ["'messages' and 'conversations'", "--map messages=messages"]),
+        ("question answer", "prompt-completion", {}, ["needs prompt and completion", "--map prompt=COLUMN"]),
+        ("question answer", "auto", {"prompt": "question"}, ["prompt-completion, and completion is missing"]),
+        ("question answer", "auto", {"prompt": "quest"}, ["--map prompt=quest", "question, answer"]),
+        ("text text", "auto", {}, ["2 columns called 'text'"]),
+        ("input_ids labels text", "auto", {}, ["tokenised already", "without --tokenizer"]),
+    ],
+)
+def test_unclear_columns(columns: str, forced: str, mapped: dict[str, str], told: list[str]) -> None:
+    with pytest.raises(DataError) as raised:
+        choose_format(columns.split(), forced, mapped, "x.jsonl")
+    assert all(word in str(raised.value) for word in ["x.jsonl", *told]), raised.value
+
+
+def test_forced_and_mapped_win_over_ambiguity() -> None:
+    row = {"messages": chat("a", "b"), "text": "t", "question": "q", "answer": "a"}
+    assert detect(row, "text").name == "text"
+    assert detect(row, "messages").name == "messages"
+    assert detect(row, prompt="question", completion="answer").name == "prompt-completion"
+    assert detect({"conversations": chat("a"), "messages": chat("b")}, messages="conversations").columns == {
+        "messages": "conversations"
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "told"),
+    [
+        ({"messages": []}, "no_assistant_turn", "no turns"),
+        ({"messages": None}, "null_content", "'messages' is null"),
+        ({"messages": "hello"}, "not_text", "list of turns"),
+        ({"messages": [{"content": "a"}]}, "unknown_role", "turn 0: it has no role"),
+        ({"messages": chat("a", "  ")}, "empty_turn", "turn 1 (assistant): it is empty"),
+        ({"messages": chat("", "b")}, "empty_turn", "turn 0 (user): it is empty"),
+        ({"messages": [{"role": "user", "content": None}]}, "null_content", "turn 0 (user)"),
+        ({"messages": [{"role": "user", "content": 7}]}, "not_text", "a number"),
+        ({"prompt": "p", "completion": None}, "null_content", "'completion' is null"),
+        ({"prompt": "p", "completion": 1.5}, "not_text", "a number"),
+        ({"prompt": "p", "completion": "\n"}, "empty_turn", "'completion' is empty"),
+        ({"text": ""}, "empty_turn", "'text' is empty"),
+    ],
+)
+def test_what_can_be_wrong_with_a_row(row: dict[str, Any], reason: str, told: str) -> None:
+    with pytest.raises(RowFault) as raised:
+        read(row)
+    assert (raised.value.reason, told in str(raised.value)) == (reason, True), raised.value
+
+
+def test_a_row_that_lacks_a_column() -> None:
+    with pytest.raises(RowFault, match="'completion' is missing"):
+        detect({"prompt": "p", "completion": "c"}).sample({"prompt": "p"}, as_chat=False)
+
+
+def test_optional_columns_of_later_rows_are_read(
+    run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path, whole: Any
+) -> None:
+    source = lines([{"instruction": "i", "output": "o"}, {"instruction": "i", "input": "n", "output": "o"}])
+    assert run("tokenize", source, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir).code == 0
+    found = datasets.load_from_disk(str(tmp_path / "out"))["input_ids"]
+    assert [whole.decode(ids) for ids in found] == ["i\no", "i\nn\no"]
+
+
+ROWS = [
+    {"messages": chat("a", "b"), "tools": None},
+    {"messages": [*chat("c"), {"role": "assistant", "content": "d", "name": "x"}], "tools": None},
+]
+
+
+def same_tokens_in_every_file_format(run: Run, folder: Path, files: list[Path], *flags: object) -> None:
+    found = []
+    for number, file in enumerate(files):
+        ended = run("tokenize", file, "--output", folder / f"out-{number}", *flags)
+        assert ended.code == 0, ended.err
+        found.append(datasets.load_from_disk(str(folder / f"out-{number}")).to_dict())
+    assert all(one == found[0] for one in found)
+    assert len(found[0]["input_ids"]) == len(ROWS)
+
+
+def test_every_file_format(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path, chatml: Path) -> None:
+    import gzip
+    import json
+
+    plain = lines(ROWS)
+    array = tmp_path / "rows.json"
+    array.write_text(json.dumps(ROWS, indent=1), encoding="utf-8")
+    packed = tmp_path / "rows2.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    dataset.to_parquet(str(tmp_path / "rows.parquet"))
+    typed = datasets.Features({"messages": datasets.List(datasets.Json()), "tools": datasets.Json()})
+    datasets.Dataset.from_list(ROWS, features=typed).save_to_disk(str(tmp_path / "json"))
+    files = [plain, array, packed, tmp_path / "saved", tmp_path / "rows.parquet", tmp_path / "json"]
+    same_tokens_in_every_file_format(run, tmp_path, files, "--tokenizer", tokenizer_dir, "--chat-template", chatml)
+
+
+def test_absent_fields_of_arrow_structs_are_absent(run: Run, tmp_path: Path, tokenizer_dir: Path, lines: Lines) -> None:
+    """A struct column gives every turn every key; a template must not see those that nobody wrote."""
+    template = tmp_path / "picky.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}{% if m.extra is defined %}!{% if m.extra.deep is defined %}?{% endif %}"
+        "{% endif %}: {{ m.content }}</s>{% endfor %}"
+    )
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "extra": {"x": 1}}]},
+        {"messages": [{"role": "user", "content": "a", "extra": {"deep": 1}}, {"role": "assistant", "content": "b"}]},
+    ]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    files = [lines(rows), tmp_path / "saved"]
+    same_tokens_in_every_file_format(
+        run, tmp_path, files, "--tokenizer", tokenizer_dir, "--chat-template", template, "--train-on", "all"
+    )

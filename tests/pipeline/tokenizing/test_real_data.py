@@ -1,0 +1,74 @@
+"""Real chats, real pairs, GPT-2's tokenizer, four styles of template: ids and targets equal those of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import transformers
+
+from tests.conftest import Run
+from tests.pipeline.tokenizing.conftest import SPECIAL, STYLES, chat, template
+from tests.pipeline.tokenizing.oracle import straddle_free, trained_runs
+from tests.pipeline.tokenizing.test_targets import END
+
+FILES = {
+    "gsm8k": ("gsm8k/train.jsonl", ["question"], "answer"),
+    "superni": ("superni/train.jsonl", ["instruction", "input"], "output"),
+    "oasst1": ("oasst1/conversations.jsonl", [], ""),
+    "mgsm": ("mgsm/mgsm.jsonl", ["question"], "answer"),
+    "humaneval": ("humaneval/HumanEval.jsonl", ["prompt"], "canonical_solution"),
+}
+
+
+@pytest.fixture(scope="module")
+def gpt2(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's tokenizer with the special tokens that the templates write."""
+    folder = tmp_path_factory.mktemp("gpt2") / "gpt2"
+    file = real_data / "tokenizers" / "gpt2" / "tokenizer.json"
+    end = {"bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), **{**SPECIAL, **end}).save_pretrained(str(folder))
+    return folder
+
+
+def chats_of(path: Path, prompt: list[str], completion: str) -> Iterator[list[dict[str, str]]]:
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        row = json.loads(line)
+        yield chat("\n".join(row[part] for part in prompt if row[part]), row[completion]) if prompt else row["messages"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", FILES)
+def test_ids_and_targets(run: Run, tmp_path: Path, real_data: Path, gpt2: Path, name: str, style: str) -> None:
+    file, prompt, completion = FILES[name]
+    chats = list(chats_of(real_data / file, prompt, completion))
+    whole = transformers.AutoTokenizer.from_pretrained(str(gpt2))
+    mapped = ["--map", f"prompt={prompt[0]},completion={completion}"] if len(prompt) == 1 else []
+    found: dict[bool, Any] = {}
+    for marks in (False, True):
+        path = tmp_path / f"{style}-{marks}.jinja"
+        path.write_text(template(style, marks=marks), encoding="utf-8")
+        flags = ["--tokenizer", gpt2, "--chat-template", path, *mapped]
+        ended = run("tokenize", real_data / file, "--output", tmp_path / str(marks), *flags)
+        assert ended.code == 0, ended.err
+        found[marks] = datasets.load_from_disk(str(tmp_path / str(marks)))
+    own = whole.apply_chat_template(
+        chats, chat_template=template(style, marks=True), return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert list(found[False]["input_ids"]) == own["input_ids"]
+    assert list(found[True]["input_ids"]) == own["input_ids"]
+    masks = [[int(label != -100) for label in labels] for labels in found[True]["labels"]]
+    assert masks == own["assistant_masks"]
+    # Without marks the same turns are found; the style's own trimming apart, every one and nothing else.
+    for row, conversation in zip(found[False], chats, strict=True):
+        texts = [turn["content"] for turn in conversation if turn["role"] == "assistant"]
+        wanted = [(text if style == "chatml" else text.strip()) + END[style] for text in texts]
+        runs = trained_runs(row["input_ids"], row["labels"])
+        assert [straddle_free(run, text, whole) for run, text in zip(runs, wanted, strict=True)] == wanted
+    assert len(found[False]) == len(chats) > 100
