@@ -42,7 +42,7 @@ def _read(rows: Addresses, which: Int64Array, out: Int32Array, offsets: Int64Arr
         start = at
         if rows.target_form[r] != NO_TARGET_COLUMN:
             label = np.empty(count, np.int32)
-            read_labels(rows, r, 0, token, label)
+            read_labels(rows.target_form[r], rows.target[r], rows.target_width[r], 0, token, label)
             for i in range(count):
                 if kept[i] and label[i] == IGNORE:
                     out[at] = token[i]

@@ -65,7 +65,7 @@ def _gather(
         if skip[s] >= 0:
             offset = np.int64(skip[s]) + start[s]
             read_values(rows.token[r], rows.token_width[r], offset, ids)
-            read_labels(rows, r, offset, ids, targets)
+            read_labels(rows.target_form[r], rows.target[r], rows.target_width[r], offset, ids, targets)
         else:
             _gather_scattered(rows, r, start[s], ids, targets)
         targets[0] = IGNORE
@@ -84,7 +84,7 @@ def _gather_scattered(rows: Addresses, row: int, start: int, ids: Int32Array, ta
     mask, token, label = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
     read_values(rows.mask[row], rows.mask_width[row], 0, mask)
     read_values(rows.token[row], rows.token_width[row], 0, token)
-    read_labels(rows, row, 0, token, label)
+    read_labels(rows.target_form[row], rows.target[row], rows.target_width[row], 0, token, label)
     kept = -start
     for i in range(count):
         if mask[i] != 0:

@@ -181,17 +181,17 @@ def read_values(address: int, width: int, offset: int, out: Integers) -> None:
 
 
 @kernel
-def read_labels(rows: Addresses, row: int, offset: int, tokens: Integers, out: Integers) -> None:
+def read_labels(form: int, address: int, width: int, offset: int, tokens: Integers, out: Integers) -> None:
     """Read the labels of tokens, the first of which is the `offset`-th of its row: -100 where one is not a target.
 
-    tokens: as `read_values` gives them. This alone decides, for all who read rows, what a target is.
+    form, address, width: how the row's targets are given, and where they are; tokens: as `read_values` gives them.
+    This alone decides, for all who read rows, what a target is.
     """
-    form = rows.target_form[row]
     if form == NO_TARGET_COLUMN:
         for i in range(out.shape[0]):
             out[i] = tokens[i]
         return
-    read_values(rows.target[row], rows.target_width[row], offset, out)
+    read_values(address, width, offset, out)
     if form == MASK:
         for i in range(out.shape[0]):
             out[i] = tokens[i] if out[i] != 0 else IGNORE

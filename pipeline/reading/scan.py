@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import DataError
 from pipeline.format.columns import IGNORE
-from pipeline.reading.rows import Addresses, read_labels, read_values
+from pipeline.reading.rows import NO_TARGET_COLUMN, Addresses, read_labels, read_values
 from pipeline.reading.windows import SplitRows, Window
 from strategies.arrays import Int32Array
 from strategies.compiled import kernel
@@ -108,10 +108,11 @@ _BAD_TOKEN, _BAD_LABEL = 1, 2
 def _scan(rows: Addresses, limit: int, facts: Int32Array) -> tuple[int, int, int]:
     """Fill `facts` (one row a field of RowFacts); returns (fault, row, position), fault 0 for none."""
     token = np.empty(_CACHED, np.int64)
-    label = np.empty(_CACHED, np.int64)
+    label = np.zeros(_CACHED, np.int64)
     mask = np.empty(_CACHED, np.int64)
     zeros = np.zeros(_CACHED, np.int64)  # stand for the tokens of targets, so that an invalid one is no label
     for row in range(rows.length.shape[0]):
+        form = rows.target_form[row]
         masked = rows.mask[row] != 0
         kept = 0
         first = -1
@@ -119,17 +120,22 @@ def _scan(rows: Addresses, limit: int, facts: Int32Array) -> tuple[int, int, int
         for begin in range(0, rows.length[row], _CACHED):
             count = min(_CACHED, rows.length[row] - begin)
             read_values(rows.token[row], rows.token_width[row], begin, token[:count])
-            read_labels(rows, row, begin, zeros[:count], label[:count])
+            if masked or form != NO_TARGET_COLUMN:
+                read_labels(form, rows.target[row], rows.target_width[row], begin, zeros[:count], label[:count])
             if not masked:
                 # No padding: every comparison below is free of branches, so that it vectorises.
                 bits = np.int64(0)
-                label_bits = np.int64(0)
-                num_targets = 0
                 for i in range(count):
                     bits |= token[i]
-                    label_bits |= 0 if label[i] == IGNORE else label[i]
-                    num_targets += label[i] != IGNORE
-                if (bits | label_bits) >> 31:
+                num_targets = 0
+                if form == NO_TARGET_COLUMN:
+                    label[:count] = 0
+                    num_targets = count
+                else:
+                    for i in range(count):
+                        bits |= 0 if label[i] == IGNORE else label[i]
+                        num_targets += label[i] != IGNORE
+                if bits >> 31:
                     for i in range(count):
                         if token[i] >> 31:
                             return _BAD_TOKEN, row, begin + i
