@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 from pipeline import PackOptions, RunOptions, TokenizeOptions, pack, tokenize
-from tests.pipeline.tokenizing.conftest import SPECIAL, chat, template
+from tests.pipeline.chats import SPECIAL, chat, template
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,8 @@ import pytest
 from pipeline.base.errors import DataError
 from pipeline.tokenizing.chats.formats import Chat, Format, Pair, RowFault, Sample, Text, choose_format
 from tests.conftest import Run
-from tests.pipeline.tokenizing.conftest import Lines, chat
+from tests.pipeline.chats import chat
+from tests.pipeline.tokenizing.conftest import Lines
 
 
 def detect(row: dict[str, Any], forced: str = "auto", **mapped: str) -> Format:

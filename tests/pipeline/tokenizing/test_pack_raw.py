@@ -12,7 +12,8 @@ import transformers
 
 from pipeline.tokenizing import shards
 from tests.conftest import Run, left_behind
-from tests.pipeline.tokenizing.conftest import Lines, chat, manifest_of
+from tests.pipeline.chats import chat
+from tests.pipeline.tokenizing.conftest import Lines, manifest_of
 
 
 @pytest.fixture

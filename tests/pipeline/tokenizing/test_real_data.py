@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from tests.conftest import Run
-from tests.pipeline.tokenizing.conftest import SPECIAL, STYLES, chat, template
+from tests.pipeline.chats import SPECIAL, STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import straddle_free, trained_runs
 from tests.pipeline.tokenizing.test_targets import END
 

@@ -18,7 +18,8 @@ from pipeline.tokenizing import shards, workers
 from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.shard import ShardBuilder
 from tests.conftest import Run
-from tests.pipeline.tokenizing.conftest import Lines, chat, manifest_of, same_files, template
+from tests.pipeline.chats import chat, template
+from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files
 
 
 def test_the_same_bytes_for_any_number_of_workers(

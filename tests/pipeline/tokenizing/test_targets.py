@@ -14,7 +14,7 @@ from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.tokenization import load_tokenization
-from tests.pipeline.tokenizing.conftest import STYLES, chat, template
+from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs
 
 END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>"}

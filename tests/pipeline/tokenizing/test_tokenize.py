@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.tokenizing import shards
 from tests.conftest import Run, left_behind
-from tests.pipeline.tokenizing.conftest import Lines, chat, manifest_of, template
+from tests.pipeline.chats import chat, template
+from tests.pipeline.tokenizing.conftest import Lines, manifest_of
 
 ODD_TEXTS = [
     "CR LF\r\nLF\nCR\rend",
