@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from pipeline.base.errors import ExitCode
+from pipeline.base.words import aligned
 from strategies import pack
-from tests.training.families import tiny_config
-from training.attention import BACKENDS, choose_backend
-from training.bench import BenchOptions, bench
-from training.parity import parity
-from training.probe import CLEAN, LEAKS, REFUSES, probe
-from training.reference import UNLIMITED, Asked
-from training.tables import aligned, bench_table
-from training.versions import machine
+from training.attention.backends import BACKENDS, choose_backend
+from training.attention.settings import UNLIMITED, AttentionSettings
+from training.checking.families import tiny_config
+from training.checking.parity import parity
+from training.checking.probe import CLEAN, LEAKS, REFUSES, probe
+from training.command.tables import bench_table
+from training.measuring.bench import Measurement, bench
+from training.measuring.versions import machine
 
 CAPACITY = 4096
 MOST_ERROR = 0.02
@@ -45,7 +47,7 @@ DATA = {
 
 def kernels(device: torch.device, dtype: torch.dtype, small: bool) -> list[dict[str, Any]]:
     """Forward and backward of every backend that runs, beside the reference in float32."""
-    found = []
+    errors = []
     draws = np.random.default_rng(0)
     for name, backend in BACKENDS.items():
         if backend.why_not(device) is not None:
@@ -54,17 +56,17 @@ def kernels(device: torch.device, dtype: torch.dtype, small: bool) -> list[dict[
             for window in (UNLIMITED, (63, 0)):
                 for trial in range(1 if small else 3):
                     lengths = np.concatenate([[1], draws.integers(1, 200 if small else 700, 6), [1, 2]])
-                    asked = Asked(window_size=window)
-                    error = _errors(name, lengths, (heads, kv_heads, width), asked, device, dtype, trial)
-                    found.append({"backend": name, "heads": [heads, kv_heads, width], "window": window[0], **error})
-    return found
+                    settings = AttentionSettings(window_size=window)
+                    error = _errors(name, lengths, (heads, kv_heads, width), settings, device, dtype, trial)
+                    errors.append({"backend": name, "heads": [heads, kv_heads, width], "window": window[0], **error})
+    return errors
 
 
 def _errors(
     name: str,
     lengths: np.ndarray[Any, Any],
     shape: tuple[int, int, int],
-    asked: Asked,
+    settings: AttentionSettings,
     device: torch.device,
     dtype: torch.dtype,
     seed: int,
@@ -79,7 +81,7 @@ def _errors(
     def computed(backend: str, precision: torch.dtype) -> list[torch.Tensor]:
         given = [each.detach().to(precision).requires_grad_() for each in made]
         query, key, value = given
-        output = BACKENDS[backend].attend(query, key, value, cu_seqlens, int(lengths.max()), asked)
+        output = BACKENDS[backend].attend(query, key, value, cu_seqlens, int(lengths.max()), settings)
         gradients = torch.autograd.grad((output.float() * weights).sum(), given)
         return [output.detach().float(), *(each.float() for each in gradients)]
 
@@ -93,15 +95,15 @@ def _errors(
 
 def probes(device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Tiny models of some families, by every backend that runs."""
-    found = []
+    findings = []
     for family in (*MUST_BE_CLEAN, *MAY_REFUSE, *MUST_BE_SEEN):
         for name, backend in BACKENDS.items():
             if backend.why_not(device) is None:
                 torch.manual_seed(0)
                 config = tiny_config(family)
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
-                found.append({"family": family, "backend": name, **asdict(probe(model, name))})
-    return found
+                findings.append({"family": family, "backend": name, **asdict(probe(model, name))})
+    return findings
 
 
 def llama(small: bool) -> PreTrainedModel:
@@ -116,7 +118,8 @@ def llama(small: bool) -> PreTrainedModel:
         num_key_value_heads=2 if small else 8,
         max_position_embeddings=CAPACITY,
     )
-    return AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def packed(kind: str, num_packs: int, vocabulary: int, capacity: int) -> list[dict[str, Any]]:
@@ -149,10 +152,80 @@ def _pack(lengths: np.ndarray[Any, Any], draws: np.random.Generator, vocabulary:
     }
 
 
+@dataclass
+class Report:
+    """What was measured, written after every step: a run that is cut short has measured that much."""
+
+    path: Path | None
+    figures: dict[str, Any]
+    failed: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def keep(self, step: str, figures: Any) -> None:
+        """Add a step's figures to the file."""
+        self.figures[step] = figures
+        self.figures["failed"], self.figures["seconds"] = self.failed, time.perf_counter() - self.started
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.figures, indent=1) + "\n")
+        print(f"[{self.figures['seconds']:6.1f} s] {step}", flush=True)
+
+
+def check_kernels(report: Report, device: torch.device, dtype: torch.dtype, small: bool) -> None:
+    """Compare every kernel with the reference."""
+    errors = kernels(device, dtype, small)
+    for each in errors:
+        worst = max(value for key, value in each.items() if key not in ("backend", "heads", "window"))
+        if not worst <= MOST_ERROR:
+            report.failed.append(f"kernel {each['backend']} {each['heads']} window {each['window']}: {worst:.1e}")
+    report.keep("kernels", errors)
+
+
+def check_probes(report: Report, device: torch.device, dtype: torch.dtype) -> None:
+    """Probe what is known of some families."""
+    findings = probes(device, dtype)
+    for each in findings:
+        allowed = {CLEAN} if each["family"] in MUST_BE_CLEAN else {LEAKS, REFUSES}
+        if each["family"] in MAY_REFUSE:
+            allowed = {CLEAN, REFUSES}
+        if each["verdict"] not in allowed:
+            report.failed.append(f"probe {each['family']} by {each['backend']}: {each['verdict']}")
+    report.keep("probe", findings)
+
+
+def check_parity(report: Report, model: PreTrainedModel, backends: list[str], dtype: torch.dtype, small: bool) -> None:
+    """Compare packs with their samples one by one."""
+    comparisons = []
+    for name in backends:
+        rows = packed("superni-like", 1 if small else 2, model.config.vocab_size, 512 if small else CAPACITY)
+        for comparison in parity(model.eval(), rows, name, dtype=dtype):
+            comparisons.append(asdict(comparison))
+            if not comparison.agrees:
+                report.failed.append(f"parity {comparison.dtype} by {comparison.backend}")
+    report.keep("parity", comparisons)
+
+
+def measure(
+    report: Report, model: PreTrainedModel, backends: list[str], dtype: torch.dtype, small: bool, rounds: int
+) -> None:
+    """Train every layout of the same samples."""
+    measured: dict[str, Any] = {}
+    for kind in DATA:
+        for name in [each for each in backends if each != "sdpa"] or backends:
+            capacity = 256 if small else CAPACITY
+            rows = packed(kind, 4 if small else 16, model.config.vocab_size, capacity)
+            measurement = Measurement(
+                packs_per_forward=1 if small else 2, rounds=rounds, backend=name, autocast=dtype, capacity=capacity
+            )
+            figures = bench(model.train(), rows, measurement)
+            measured[f"{kind}, {name}"] = figures
+            report.keep("bench", measured)
+            print(bench_table(machine(model.device) | figures), flush=True)
+
+
 @click.command()
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Where to keep the figures.")
-@click.option("--small", is_flag=True, help="A tiny model and few packs, to try the script itself.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Keep the figures in this file.")
+@click.option("--small", is_flag=True, help="Try the script itself, with a tiny model and few packs.")
+@click.option("--rounds", default=3, show_default=True, help="Let the layouts take turns so often.")
 def main(path: Path | None, small: bool, rounds: int) -> None:
     """Check and measure; exits with 4 if a check fails, with 2 where there is no GPU (unless --small)."""
     transformers.logging.set_verbosity_error()
@@ -161,64 +234,19 @@ def main(path: Path | None, small: bool, rounds: int) -> None:
         sys.exit(2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16
-    started = time.perf_counter()
-    failed: list[str] = []
-    result: dict[str, Any] = machine(device) | {"small": small}
-    result["backends"] = {name: backend.why_not(device) or "runs" for name, backend in BACKENDS.items()}
-    running = [name for name, said in result["backends"].items() if said == "runs"]
-    chosen, _ = choose_backend("auto", device)
-
-    def keep(step: str, figures: Any) -> None:
-        """Write what there is after every step: a run that is cut short has measured that much."""
-        result[step] = figures
-        result["failed"], result["seconds"] = failed, time.perf_counter() - started
-        if path is not None:
-            path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"[{result['seconds']:6.1f} s] {step}", flush=True)
-
-    errors = kernels(device, dtype, small)
-    for each in errors:
-        worst = max(value for key, value in each.items() if key not in ("backend", "heads", "window"))
-        if not worst <= MOST_ERROR:
-            failed.append(f"kernel {each['backend']} {each['heads']} window {each['window']}: error {worst:.1e}")
-    keep("kernels", errors)
-
-    found = probes(device, dtype)
-    for each in found:
-        allowed = {CLEAN} if each["family"] in MUST_BE_CLEAN else {LEAKS, REFUSES}
-        if each["family"] in MAY_REFUSE:
-            allowed = {CLEAN, REFUSES}
-        if each["verdict"] not in allowed:
-            failed.append(f"probe {each['family']} by {each['backend']}: {each['verdict']}")
-    keep("probe", found)
-
-    model = llama(small).to(device)
-    vocabulary = model.config.vocab_size
-    compared = []
-    for name in running:
-        rows = packed("superni-like", 1 if small else 2, vocabulary, 512 if small else CAPACITY)
-        for each in parity(model.eval(), rows, name, dtype=dtype):
-            compared.append(asdict(each))
-            if not each.agrees:
-                failed.append(f"parity {each.dtype} by {each.backend}")
-    keep("parity", compared)
-
-    measured: dict[str, Any] = {}
-    for kind in DATA:
-        for name in [each for each in running if each != "sdpa"] or running:
-            capacity = 256 if small else CAPACITY
-            rows = packed(kind, 4 if small else 16, vocabulary, capacity)
-            options = BenchOptions(
-                packs_per_step=1 if small else 2, rounds=rounds, backend=name, autocast=dtype, capacity=capacity
-            )
-            figures = bench(model.train(), rows, options)
-            measured[f"{kind}, {name}"] = figures
-            keep("bench", measured)
-            print(bench_table(machine(device) | figures), flush=True)
-
-    print(aligned([(name, said) for name, said in result["backends"].items()]))
-    print(f"auto chooses {chosen}; {result['seconds']:.0f} s; " + ("; ".join(failed) or "all checks passed"))
-    sys.exit(4 if failed else 0)
+    backends = {name: backend.why_not(device) or "runs" for name, backend in BACKENDS.items()}
+    running = [name for name, state in backends.items() if state == "runs"]
+    report = Report(path, machine(device) | {"small": small, "backends": backends})
+    check_kernels(report, device, dtype, small)
+    check_probes(report, device, dtype)
+    model = llama(small)
+    model.to(device)  # type: ignore[arg-type]
+    check_parity(report, model, running, dtype, small)
+    measure(report, model, running, dtype, small, rounds)
+    print(aligned(list(backends.items())))
+    ended = "; ".join(report.failed) or "all checks passed"
+    print(f"auto chooses {choose_backend('auto', device)[0]}; {report.figures['seconds']:.0f} s; {ended}")
+    sys.exit(ExitCode.CHECK if report.failed else ExitCode.DONE)
 
 
 if __name__ == "__main__":

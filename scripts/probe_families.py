@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from training.checking.families import FAMILIES, tiny_config
+from training.checking.probe import CLEAN, Finding, probe_ways
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.training.families import FAMILIES, tiny_config  # noqa: E402
-from training.probe import CLEAN, Finding, probe_ways  # noqa: E402
-
 TORCH = torch.__version__.partition("+")[0]
 TEXT = f"""# Families of models on packs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from training.attention.interface import use_backend
     from training.collator import PackedCollator
-    from training.interface import use_backend
     from training.step import StepResult, train_step
 
 __all__ = ["PackedCollator", "StepResult", "train_step", "use_backend"]
@@ -15,7 +15,7 @@ _FROM = {
     "PackedCollator": "collator",
     "StepResult": "step",
     "train_step": "step",
-    "use_backend": "interface",
+    "use_backend": "attention.interface",
 }
 
 

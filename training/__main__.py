@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from training.cli import main
+    from training.command.main import main
 except KeyboardInterrupt:  # Ctrl-C before there is anything to stop
     sys.exit(130)
 

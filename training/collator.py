@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.format.labels import IGNORE
+
 if TYPE_CHECKING:
     import pyarrow as pa
-
-IGNORE = -100
-"""The label of a token that is not trained."""
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | Sequence[pa.Table] | pa.Table | pa.RecordBatch"
 """Packs: mappings of columns (lists, arrays or tensors), one-row tables, or one table."""

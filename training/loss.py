@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.collator import IGNORE
+from pipeline.format.labels import IGNORE
 
 
 def targets_of(batch: Mapping[str, Any]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from training.digests import file_hash, hash_of
-from training.errors import ConfigError, StorageError, first_line
-from training.storage import open_to_readers, room
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.base.storage import free_text
+from pipeline.base.words import first_line
+from training.step import autocast_dtype
 
-log = logging.getLogger("training")
+log = logging.getLogger(__name__)
 
-_WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Patterns of the names of files with weights."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,19 +44,19 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
     Raises `ConfigError` for what is no such model.
     """
-    path = _path_of(name)
+    path = model_path(name)
     is_file = path.is_file()
-    folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+    folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
         raise ConfigError(f"model {name}: the directory has no config.json")
     if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()
     try:
         if is_file or folder_without_weights:
             config = AutoConfig.from_pretrained(name)
             log.info("%s has no weights: they are random, from seed %d", name, seed)
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except Exception as error:  # whatever transformers makes of it
@@ -66,7 +69,15 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return model
 
 
-def _path_of(name: str) -> Path:
+def load_on_device(name: str, *, seed: int, dtype: str = "float32") -> PreTrainedModel:
+    """As `load_model`, on the GPU if there is one. dtype: as `autocast_dtype` takes it, for the parameters."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(name, seed=seed, dtype=autocast_dtype(dtype, device) or torch.float32)
+    model.to(device)  # type: ignore[arg-type]
+    return model
+
+
+def model_path(name: str) -> Path:
     """A model's path, which need not exist if the name may be a Hub id. Raises `ConfigError` otherwise."""
     path = Path(name)
     try:
@@ -92,9 +103,9 @@ def save_model(model: PreTrainedModel, source: str, folder: Path) -> None:
         model.save_pretrained(building)
     except SafetensorError as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise StorageError(f"{folder} cannot be written ({room(folder.parent)}): {first_line(error)}") from error
+        raise StorageError(f"{folder} cannot be written ({free_text(folder.parent)}): {first_line(error)}") from error
     _save_tokenizer(source, building)
-    open_to_readers(building)
+    _open_to_readers(building)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
 
@@ -116,24 +127,9 @@ def _save_tokenizer(source: str, folder: Path) -> None:
         log.info("%s has no tokenizer, so the trained model has none", source)
 
 
-def model_identity(name: str) -> str:
-    """What tells one model from another: its config.json and weights, of a Hub id the id. Raises as `load_model`."""
-    path = _path_of(name)
-    if not path.exists():
-        return name
-    patterns = ("config.json", *_WEIGHTS)
-    found = [path] if path.is_file() else sorted(each for pattern in patterns for each in path.glob(pattern))
-    return hash_of(f"{each.name if path.is_dir() else ''} {file_hash(each)}" for each in found)
-
-
-def random_tokens(model: PreTrainedModel, num_tokens: int, seed: int) -> torch.Tensor:
-    """Ids that stand for words: none that the configuration gives a meaning, and none twice while there are others, so
-    that one put for another is always a change.  # shape: (num_tokens,)"""
-    config = model.config.get_text_config()
-    special: set[int] = set()
-    for key, value in {**model.config.to_dict(), **config.to_dict()}.items():
-        if key.endswith(("token_id", "token_index")):
-            special.update(value if isinstance(value, list) else [] if value is None else [value])
-    ids = torch.tensor([each for each in range(min(config.vocab_size, 1 << 16)) if each not in special])
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    return ids[order.repeat(-(-num_tokens // len(ids)))[:num_tokens]]
+def _open_to_readers(folder: Path) -> None:
+    """Weights are written for their owner alone; give them the permissions of any new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)

@@ -1,72 +1,93 @@
-"""What `python -m training train` is told."""
+"""Options of training and of its checks. They need no torch, so that a command's help does not wait for it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from training.errors import ConfigError
-from training.models import model_identity
-from training.shards import Shards, shards_identity
+from pipeline.base.errors import ConfigError
+from pipeline.base.options import Options, Range
+from pipeline.base.words import listed
 
-_NOT_IN_RESULT = (
-    "shards",
-    "output",
-    "packs_per_forward",
-    "gradient_checkpointing",
-    "save_every",
-    "log_every",
-    "check",
-)
-"""Options that change at most how the trained weights are rounded, or are named by the shards' `run_id`."""
+MOST_NUMBER = 1e30
+"""More than any float32 squared could be told from infinity."""
+
+PADDED, GROUPED, FLATTENING = "padded", "length-grouped", "transformers-flattening"
+MINIBATCH, PACKED, STATIC = "minibatch", "packed", "packed-static"
+LAYOUTS = (PADDED, GROUPED, FLATTENING, MINIBATCH, PACKED, STATIC)
+"""How the same samples are given to a model, see `training.measuring.layouts`."""
+
+OF_TRANSFORMERS = (PADDED, GROUPED, FLATTENING)
+"""Layouts that a model computes with attention of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What is trained, and how."""
+class ModelOptions(Options):
+    """A model, and how it computes."""
+
+    model: str
+    """A directory, a Hub id, or a config.json for random weights."""
+
+    backend: Literal["auto", "flash-attn", "torch-varlen", "sdpa"] = "auto"
+    """Who computes attention; auto is the fastest that runs."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward pass, by autocast; auto is bfloat16 on a GPU. Parameters are float32."""
+
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(ModelOptions):
+    """A model, and the packs that it is given."""
 
     shards: str
-    model: str
-    steps: int
+    """A directory that `python -m pipeline pack` wrote."""
+
     split: str | None = None
-    packs_per_step: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ShardOptions):
+    """What is trained, and how."""
+
+    steps: Annotated[int, Range(1)]
+    output: Path
+    packs_per_step: Annotated[int, Range(1)] = 8
     """Of all ranks together; one optimizer step."""
 
-    packs_per_forward: int = 1
+    packs_per_forward: Annotated[int, Range(1)] = 1
     """Of one rank, in one forward and backward pass."""
 
-    attention: str = "isolated"
-    loss: str = "token-mean"
-    """token-mean or sample-mean."""
-
-    learning_rate: float = 2e-5
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    dtype: str = "auto"
-    """Of the forward pass, by autocast: float32 or bfloat16; auto is bfloat16 on a GPU. Parameters are float32."""
-
-    seed: int = 0
-    backend: str = "auto"
+    attention: Literal["isolated", "joint"] = "isolated"
+    loss: Literal["token-mean", "sample-mean"] = "token-mean"
+    learning_rate: Annotated[float, Range(0, MOST_NUMBER)] = 2e-5
+    warmup_steps: Annotated[int, Range(0)] = 0
+    weight_decay: Annotated[float, Range(0, MOST_NUMBER)] = 0.0
+    max_grad_norm: Annotated[float, Range(most=MOST_NUMBER, above=0)] = 1.0
     compile: bool = False
     """torch.compile the whole model once, for rows of one length."""
 
     gradient_checkpointing: bool = False
     """Keep the activations of no layer, and compute them again for the backward pass."""
 
-    output: Path = field(default=Path())
-    save_every: int = 0
+    save_every: Annotated[int, Range(0)] = 0
     """Steps between checkpoints; 0: only when the run is interrupted."""
 
-    log_every: int = 1
+    log_every: Annotated[int, Range(1)] = 1
     check: bool = True
     """Compare the shards with their checksums and probe the model first, and train nothing if either fails."""
 
-    def check_ranks(self, num_ranks: int) -> None:
-        """Raise `ConfigError` for options that do not go together, or with that many ranks."""
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that an option cannot have, and for options that do not go together."""
+        super().__post_init__()
         if self.warmup_steps > self.steps:
             raise ConfigError(f"--warmup-steps {self.warmup_steps} are more than --steps {self.steps}")
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Raise `ConfigError` unless a step's packs can be dealt to that many ranks."""
         more = -self.packs_per_step % num_ranks
         if more:
             raise ConfigError(
@@ -74,7 +95,43 @@ class TrainOptions:
                 f" {self.packs_per_step + more} is"
             )
 
-    def identity(self, shards: Shards) -> dict[str, Any]:
-        """What tells a run from another: options that decide the result, and the content of model and shards."""
-        decide = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_RESULT}
-        return decide | {"shards": shards_identity(shards), "model": model_identity(self.model)}
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(ModelOptions):
+    """How a model is probed."""
+
+    all_ways: bool = False
+    """Also by positions alone, with usual mistakes, and with each backend that runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions(ShardOptions):
+    """How packs are compared with their samples one by one."""
+
+    packs: Annotated[int, Range(1)] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(ShardOptions):
+    """How layouts are measured."""
+
+    steps: Annotated[int, Range(1)] = 8
+    """Of each layout in a round."""
+
+    packs_per_forward: Annotated[int, Range(1)] = 1
+    """Packs, or as many samples as they have, in one forward pass, which is one step."""
+
+    rounds: Annotated[int, Range(1)] = 3
+    layouts: Sequence[str] = LAYOUTS
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that an option cannot have, and for a backend that nothing uses."""
+        super().__post_init__()
+        for name in self.layouts:
+            if name not in LAYOUTS:
+                raise ConfigError(f"--layouts: there is no {name!r}, but {', '.join(LAYOUTS)}")
+        if self.backend != "auto" and not set(self.layouts) - set(OF_TRANSFORMERS):
+            raise ConfigError(
+                f"--backend {self.backend} has no effect on {listed(self.layouts, 'and')}, which the model computes by"
+                " attention of its own"
+            )

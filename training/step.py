@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from training.interface import model_inputs
+from training.attention.interface import model_inputs
 from training.loss import target_losses, target_weights, targets_of
 
 Batch = Mapping[str, Any]
@@ -75,7 +75,7 @@ def train_step(
                 logits = model(**model_inputs(model, {**each, "logits_to_keep": at - 1})).logits
             loss = torch.dot(target_losses(logits, each, at), weights[number])
             # DistributedDataParallel divides gradients by the number of ranks.
-            (loss * (num_ranks / divisor)).backward()  # type: ignore[no-untyped-call]
+            (loss * (num_ranks / divisor)).backward()
         total += loss.detach()
     if num_ranks > 1:
         distributed.all_reduce(total)

@@ -1,4 +1,4 @@
-"""What every command line of ours has: how it begins, what it prints, and how it ends.
+"""What every command line of ours has: its flags, how it begins, what it prints, and how it ends.
 
 A command ends with an exit code of its kind (`ExitCode`) and, where it failed, one message on stderr; with `--json`
 also one object on stdout that says the same. A traceback is shown on request alone.
@@ -6,6 +6,7 @@ also one object on stdout that says the same. A traceback is shown on request al
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
@@ -17,17 +18,20 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from pipeline.base.errors import ExitCode, StorageError, Termination, TightpackError
+from pipeline.base.options import Options, OptionType, default_of, option_types
 
 _LOGGERS = ("pipeline", "training")
 _OURS = ("pipeline", "strategies", "training")
 _AS_JSON = "tightpack.json"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,55 @@ class Program:
 
     rank: int | None = None
     """Of this process among those that torchrun started, if it did. The first alone prints results."""
+
+
+def flag(
+    options: type[Options], name: str, help_text: str, shown: Callable[[Any], str] | None = None, **more: Any
+) -> Decorator:
+    """The flag of an option: its name, type, choices and default stand in the options' dataclass.
+
+    shown: the default as the help text shows it. more: what click is told besides, such as a `metavar`.
+    """
+    field = next(field for field in dataclasses.fields(options) if field.name == name)
+    default = default_of(field)
+    kind = option_types(options)[name]
+    settings: dict[str, Any] = {"help": help_text}
+    if default is dataclasses.MISSING:
+        settings["required"] = True
+    elif default is not None:
+        settings |= {"default": default, "show_default": shown(default) if shown else True}
+    text = f"--{name.replace('_', '-')}"
+    if kind.kinds != (bool,):
+        settings["type"] = _click_type(kind)
+    elif default:
+        text, settings["show_default"] = f"{text}/--no-{name.replace('_', '-')}", True
+    else:
+        settings |= {"is_flag": True, "show_default": False}
+    return click.option(text, name, **{**settings, **more})
+
+
+def _click_type(kind: OptionType) -> Any:
+    if kind.choices:
+        return click.Choice(kind.choices)
+    least, most, above = kind.range.least, kind.range.most, kind.range.above
+    if kind.kinds == (float,):
+        return click.FloatRange(least if above is None else above, most, min_open=above is not None)
+    if kind.kinds == (int,):
+        lowest, highest = (None if bound is None else int(bound) for bound in (least, most))
+        return int if lowest is None and highest is None else click.IntRange(lowest, highest)
+    return click.Path(path_type=Path) if kind.kinds == (Path,) else str
+
+
+def flags(*groups: list[Decorator]) -> Decorator:
+    """Give a command groups of flags, in their order."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for group in reversed(groups):
+            for option in reversed(group):
+                command = option(command)
+        return command
+
+    return decorate
 
 
 def _note_json(ctx: click.Context, _: click.Parameter, on: bool) -> bool:
@@ -101,9 +154,15 @@ def result_options(command: Command) -> Command:
 
 
 def print_result(text: str, value: Mapping[str, Any], as_json: bool) -> None:
-    """Print a result in one of its two forms. Raises `StorageError` where it cannot be printed."""
+    """Print a result in one of its two forms, on the first rank alone. Raises `StorageError` where that fails."""
+    program = click.get_current_context().find_object(Program)
+    if program is None or not program.rank:
+        _print(json.dumps(value) if as_json else text)
+
+
+def _print(text: str) -> None:
     try:
-        click.echo(json.dumps(value) if as_json else text)
+        click.echo(text)
         sys.stdout.flush()
     except BrokenPipeError:
         _close_stdout()  # whoever read this has seen enough; what was done stays done, and keeps its exit code
@@ -122,7 +181,7 @@ def run(commands: click.Group, program: Program) -> NoReturn:
     meta: dict[str, Any] = {}
     try:
         # Not commands.main(), which would take a KeyboardInterrupt for its own.
-        with commands.make_context(program.name, sys.argv[1:]) as ctx:
+        with commands.make_context(program.name, sys.argv[1:], obj=program) as ctx:
             meta = ctx.meta
             commands.invoke(ctx)
         gc.freeze()  # or the collections at exit would walk all of the compiler, a fifth of a second
@@ -138,7 +197,7 @@ def run(commands: click.Group, program: Program) -> NoReturn:
         if (meta.get(_AS_JSON) or "--json" in sys.argv[1:]) and not program.rank:
             value = {"status": "error", "exit_code": int(code), "message": message}
             with suppress(StorageError):  # it was said on stderr
-                print_result("", value, as_json=True)
+                _print(json.dumps(value))
         sys.exit(code)
 
 

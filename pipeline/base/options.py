@@ -1,11 +1,12 @@
 """Options as frozen dataclasses: their values are checked where they are made, from Python as from a command line.
 
-An option's type says what it may be: an `int` annotated with a `Range`, a `Literal` of choices, a text, a mapping.
+An option's type says what it may be: a number annotated with a `Range`, a `Literal` of choices, a text, a mapping.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -21,10 +22,12 @@ from pipeline.base.words import listed
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the most that an integer may be; None where there is no bound."""
+    """The least and the most that a number may be; None where there is no bound."""
 
-    least: int | None = None
-    most: int | None = None
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """What it has to be greater than."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +64,24 @@ class OptionType:
         """Raise `ConfigError`, naming the option, unless the value fits."""
         if value is None and self.may_be_none:
             return
-        if not isinstance(value, self.kinds) or (isinstance(value, bool) and bool not in self.kinds):
+        kinds = (*self.kinds, int) if float in self.kinds else self.kinds
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ConfigError(f"{name} must be {listed(map(_called, self.kinds), 'or')}, not {value!r}")
         if self.choices and value not in self.choices:
             raise ConfigError(f"{name} must be {listed(self.choices, 'or')}, not {value!r}")
-        if isinstance(value, int) and self.range.least is not None and value < self.range.least:
-            raise ConfigError(f"{name} must be at least {self.range.least}, not {value}")
-        if isinstance(value, int) and self.range.most is not None and value > self.range.most:
-            raise ConfigError(f"{name} must be at most {self.range.most}, not {value}")
+        if isinstance(value, int | float):
+            self._check_range(name, value)
+
+    def _check_range(self, name: str, value: float) -> None:
+        least, most, above = self.range.least, self.range.most, self.range.above
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, not {value}")
+        if least is not None and value < least:
+            raise ConfigError(f"{name} must be at least {least}, not {value}")
+        if most is not None and value > most:
+            raise ConfigError(f"{name} must be at most {most}, not {value}")
+        if above is not None and value <= above:
+            raise ConfigError(f"{name} must be greater than {above}, not {value}")
 
 
 def option_types(options: type[Options]) -> Mapping[str, OptionType]:

@@ -82,6 +82,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def free_text(folder: Path) -> str:
+    """The free space on a folder's disk, for a message."""
+    return f"{free_bytes(folder) / 1e9:,.3f} GB free"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

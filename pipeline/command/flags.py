@@ -1,24 +1,20 @@
-"""Flags made from options: name, type, choices and default stand in the options' dataclass, the help text here."""
+"""Flags that several commands have, with their help texts."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.base.options import Options, OptionType, RunOptions, default_of, option_types
+from pipeline.base.harness import Decorator, flag
+from pipeline.base.options import RunOptions, option_types
 from pipeline.command.job_file import load_job
 from pipeline.format.options import InputOptions, TokenizeOptions
 
 log = logging.getLogger(__name__)
-
-Command = Callable[..., None]
-Decorator = Callable[[Command], Command]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _prefix in enumerate("KMGT", 1):
@@ -58,51 +54,14 @@ class RenamedChoice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-def flag(options: type[Options], name: str, help_text: str, **more: Any) -> Decorator:
-    """The flag of an option. more: what click is told besides, such as a `metavar`."""
-    field = next(field for field in dataclasses.fields(options) if field.name == name)
-    default = default_of(field)
-    kind = option_types(options)[name]
-    told: dict[str, Any] = {"help": help_text}
-    if default is dataclasses.MISSING:
-        told["required"] = True
-    elif kind.kinds == (bool,):
-        told["is_flag"] = True
-    elif default is not None:
-        is_size = isinstance(more.get("type"), Size)
-        told |= {"default": default, "show_default": _size_text(default) if is_size else True}
-    if kind.kinds != (bool,):
-        told["type"] = _click_type(kind)
-    return click.option(f"--{name.replace('_', '-')}", name, **{**told, **more})
-
-
-def _size_text(size: int) -> str:
+def size_text(size: int) -> str:
+    """A size as `Size` reads it."""
     return f"{size // 1000**2}MB"
-
-
-def _click_type(kind: OptionType) -> Any:
-    if kind.choices:
-        return click.Choice(kind.choices)
-    if kind.kinds == (int,):
-        return click.IntRange(kind.range.least, kind.range.most) if kind.range != type(kind.range)() else int
-    return click.Path(path_type=Path) if kind.kinds == (Path,) else str
 
 
 def pairs_flag(name: str, help_text: str, metavar: str = "KEY=VALUE") -> Decorator:
     """A flag of a mapping, which may be repeated."""
     return click.option(f"--{name}", name, multiple=True, metavar=metavar, help=help_text)
-
-
-def flags(*groups: list[Decorator]) -> Decorator:
-    """Give a command groups of flags, in their order."""
-
-    def decorate(function: Command) -> Command:
-        for group in reversed(groups):
-            for option in reversed(group):
-                function = option(function)
-        return function
-
-    return decorate
 
 
 def input_and_output(without: str) -> list[Decorator]:

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.harness import print_result, result_options
+from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
 from pipeline.base.progress import TerminalBars
 from pipeline.command.flags import (
     INPUT_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
     TOKENIZE_FLAGS,
-    Decorator,
     Size,
-    flag,
-    flags,
     input_and_output,
     pairs_flag,
+    size_text,
 )
 from pipeline.command.job_file import merged, source_of
 from pipeline.command.raw_rows import load, run_options, show_samples, split_pairs, tokenize_options
@@ -60,7 +58,7 @@ _TOKENIZER_FLAG: list[Decorator] = [
 _SHARD_FLAGS: list[Decorator] = [
     flag(PackOptions, "window_samples", "Plan so many samples together at most.", metavar="N"),
     flag(PackOptions, "window_tokens", "Plan so many tokens together at most.", metavar="N"),
-    flag(PackOptions, "shard_size", "Let a shard have so many bytes before compression.", type=Size()),
+    flag(PackOptions, "shard_size", "Let a shard have so many bytes before compression.", size_text, type=Size()),
     flag(PackOptions, "compression", "Compress the shards' buffers."),
     click.option("--dry-run", is_flag=True, help="Show the resolved options and the plan, and write nothing."),
 ]

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from pipeline.base.errors import ExitCode
-from pipeline.base.words import counted
+from pipeline.base.words import aligned, counted
 from pipeline.format.counts import Counts
 from pipeline.format.figures import Figures, Report
 from pipeline.format.manifest import FileEntry, PackManifest
@@ -37,7 +37,7 @@ def pack_table(result: PackResult) -> View:
     }
     rows = _figure_rows(manifest, "packed")
     rows += _published_rows(result, manifest.run_id, manifest.files.values(), manifest.counts.tokens_packed)
-    return _aligned(rows), value
+    return aligned(rows), value
 
 
 def tokenize_table(result: TokenizeResult) -> View:
@@ -60,7 +60,7 @@ def tokenize_table(result: TokenizeResult) -> View:
     rows += [(f"  {name}", f"{split.counts.samples:,} of {split.counts.rows:,} rows") for name, split in splits.items()]
     rows += [(f"left out: {reason}", counted(number, "row")) for reason, number in counts.dropped.items()]
     rows += _published_rows(result, manifest.run_id, manifest.files.values(), counts.tokens)
-    return _aligned(rows), value
+    return aligned(rows), value
 
 
 def _published_rows(
@@ -102,7 +102,7 @@ def dry_run_table(result: PackResult, options: Mapping[str, Any]) -> View:
                 " error would refuse them; these figures leave them out",
             )
         )
-    return f"{_aligned(rows)}\n\n{_aligned(plan)}\n\ndry run: nothing was written", value
+    return f"{aligned(rows)}\n\n{aligned(plan)}\n\ndry run: nothing was written", value
 
 
 def strategies_table() -> View:
@@ -156,7 +156,7 @@ def verify_table(result: VerifyResult) -> View:
         ("source", "every token of every sample accounted for" if result.source else "not compared (give --source)"),
         ("time", f"{result.seconds:.2f} s"),
     ]
-    return _aligned(rows), value
+    return aligned(rows), value
 
 
 def _options(strategy: Strategy) -> list[dict[str, Any]]:
@@ -248,8 +248,3 @@ def _number(name: str, figure: float) -> str:
     if isinstance(figure, int):
         return f"{figure:,}"
     return f"{figure:.4%}" if name.endswith("_rate") else f"{figure:.4f}"
-
-
-def _aligned(rows: list[Row]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

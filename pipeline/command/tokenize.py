@@ -7,16 +7,13 @@ from typing import Any
 import click
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.harness import print_result, result_options
+from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
 from pipeline.base.progress import TerminalBars
 from pipeline.command.flags import (
     INPUT_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
     TOKENIZE_FLAGS,
-    Decorator,
-    flag,
-    flags,
     input_and_output,
 )
 from pipeline.command.raw_rows import load, run_options, show_samples, tokenize_options

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from pipeline.base.errors import ExitCode
-from pipeline.base.harness import print_result, result_options
+from pipeline.base.harness import flags, print_result, result_options
 from pipeline.base.progress import TerminalBars
-from pipeline.command.flags import RUN_FLAGS, flags
+from pipeline.command.flags import RUN_FLAGS
 from pipeline.command.raw_rows import run_options
 
 

@@ -20,9 +20,6 @@ PACK_COLUMNS: dict[str, pa.DataType] = {
 }
 """The columns of a pack, each a list, and the type of their values."""
 
-IGNORE = -100
-"""The label of a token that is not a target."""
-
 
 def schema_of(columns: Mapping[str, pa.DataType]) -> pa.Schema:
     """The schema of a shard, with what `datasets` wants to know of it."""

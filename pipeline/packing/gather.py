@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.format.columns import IGNORE
+from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import Addresses, Rows, read_labels, read_values
 from strategies.arrays import BoolArray, Int32Array, Int64Array
 from strategies.compiled import kernel

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from pipeline.base.arrays import Integers, list_offsets
 from pipeline.base.errors import DataError
-from pipeline.format.columns import IGNORE
+from pipeline.format.labels import IGNORE
 from pipeline.reading.columns import Columns
 from strategies.arrays import Int8Array, Int64Array
 from strategies.compiled import kernel

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import DataError
-from pipeline.format.columns import IGNORE
+from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import NO_TARGET_COLUMN, Addresses, read_labels, read_values
 from pipeline.reading.windows import SplitRows, Window
 from strategies.arrays import Int32Array

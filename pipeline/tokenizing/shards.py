@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.base.arrays import as_arrow
 from pipeline.base.errors import DataError
-from pipeline.format.columns import IGNORE, tokenized_schema
+from pipeline.format.columns import tokenized_schema
+from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.cache import FileCache
 from pipeline.reading.decoding.raw import RawFile, open_raw

@@ -11,7 +11,7 @@ from itertools import groupby
 import click
 import numpy as np
 
-from pipeline.format.columns import IGNORE
+from pipeline.format.labels import IGNORE
 from pipeline.reading.cache import FileCache
 from pipeline.reading.inputs import Input
 from pipeline.tokenizing.encoding import EncodedBlock

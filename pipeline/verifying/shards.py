@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.arrays import as_numpy, list_offsets
-from pipeline.format.columns import IGNORE, PACK_COLUMNS, PACK_SCHEMA
+from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA
+from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import LABELS, NO_TARGET_COLUMN, Addresses, Rows, read_values
 from pipeline.reading.windows import Window
 from pipeline.verifying.account import is_target

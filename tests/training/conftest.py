@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import Run, in_process
 from tests.training.samples import packed_shards
-from training.cli import main
+from training.command.main import main
 
 torch.set_num_threads(1)  # models are tiny, and tests run side by side
 

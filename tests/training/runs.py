@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,24 +37,6 @@ def command(shards: Path, folder: Path, output: Path, *more: object, steps: int 
 
 def log_of_complete(output: Path) -> list[str]:
     return [line for line in (output / "log.jsonl").read_text().split("\n") if line.endswith("}")]
-
-
-def two_ranks_without_torchrun(*arguments: object) -> list[subprocess.Popen[str]]:
-    """Nothing ends a rank when another has ended."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "training", *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
 
 
 def on_two_ranks(*arguments: object) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import Run
-from tests.training.families import tiny_config
+from training.checking.families import tiny_config
 
 VOCABULARY = 128
 

@@ -18,7 +18,8 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from tests.training.samples import losses_alone, tiny
 from training import PackedCollator

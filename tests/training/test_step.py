@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import json
+import gc
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
+from tests.training.forked import CONTEXT, free_port
 from tests.training.samples import losses_alone, pack_of, tiny
 from training import PackedCollator, train_step, use_backend
 from training.loss import targets_of
@@ -50,6 +50,7 @@ def test_the_loss_is_its_definition_however_packs_are_split(split: list[int], sa
     assert float(result.loss) == pytest.approx(expected.item(), abs=1e-6)
     assert float(result.weight) == pytest.approx(len(with_targets) if sample_mean else len(torch.cat(losses)))
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name
     assert len(with_targets) < len(losses)  # some samples have none
 
@@ -130,51 +131,41 @@ def test_autocast_lowers_the_precision_of_the_forward_pass_only() -> None:
     assert all(each.dtype == torch.float32 for each in model.parameters())
 
 
-RANK = """
-import gc, json, sys
-import torch
-from torch import distributed
-from tests.training.samples import tiny
-from tests.training.test_step import PACKS
-from training import PackedCollator, train_step, use_backend
-
-def told(rank, sample_mean, accumulated):
-    model = tiny()
-    use_backend(model, "sdpa")
-    model = torch.nn.parallel.DistributedDataParallel(model)
+def step_of_rank(rank: int, port: int, sample_mean: bool, accumulated: bool, result_path: Path) -> None:
+    """One of two ranks, which have packs with different numbers of targets."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    distributed.init_process_group("gloo")
+    bare = tiny()
+    use_backend(bare, "sdpa")
+    model = torch.nn.parallel.DistributedDataParallel(bare)
     collate = PackedCollator(sample_mean=sample_mean)
     own = PACKS[:1] if rank == 0 else PACKS[1:]
-    batches = [collate([pack]) for pack in own] if accumulated else collate(own)
+    batches = [collate([pack]) for pack in own] if accumulated else [collate(own)]
     result = train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0), max_grad_norm=None)
-    gradients = {name: each.grad.flatten().tolist() for name, each in model.module.named_parameters()}
-    return {"loss": float(result.loss), "weight": float(result.weight), "gradients": gradients}
-
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-result = told(rank, sys.argv[1] == "True", sys.argv[2] == "True")
-if rank == 0:
-    print(json.dumps(result))
-gc.collect()  # or the process may abort when it exits
-distributed.destroy_process_group()
-"""
+    if rank == 0:
+        gradients = {name: each.grad for name, each in bare.named_parameters()}
+        torch.save({"loss": result.loss, "weight": result.weight, "gradients": gradients}, result_path)
+    del model
+    gc.collect()  # or the process may abort when it exits
+    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("sample_mean", "accumulated"), [(False, True), (True, False)])
 def test_two_ranks_with_unequal_targets_are_one(sample_mean: bool, accumulated: bool, tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(
-        [*command, str(sample_mean), str(accumulated)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(target=step_of_rank, args=(rank, port, sample_mean, accumulated, tmp_path / "result.pt"))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    of_ranks = torch.load(tmp_path / "result.pt")
     result, gradients = stepped([4], sample_mean=sample_mean)
-    assert told["loss"] == pytest.approx(float(result.loss), abs=1e-6)
-    assert told["weight"] == pytest.approx(float(result.weight))
+    assert float(of_ranks["loss"]) == pytest.approx(float(result.loss), abs=1e-6)
+    assert float(of_ranks["weight"]) == pytest.approx(float(result.weight))
     for name, gradient in gradients.items():
-        assert torch.allclose(torch.tensor(told["gradients"][name]), gradient.flatten(), atol=1e-5), name
+        assert torch.allclose(of_ranks["gradients"][name], gradient, atol=1e-5), name

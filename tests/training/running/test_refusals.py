@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tests.conftest import Run, left_behind
+from tests.training.forked import Forked
+from tests.training.runs import ROOT, command
+from tests.training.samples import VOCABULARY, config_file, pack_of
+
+
+def test_a_disk_without_room_is_told_before_training(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.running.train.free_bytes", lambda _: 80_000)
+    ended = training(*command(shards, tmp_path, tmp_path / "other"))
+    assert ended.code == 74
+    assert "has no room for 0.000 GB of weights (" in ended.err
+    assert not (tmp_path / "other/log.jsonl").exists()
+
+
+def test_a_full_disk_is_a_storage_fault(shards: Path, tmp_path: Path) -> None:
+    of_model = Forked(tmp_path, *command(shards, tmp_path, tmp_path / "out", steps=1), most_bytes=40_000)
+    saving = command(shards, tmp_path, tmp_path / "saved", "--save-every", 1)
+    of_checkpoint = Forked(tmp_path, *saving, most_bytes=40_000)
+    code, _, said = of_model.wait()
+    assert code == 74, said
+    assert "out/model cannot be written (" in said
+    assert "GB free)" in said
+    assert not (tmp_path / "out/.model").exists()
+    code, _, said = of_checkpoint.wait()
+    assert code == 74, said
+    assert "checkpoint.pt cannot be written (" in said
+    assert left_behind(tmp_path / "saved") == ["log.jsonl", "run.json"]
+
+
+def test_a_model_in_which_samples_see_each_other_is_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
+    train = ["train", "--shards", shards, "--model", config_file(tmp_path, "falcon"), "--steps", 1]
+    ended = training(*train, "--output", tmp_path / "out")
+    assert ended.code == 4
+    assert "samples would not be trained as if alone: FalconForCausalLM leaks at FalconAttention" in ended.err
+    assert not (tmp_path / "out").exists()
+    all_the_same = training(*train, "--output", tmp_path / "out", "--no-check")
+    assert all_the_same.code == 0
+    assert "FalconForCausalLM computes attention itself: no backend has an effect on it" in all_the_same.err
+    without_effect = training(*train, "--output", tmp_path / "other", "--backend", "sdpa")
+    assert without_effect.code == 2
+    assert "FalconForCausalLM computes attention itself, so --backend sdpa has no effect" in without_effect.err
+
+
+def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path)
+
+    def ends(shards: object, *more: object) -> tuple[int, str]:
+        ended = training(
+            "train", "--shards", shards, "--model", config, "--steps", 1, "--output", tmp_path / "o", *more
+        )
+        assert ended.out == ""
+        return ended.code, ended.err
+
+    code, said = ends(tmp_path / "nowhere")
+    assert (code, "no such directory" in said) == (3, True)
+    code, said = ends(config)
+    assert (code, "a file, not the directory of the shards" in said) == (3, True)
+    code, said = ends(tmp_path / "tokens")
+    assert (code, "no column 'position_ids'" in said) == (3, True)
+    (tmp_path / "empty").mkdir()
+    code, said = ends(tmp_path / "empty")
+    assert (code, "no dataset; training reads what `python -m pipeline pack` writes" in said) == (3, True)
+    for model in (tmp_path / "nowhere", "nowhere/config.json", "lama.json"):
+        code, said = ends(shards, "--model", model)
+        assert (code, f"model {model}: no such file or directory" in said) == (2, True)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 33}))
+    code, said = ends(shards, "--model", wrong)
+    assert (code, f"model {wrong} cannot be loaded as a causal language model" in said) == (2, True)
+    for rows, why in (
+        ([], "cannot be read"),
+        ([{"labels": [-100] * 9, "target_counts": [0, 0]}], "not a single target"),
+    ):
+        made = [{name: each.tolist() for name, each in pack_of([4, 5]).items()} | row for row in rows or [{}]]
+        nothing = datasets.Dataset.from_list(made).select(range(len(rows)))
+        nothing.save_to_disk(str(tmp_path / "nothing"))
+        code, said = ends(tmp_path / "nothing")
+        assert (code, why in said) == (3, True), said
+    code, said = ends(shards, "--model", "nobody/nothing")
+    assert (code, "cannot be loaded from the Hub (there is no such file or directory here)" in said) == (2, True)
+    code, said = ends(shards, "--split", "train")
+    assert (code, "there are no splits" in said) == (2, True)
+    for option in ("--learning-rate", "--weight-decay", "--max-grad-norm"):
+        for value in ("nan", "inf", "3e38"):
+            code, said = ends(shards, option, value)
+            assert (code, "must be a finite number" in said or "is not in the range" in said) == (2, True), said
+    assert ends(shards, "--seed", -1)[0] == 2
+    code, said = ends(shards, "--warmup-steps", 2)
+    assert (code, "--warmup-steps 2 are more than --steps 1" in said) == (2, True)
+    code, said = ends(shards, "--output", config / "out")
+    assert (code, "llama.json/out: Not a directory" in said) == (74, True)
+    code, said = ends(shards, "--backend", "torch-varlen")
+    assert (code, "does not run here: its kernels need CUDA" in said) == (2, True)
+
+    small = json.loads(config.read_text()) | {"vocab_size": 50}
+    config.write_text(json.dumps(small))
+    code, said = ends(shards)
+    assert (code, "but the model has 50 ids" in said) == (3, True)
+    config.write_text(json.dumps(small | {"vocab_size": VOCABULARY, "max_position_embeddings": 16}))
+    code, said = ends(shards)
+    assert (code, "pack with --max-length 16" in said) == (3, True)
+    assert not (tmp_path / "o").exists()
+
+
+def test_damaged_shards_are_not_trained(training: Run, shards: Path, tmp_path: Path) -> None:
+    (shards / "README.md").write_text("anyone's to edit")
+    assert training(*command(shards, tmp_path, tmp_path / "whole", steps=1)).code == 0
+    (shard,) = shards.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert f"{shard} was changed after it was packed; see `python -m pipeline verify {shards}`" in ended.err
+    shard.write_bytes(content[: len(content) // 2])
+    assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
+    shard.unlink()
+    assert training(*command(shards, tmp_path, tmp_path / "out")).code == 3
+    (shards / "state.json").rename(shards / "elsewhere.json")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "state.json is missing; see `python -m pipeline verify" in ended.err
+    (shards / "state.json").write_text("{}")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "cannot be read (KeyError: '_data_files')" in ended.err
+    (shards / "manifest.json").write_text("{")
+    ended = training(*command(shards, tmp_path, tmp_path / "out"))
+    assert ended.code == 3
+    assert "manifest.json is not valid JSON" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("boundaries", [0, 4, 4, 9], "boundaries of a pack are no rising numbers"),
+        ("boundaries", [], "boundaries of a pack are no rising numbers"),
+        ("boundaries", [1, 4, 9], "input_ids and boundaries of a pack do not fit each other"),
+        ("boundaries", [0, 4, 8], "input_ids and boundaries of a pack do not fit each other"),
+        ("position_ids", [0, 1, 2, 3, 4, 0, 1, 2, 3], "position_ids and boundaries of a pack do not fit each other"),
+        ("labels", [-100] * 8, "labels and boundaries of a pack do not fit each other"),
+        ("labels", [-100, 6, 7, 5, 6, 7, 8, 9, -100], "target_counts and labels of a pack do not fit each other"),
+        ("target_counts", [1, 1], "target_counts and labels of a pack do not fit each other"),
+        ("input_ids", [5, 6, -7, 5, 6, 7, 8, 9, 5], "token -7, but the model has 128 ids"),
+        ("labels", [-100, 6, 7, 5, -100, 7, 900, 9, 5], "label 900, but the model has 128 ids"),
+    ],
+)
+def test_packs_that_do_not_fit_themselves_are_not_trained(
+    training: Run, tmp_path: Path, column: str, value: list[int], says: str
+) -> None:
+    """Whoever changed them: no manifest tells."""
+    pack = {name: each.tolist() for name, each in pack_of([4, 5], trained=1.0).items()}
+    datasets.Dataset.from_list([pack] * 3).save_to_disk(str(tmp_path / "right"))
+    right = training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1))
+    assert right.code == 0
+    assert "no manifest.json, so nothing tells whether they are as they were packed" in right.err
+    datasets.Dataset.from_list([pack] * 3 + [pack | {column: value}]).save_to_disk(str(tmp_path / "wrong"))
+    shutil.rmtree(tmp_path / "right")
+    (tmp_path / "wrong").rename(tmp_path / "right")
+    again = training(*command(tmp_path / "right", tmp_path, tmp_path / "out", steps=1))
+    assert again.code == (3 if "rising" in says else 2)  # what cannot be packs, and what is another run
+    (tmp_path / "right").rename(tmp_path / "wrong")
+    for name, more in (("train", ["--steps", 1, "--output", tmp_path / "other"]), ("parity", []), ("bench", [])):
+        ended = training(name, "--shards", tmp_path / "wrong", "--model", config_file(tmp_path), *more)
+        assert (ended.code, says in ended.err) == (3, True), ended.err
+
+
+def test_a_model_that_refuses_packs_is_refused(training: Run, shards: Path, tmp_path: Path) -> None:
+    given = ["--shards", shards, "--model", config_file(tmp_path, "nemotron")]
+    train = ["train", *given, "--steps", 1, "--output", tmp_path / "out"]
+    for arguments in (["probe", *given[2:]], train, [*train, "--no-check"], ["parity", *given]):
+        ended = training(*arguments)
+        assert ended.code == 4
+        assert "NemotronAttention is not told where segments begin" in ended.err + ended.out
+    ended = training("bench", *given, "--layouts", "padded,packed", "--rounds", 1, "--json")
+    assert ended.code == 0
+    assert "is not told where segments begin" in ended.json["layouts"]["packed"]["failed"]
+    assert ended.json["layouts"]["padded"]["tokens_per_second"] > 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(training: Run, shards: Path, tmp_path: Path) -> None:
+    ended = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30"))
+    assert ended.code == 4
+    assert "is nan: lower --learning-rate?" in ended.err
+    assert not (tmp_path / "out/model").exists()
+    last = (tmp_path / "out/log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> None:
+    rows = [{"input_ids": list(range(3, 20))}] * 20
+    both = datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:5]))
+    both.save_to_disk(str(tmp_path / "tokens"))
+    assert run("pack", tmp_path / "tokens", "--output", tmp_path / "shards", "--max-length", 40).code == 0
+    ambiguous = training(*command(tmp_path / "shards", tmp_path, tmp_path / "out"))
+    assert ambiguous.code == 2
+    assert "--split: " in ambiguous.err
+    assert training(*command(tmp_path / "shards", tmp_path, tmp_path / "out", "--split", "train", steps=1)).code == 0
+    missing = training(*command(tmp_path / "shards", tmp_path, tmp_path / "other", "--split", "dev"))
+    assert "no split 'dev'" in missing.err
+
+
+def test_without_a_compiler_compilation_is_refused(shards: Path, tmp_path: Path) -> None:
+    nowhere = {"PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    compiled = command(shards, tmp_path, tmp_path / "out", "--compile", steps=1)
+    code, _, said = Forked(tmp_path, *compiled, environment=nowhere).wait()
+    assert code == 2, said
+    assert "--compile: the model does not compile here" in said
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from training.command.main import main; main()"
+    for arguments, code in ((["--help"], 0), (["probe", "--model", "x"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+    assert "pip install 'tightpack[train]'" in done.stderr

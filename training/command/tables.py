@@ -1,0 +1,123 @@
+"""Results as the command line shows them: a short table, and one JSON object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import ExitCode
+from pipeline.base.words import aligned, counted
+
+if TYPE_CHECKING:
+    from training.checking.commands import ParityResult, ProbeResult
+    from training.checking.probe import Finding
+    from training.running.output import TrainResult
+
+View = tuple[str, Mapping[str, Any]]
+"""A result in its two forms."""
+
+
+def train_table(result: TrainResult) -> View:
+    """A run that is done, or was done before."""
+    rows = [
+        ("trained", f"{counted(result.steps, 'step')} on {result.device}, attention by {result.backend}"),
+        ("loss", "not in the log" if result.loss is None else f"{result.loss:.4f} in the last step"),
+        ("output", f"{result.output}: model, log.jsonl"),
+    ]
+    if result.status == "up_to_date":
+        rows.append(("status", "up to date: this run was done before, nothing was written"))
+    else:
+        rows.append(("time", f"{result.seconds:.1f} s"))
+    return aligned(rows), {**dataclasses.asdict(result), "output": str(result.output)}
+
+
+def probe_table(result: ProbeResult) -> View:
+    """What was found of a model."""
+    header = ("given", "verdict", "others' logits", "others' gradient", "against alone", "where")
+    rows = [header, *(_finding(each) for each in (result.finding, *result.ways))]
+    value = {**_ending(result.passed), "verdict": result.finding.verdict, **dataclasses.asdict(result)}
+    return f"{aligned(rows)}\n{_VERDICTS[result.finding.verdict]}", value
+
+
+_VERDICTS = {
+    "clean": "samples do not see each other, and are as if they were alone",
+    "leaks": "samples SEE EACH OTHER: packs cannot be trained like this",
+    "looks ahead": "tokens SEE WHAT COMES AFTER THEM: this is no causal language model",
+    "differs": "samples do not see each other, but are NOT as if they were alone",
+    "refuses": "the model REFUSES packs",
+}
+
+
+def _ending(passed: bool) -> dict[str, Any]:
+    """How a check ended, for its JSON object."""
+    return {
+        "status": "passed" if passed else "failed",
+        "exit_code": int(ExitCode.DONE if passed else ExitCode.CHECK),
+    }
+
+
+def _finding(finding: Finding) -> tuple[str, ...]:
+    where = finding.layer or (finding.message or "")[:100]
+    figures = (finding.logits, finding.gradient, finding.alone)
+    return (finding.way, finding.verdict, *map(_small, figures), where)
+
+
+def parity_table(result: ParityResult) -> View:
+    """Packs beside their samples, in every precision."""
+    header = (
+        "precision",
+        "attention",
+        "targets",
+        "loss",
+        "losses differ by",
+        "at most",
+        "allowed",
+        "gradients by",
+        "allowed",
+        "verdict",
+    )
+    rows: list[tuple[str, ...]] = [header]
+    for each in result.comparisons:
+        differences = (each.mean_difference, each.max_difference, each.most_loss)
+        gradients = (each.gradient_difference, each.most_gradient)
+        verdict = "agrees" if each.agrees else "DIFFERS"
+        figures = map(_small, (*differences, *gradients))
+        rows.append((each.dtype, each.backend, f"{each.targets:,}", f"{each.loss:.4f}", *figures, verdict))
+    value = {**_ending(result.passed), **dataclasses.asdict(result)}
+    return f"{aligned(rows)}\n{result.samples:,} samples in {result.packs:,} packs", value
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """What was measured of each layout."""
+    rows = [("layout", "tokens/s", "targets/s", "× padded", "real tokens", "step", "peak memory", "MFU")]
+    for name, each in result["layouts"].items():
+        if "failed" in each:
+            rows.append((name, "failed: " + each["failed"][:60], *[""] * 6))
+            continue
+        ratio, peak, mfu = each.get("times_padded"), each.get("peak_memory_bytes"), each.get("mfu")
+        rows.append(
+            (
+                name,
+                f"{each['tokens_per_second']:,.0f}",
+                f"{each['targets_per_second']:,.0f}",
+                f"{ratio['median']:.2f}" if ratio else "",
+                f"{each['real_tokens']:.1%}",
+                f"{each['step_seconds'] * 1000:,.1f} ms",
+                f"{peak / 1e9:.1f} GB" if peak else "",
+                f"{mfu:.1%}" if mfu else "",
+            )
+        )
+    part = result["collating"].get("part_of_step")
+    lines = [
+        aligned(rows),
+        f"{result['samples']:,} samples of {result['tokens']:,} tokens, {result['parameters']:,} parameters,"
+        f" {result['precision']}, {result['device']}, attention by {result['backend']}",
+    ]
+    if part is not None:
+        lines.append(f"reading and collating takes {part:.2%} of a packed step")
+    return "\n".join(lines)
+
+
+def _small(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,52 @@
+"""`python -m training train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
+from training.command.flags import COMPUTE_FLAGS, MODEL_FLAG, SHARD_FLAGS
+from training.options import TrainOptions
+
+_OUTPUT_FLAGS: list[Decorator] = [
+    flag(TrainOptions, "steps", "Make so many optimizer steps.", metavar="N"),
+    flag(TrainOptions, "output", "Write the model and the log to this directory.", metavar="DIR"),
+]
+
+_STEP_FLAGS: list[Decorator] = [
+    flag(TrainOptions, "packs_per_step", "Train so many packs in a step, on all ranks together.", metavar="N"),
+    flag(TrainOptions, "packs_per_forward", "Put so many packs of a rank through the model at once.", metavar="N"),
+    flag(TrainOptions, "attention", "Keep the samples of a pack apart, or let each see those before it."),
+    flag(TrainOptions, "loss", "Give every target the same weight, or every sample."),
+]
+
+_OPTIMIZER_FLAGS: list[Decorator] = [
+    flag(TrainOptions, "learning_rate", "Let the learning rate rise to this.", metavar="RATE"),
+    flag(TrainOptions, "warmup_steps", "Let it rise for so many steps, before it falls as a cosine.", metavar="N"),
+    flag(TrainOptions, "weight_decay", "Decay matrices by this.", metavar="RATE"),
+    flag(TrainOptions, "max_grad_norm", "Clip the gradient to this norm.", metavar="NORM"),
+]
+
+_RUN_FLAGS: list[Decorator] = [
+    flag(TrainOptions, "compile", "Compile the model, for rows of one length."),
+    flag(TrainOptions, "gradient_checkpointing", "Compute activations twice: it takes less memory and more time."),
+    flag(TrainOptions, "save_every", "Write a checkpoint to go on from, every N steps.", metavar="N"),
+    flag(TrainOptions, "log_every", "Write a line of the log every N steps.", metavar="N"),
+    flag(TrainOptions, "check", "Check the shards' checksums, and probe the model, before training."),
+]
+
+
+@click.command()
+@flags(SHARD_FLAGS, MODEL_FLAG, _OUTPUT_FLAGS, _STEP_FLAGS, _OPTIMIZER_FLAGS, COMPUTE_FLAGS, _RUN_FLAGS)
+@result_options
+def train(as_json: bool, **values: Any) -> None:
+    """Train a model on packs.
+
+    A run that was stopped goes on by the same command; torchrun starts several ranks.
+    """
+    from training.command.tables import train_table
+    from training.running.train import train as run_train
+
+    print_result(*train_table(run_train(TrainOptions(**values))), as_json)

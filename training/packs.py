@@ -1,0 +1,53 @@
+"""Packs as rows of an Arrow table: how long their segments are, and what there is to compute in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
+
+
+def segment_lengths(packs: pa.Table) -> tuple[Integers, Integers]:
+    """(lengths, counts): tokens of each segment, segments of each pack.  # shapes: (num_segments,), (num_packs,)
+
+    packs: with their column `boundaries`.
+    """
+    boundaries = packs.column("boundaries").combine_chunks()
+    num_bounds = np.diff(boundaries.offsets.to_numpy()).astype(np.int64)
+    last = np.cumsum(num_bounds) - 1
+    return np.delete(np.diff(boundaries.flatten().to_numpy()), last[:-1]), num_bounds - 1
+
+
+def tokens_per_pack(lengths: Integers, counts: Integers) -> Integers:
+    """Tokens of each pack.  # shape: (num_packs,)"""
+    return np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What there is to compute in some packs, padding left out."""
+
+    tokens: int
+    targets: int
+    sum_length_squared: float
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(
+            self.tokens + other.tokens,
+            self.targets + other.targets,
+            self.sum_length_squared + other.sum_length_squared,
+        )
+
+
+def costs(packs: pa.Table, *, joint: bool) -> Costs:
+    """What there is to compute in packs. joint: whether a pack attends as one segment."""
+    lengths, counts = segment_lengths(packs)
+    attending = tokens_per_pack(lengths, counts) if joint else lengths
+    targets = packs.column("target_counts").combine_chunks().flatten().to_numpy().sum()
+    return Costs(int(lengths.sum()), int(targets), float((attending.astype(np.float64) ** 2).sum()))

@@ -1,0 +1,45 @@
+"""What makes one training run another: the options that decide its result, and the content of shards and model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.base.digests import hash_file, hash_json
+from training.models import WEIGHTS, model_path
+from training.options import TrainOptions
+from training.shards import Shards
+
+_NOT_IN_RESULT = (
+    "shards",
+    "output",
+    "packs_per_forward",
+    "gradient_checkpointing",
+    "save_every",
+    "log_every",
+    "check",
+)
+"""Options that change at most how the trained weights are rounded, or are named by the shards' `run_id`."""
+
+
+def run_identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
+    """What tells a run from another, ready for JSON. Raises as `load_model`."""
+    decide = {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_IN_RESULT}
+    return decide | {"shards": _shards_identity(shards), "model": _model_identity(options.model)}
+
+
+def _shards_identity(shards: Shards) -> str:
+    """What tells shards from others: the run that wrote them, or the content of their files if no manifest tells."""
+    if shards.manifest is not None:
+        return shards.manifest.run_id
+    return hash_json([hash_file(each["filename"]) for each in shards.packs.cache_files])
+
+
+def _model_identity(name: str) -> str:
+    """What tells one model from another: its config.json and weights, of a Hub id the id. Raises as `load_model`."""
+    path = model_path(name)
+    if not path.exists():
+        return name
+    patterns = ("config.json", *WEIGHTS)
+    files = [path] if path.is_file() else sorted(each for pattern in patterns for each in path.glob(pattern))
+    return hash_json([[each.name if path.is_dir() else "", hash_file(each)] for each in files])

@@ -1,0 +1,119 @@
+"""A training run's output directory: one run's own, never another's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.lock import file_lock
+from pipeline.base.storage import write_file
+from training.running import checkpoint
+
+log = logging.getLogger(__name__)
+
+LOG = "log.jsonl"
+MODEL = "model"
+RECORD = "run.json"
+RESULT = "result.json"
+LOCK = ".lock"
+
+_BY_CONTENT = {"model": "its model has another config.json or other weights", "shards": "its shards are others"}
+"""What is named in a run's record by a hash, and what a difference means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came of a run."""
+
+    status: Literal["trained", "up_to_date"]
+    output: Path
+    steps: int
+    loss: float | None
+    """Of the last step."""
+
+    backend: str
+    device: str
+    seconds: float
+    """Of the invocation that ended the run."""
+
+
+def check_output(output: Path, identity: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an output that holds something else than this run, or the beginnings of another."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file")
+    record = output / RECORD
+    if not record.is_file():
+        if output.is_dir() and any(each.name != LOCK for each in output.iterdir()):
+            raise ConfigError(f"--output {output} holds files that are not of a training run: choose another directory")
+    elif (output / checkpoint.NAME).is_file() or (output / RESULT).is_file():
+        _refuse_other(output, identity, _read_json(record))
+
+
+@contextmanager
+def claim(output: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a directory as this run's own.
+
+    Raises `BusyError` where another run writes, `OSError`, and as `check_output`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with file_lock(output / LOCK, f"another run is writing {output}: wait for it, or choose another --output"):
+        check_output(output, identity)  # again: another run may have ended meanwhile
+        write_file(output / RECORD, _json_line(identity))
+        yield
+
+
+def finish(result: TrainResult) -> None:
+    """Say that a run is done: its model is written, and there is nothing to go on from any more."""
+    content = dataclasses.asdict(result)
+    del content["status"], content["output"]
+    write_file(result.output / RESULT, _json_line({**content, "files": _sizes(result.output / MODEL)}))
+    (result.output / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def finished(output: Path) -> TrainResult | None:
+    """The result of a run that is done, if its model is still there.
+
+    Raises `ConfigError` where that was changed, by names and sizes: whoever did that may want to keep it.
+    """
+    if not (output / RESULT).is_file():
+        return None
+    if not (output / MODEL).is_dir():
+        log.warning("%s is gone: it is trained again", output / MODEL)
+        return None
+    content = _read_json(output / RESULT)
+    if not content.pop("files", {}).items() <= _sizes(output / MODEL).items():
+        raise ConfigError(f"{output / MODEL} is not as it was written; remove it to train it again")
+    return TrainResult(status="up_to_date", output=output, **content)
+
+
+def _json_line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value) + "\n").encode()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {each.name: each.stat().st_size for each in folder.iterdir()} if folder.is_dir() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a run wrote of itself. Raises `ConfigError` where that is damaged."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged; remove its directory to begin again") from error
+    return value
+
+
+def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    differ = [name for name in identity if identity[name] != known.get(name)]
+    if differ:
+        name = differ[0]
+        was, wanted = ("none" if each.get(name) is None else repr(each[name]) for each in (known, identity))
+        what = _BY_CONTENT.get(name, f"its {name.replace('_', '-')} is {was}, not {wanted}")
+        raise ConfigError(f"{output} holds another run: {what}; choose another --output, or remove it")

@@ -1,0 +1,107 @@
+"""A run of `python -m training train`: packs and model are checked, then trained, then written.
+
+Which packs a step trains follows from its number and the seed alone, as do its random draws; so a run that was stopped
+goes on exactly as it would have, and the same packs are trained on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.base.errors import CheckError, StorageError
+from pipeline.base.storage import free_bytes, free_text
+from training.attention.interface import resolve_backend, use_backend
+from training.checking.content import check_content, check_fits
+from training.checking.probe import CLEAN, probe
+from training.models import load_model, save_model
+from training.options import TrainOptions
+from training.running import checkpoint, output
+from training.running.identity import run_identity
+from training.running.loop import Loop
+from training.running.output import TrainResult
+from training.running.place import Place, joined
+from training.running.signals import deferred_signals
+from training.shards import Shards, open_shards
+from training.step import autocast_dtype
+
+log = logging.getLogger(__name__)
+
+
+def train(options: TrainOptions) -> TrainResult:
+    """Train, or go on with a run that was stopped; a finished run's result is what it was.
+
+    Raises `ConfigError`; `DataError`; `CheckError` if samples would not be trained as if alone, or the loss is no
+    number any more; `StorageError`; `BusyError` where another run writes the output, or another rank has ended.
+    """
+    with joined() as place:
+        options.check_ranks(place.num_ranks)
+        shards = open_shards(options.shards, options.split)
+        identity = run_identity(options, shards) if place.is_first else {}
+        if place.is_first:
+            output.check_output(options.output, identity)
+        finished = output.finished(options.output)
+        if finished is not None:
+            return finished
+        model = load_model(options.model, seed=options.seed)
+        model.to(place.device)  # type: ignore[arg-type]
+        backend = resolve_backend(model, options.backend)
+        _check(options, shards, model, backend, place)
+        use_backend(model, backend)
+        with output.claim(options.output, identity) if place.is_first else nullcontext():
+            if place.is_first:
+                _check_room(options, model)
+            place.highest(0)  # other ranks wait, and read there what is to be gone on from
+            log.info("%d steps; see %s", options.steps, options.output / output.LOG)
+            with deferred_signals() as signals:
+                trained = Loop(options, place, shards, model).run(signals)
+                result = TrainResult(
+                    status="trained",
+                    output=options.output,
+                    steps=options.steps,
+                    loss=trained.loss,
+                    backend=backend,
+                    device=str(place.device),
+                    seconds=trained.seconds,
+                )
+                if place.is_first:
+                    save_model(model, options.model, options.output / output.MODEL)
+                    output.finish(result)
+            return result
+
+
+def _check(options: TrainOptions, shards: Shards, model: PreTrainedModel, backend: str, place: Place) -> None:
+    """Raise `DataError` or `CheckError` for what must not be trained."""
+    check_fits(shards, model, joint=options.attention == "joint")
+    if not options.check:
+        log.warning("neither checksums nor whether samples see each other are checked")
+        return
+    if options.attention == "isolated":
+        _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
+    check_content(shards, model, place.rank, place.num_ranks)
+
+
+def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:
+    finding = probe(model, backend, autocast=autocast)
+    if finding.verdict != CLEAN:
+        layer = f" at {finding.layer}" if finding.layer else ""
+        raise CheckError(
+            f"samples would not be trained as if alone: {type(model).__name__} {finding.verdict}{layer}"
+            f"{f' ({finding.message})' if finding.message else ''}; see `python -m training probe --model … --all`"
+            " (--no-check trains all the same)"
+        )
+
+
+def _check_room(options: TrainOptions, model: PreTrainedModel) -> None:
+    """Raise `StorageError` if the disk has no room for what the run will write: weights, or two checkpoints, each of
+    weights and both moments of Adam."""
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    known = options.output / checkpoint.NAME
+    size = (6 if options.save_every else 1) * weights - (known.stat().st_size if known.is_file() else 0)
+    if free_bytes(options.output) < size:
+        raise StorageError(
+            f"{options.output} has no room for {size / 1e9:,.3f} GB of weights ({free_text(options.output)})"
+        )
