@@ -37,7 +37,7 @@ def table(num_packs: int, capacity: int) -> pa.Table:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

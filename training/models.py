@@ -70,7 +70,10 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def load_on_device(name: str, *, seed: int, dtype: str = "float32") -> PreTrainedModel:
-    """As `load_model`, on the GPU if there is one. dtype: as `autocast_dtype` takes it, for the parameters."""
+    """Load a model as `load_model` does, onto the GPU if there is one.
+
+    dtype: precision of the parameters, in the words of `autocast_dtype`.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(name, seed=seed, dtype=autocast_dtype(dtype, device) or torch.float32)
     model.to(device)  # type: ignore[arg-type]

@@ -56,10 +56,10 @@ class TrainOptions(ShardOptions):
     steps: Annotated[int, Range(1)]
     output: Path
     packs_per_step: Annotated[int, Range(1)] = 8
-    """Of all ranks together; one optimizer step."""
+    """Packs that all ranks together train in one optimizer step."""
 
     packs_per_forward: Annotated[int, Range(1)] = 1
-    """Of one rank, in one forward and backward pass."""
+    """Packs that a rank puts through the model at once."""
 
     attention: Literal["isolated", "joint"] = "isolated"
     loss: Literal["token-mean", "sample-mean"] = "token-mean"
@@ -116,7 +116,7 @@ class BenchOptions(ShardOptions):
     """How layouts are measured."""
 
     steps: Annotated[int, Range(1)] = 8
-    """Of each layout in a round."""
+    """Steps of each layout in a round."""
 
     packs_per_forward: Annotated[int, Range(1)] = 1
     """Packs, or as many samples as they have, in one forward pass, which is one step."""

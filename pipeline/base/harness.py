@@ -45,7 +45,7 @@ class Program:
     """Module -> the extra that installs it; other modules come with every installation."""
 
     rank: int | None = None
-    """Of this process among those that torchrun started, if it did. The first alone prints results."""
+    """The number of this process among those that torchrun started, if it did. The first alone prints results."""
 
 
 def flag(

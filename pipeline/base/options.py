@@ -55,7 +55,7 @@ class OptionType:
 
     kinds: tuple[type, ...]
     choices: tuple[str, ...] = ()
-    """Of a text, where not every one will do."""
+    """The texts that will do; empty where every one does."""
 
     range: Range = Range()
     may_be_none: bool = False

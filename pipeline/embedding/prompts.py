@@ -55,15 +55,15 @@ def _read(rows: Addresses, which: Int64Array, out: Int32Array, offsets: Int64Arr
         offsets[n + 1] = at
 
 
-def sum_of_rows(tokens: Int32Array, offsets: Int64Array, known: Int32Array, table: Float32Array) -> Float32Array:
+def sum_of_rows(tokens: Int32Array, offsets: Int64Array, token_ids: Int32Array, table: Float32Array) -> Float32Array:
     """For each prompt the sum of its tokens' rows in a table; unknown tokens add nothing.
 
-    known: token ids, ascending, of the table's rows.  # shape: (num_known,)
+    token_ids: ids, ascending, of the table's rows.  # shape: (num_token_ids,)
     Returns an array of shape (num_prompts, table.shape[1]).
     """
     sums = np.zeros((len(offsets) - 1, table.shape[1]), np.float32)
-    row_of = np.full(int(known[-1]) + 2 if len(known) else 1, -1, np.int32)
-    row_of[known] = np.arange(len(known), dtype=np.int32)
+    row_of = np.full(int(token_ids[-1]) + 2 if len(token_ids) else 1, -1, np.int32)
+    row_of[token_ids] = np.arange(len(token_ids), dtype=np.int32)
     _sum(tokens, offsets, row_of, table, sums)
     return sums
 

@@ -105,7 +105,7 @@ class PackManifest(Figures, frozen=True, kw_only=True):
     embedding_model: NamedHash | UnsetType = UNSET
     embedding: EmbeddingEntry | UnsetType = UNSET
     windows: list[WindowEntry] | UnsetType = UNSET
-    """Of a dataset without splits."""
+    """The windows of a dataset without splits."""
 
     splits: dict[str, SplitEntry] | UnsetType = UNSET
     dropped_rows: dict[str, int] | UnsetType = UNSET

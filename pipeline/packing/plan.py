@@ -108,7 +108,7 @@ class PlanTask:
     window: Window
     options: PackOptions
     vectors: Vectors | None
-    """Of all rows, where the strategy relates samples."""
+    """The vectors of all rows, where the strategy relates samples."""
 
     path: Path
     """The file to be written: a `WindowPlan`."""
@@ -133,9 +133,9 @@ def plan_window(task: PlanTask, engine: LocalEngine, monitor: Monitor) -> tuple[
     draws = strategy.draws(options.seed, task.window.index, strategy.strategy.name)
     segments = _segments(own, strategy, options.max_length, draws)
     counts = _account_for_cuts(own.counts, segments, facts, task)
-    placed = _place(segments, strategy, draws, task, engine.num_workers)
-    plan = _window_plan(segments, placed, facts, strategy, options, task.window)
-    return plan.save(task.path), _summary(plan, counts, own.overlong, placed)
+    strategy_plan = _place(segments, strategy, draws, task, engine.num_workers)
+    plan = _window_plan(segments, strategy_plan, facts, strategy, options, task.window)
+    return plan.save(task.path), _summary(plan, counts, own.overlong, strategy_plan)
 
 
 def _segments(own: Account, strategy: ConfiguredStrategy, max_length: int, draws: Draws) -> Segments:
@@ -177,16 +177,16 @@ def _place(segments: Segments, strategy: ConfiguredStrategy, draws: Draws, task:
 
 def _window_plan(
     segments: Segments,
-    placed: Plan,
+    strategy_plan: Plan,
     facts: RowFacts,
     strategy: ConfiguredStrategy,
     options: PackOptions,
     window: Window,
 ) -> WindowPlan:
     """Put packs into their order, and cut them into shards."""
-    segment, pack_offsets = placed.segment, placed.pack_offsets
+    segment, pack_offsets = strategy_plan.segment, strategy_plan.pack_offsets
     if options.pack_order == "shuffle":
-        order = strategy.draws(options.seed, window.index, "pack-order").permutation(placed.num_packs)
+        order = strategy.draws(options.seed, window.index, "pack-order").permutation(strategy_plan.num_packs)
         segment, pack_offsets = _reorder(segment, pack_offsets, order)
     row, length = segments.row[segment], segments.length[segment]
     tokens = np.diff(_token_offsets(length, pack_offsets))
@@ -200,13 +200,13 @@ def _window_plan(
     )
 
 
-def _summary(plan: WindowPlan, counts: Counts, overlong: OverlongSamples, placed: Plan) -> WindowSummary:
+def _summary(plan: WindowPlan, counts: Counts, overlong: OverlongSamples, strategy_plan: Plan) -> WindowSummary:
     per_pack = np.diff(plan.pack_offsets)
     token_offsets = _token_offsets(plan.length, plan.pack_offsets)
     return WindowSummary(
         counts=counts,
         overlong=overlong,
-        packs=placed.num_packs,
+        packs=strategy_plan.num_packs,
         segments=len(plan.row),
         most_segments=int(per_pack.max()) if len(per_pack) else 0,
         sum_length_squared=int(np.dot(plan.length.astype(np.int64), plan.length)),
@@ -214,7 +214,7 @@ def _summary(plan: WindowPlan, counts: Counts, overlong: OverlongSamples, placed
             ShardSize(packs=int(last - first), tokens=int(token_offsets[last] - token_offsets[first]))
             for first, last in pairwise(plan.shard_offsets)
         ],
-        report=dict(placed.report),
+        report=dict(strategy_plan.report),
     )
 
 

@@ -69,9 +69,9 @@ def _not_what_would_be_written(output: Path, why: str) -> ConfigError:
     return ConfigError(f"--output {output} exists and is not what would be written ({why}); choose another output")
 
 
-def _refuse_foreign_files(output: Path, known: Iterable[str]) -> None:
+def _refuse_foreign_files(output: Path, files: Iterable[str]) -> None:
     """Replacing removes the whole directory, so nothing may lie in it but the dataset and what readers cache there."""
-    ours = {*known, MANIFEST}
+    ours = {*files, MANIFEST}
     for path in sorted(output.rglob("*")):
         if path.is_file() and str(path.relative_to(output)) not in ours and not path.match("cache-*.arrow"):
             raise ConfigError(f"--output {output}: {path} is not part of the dataset there; move it away first")

@@ -44,7 +44,7 @@ class MappedFile:
     columns: Columns
     schema: pa.Schema
     position: Int64Array
-    """Of each record batch: byte position in a stream, number in a file.  # shape: (num_batches,)"""
+    """Where each record batch is: its byte position in a stream, its number in a file.  # shape: (num_batches,)"""
 
     row_offsets: Int64Array
     """First row of each record batch, and the end.  # shape: (num_batches + 1,)"""

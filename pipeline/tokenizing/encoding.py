@@ -49,7 +49,7 @@ class EncodedBlock:
 
     num_rows: int
     rows: list[int]
-    """Of each sample, in the block.  # length: num_samples"""
+    """The row of each sample, in the block.  # length: num_samples"""
 
     lengths: list[int]
     """Tokens of each sample.  # length: num_samples"""

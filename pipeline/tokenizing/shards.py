@@ -110,7 +110,7 @@ def write_shards(
     size = sum(file.file.size() for file in split.files)
     shard: ShardBuilder | None = None
     try:
-        for task, encoded in encode_all(tokenization, work.engine, tasks, size):
+        for task, encoded_block in encode_all(tokenization, work.engine, tasks, size):
             if task.file != at[0]:
                 at = (task.file, 0)
             if shard is not None and (shard.num_bytes >= SHARD_BYTES or (layout.for_packing and not at[1])):
@@ -119,10 +119,10 @@ def write_shards(
             if shard is None:
                 rows_before = sum(one.tally.rows for one in shards)
                 shard = ShardBuilder(layout.path(len(shards)), schema, work.staging, at, rows_before)
-            _drop_faults(shard, encoded, split, at, drops=options.on_error == "drop")
-            batch = _batch(encoded, schema, shard.next_row, all_rows=layout.for_packing)
-            tally = _tally(encoded, split.files[task.file].where, at)
-            at = (task.file, at[1] + encoded.num_rows)
+            _drop_faults(shard, encoded_block, split, at, drops=options.on_error == "drop")
+            batch = _batch(encoded_block, schema, shard.next_row, all_rows=layout.for_packing)
+            tally = _tally(encoded_block, split.files[task.file].where, at)
+            at = (task.file, at[1] + encoded_block.num_rows)
             shard.write(batch, tally, at)
             advance(task.block.bytes_read)
         if shard is None and not shards:
@@ -155,17 +155,17 @@ def _tasks(split: RawSplit, num_done: int, advance: Callable[[int], None]) -> It
 
 
 def _drop_faults(
-    shard: ShardBuilder, encoded: EncodedBlock, split: RawSplit, at: tuple[int, int], *, drops: bool
+    shard: ShardBuilder, encoded_block: EncodedBlock, split: RawSplit, at: tuple[int, int], *, drops: bool
 ) -> None:
     """List the rows of a block that cannot be used. Raises `DataError` for the first unless such rows are dropped."""
     file, first_row = split.files[at[0]], at[1]
-    if encoded.faults and not drops:
-        fault = encoded.faults[0]
+    if encoded_block.faults and not drops:
+        fault = encoded_block.faults[0]
         raise DataError(
             f"{file.where}, row {first_row + fault.row}: {fault.detail}."
             " Leave out such rows, counted and listed, with --on-error drop"
         )
-    for fault in encoded.faults:
+    for fault in encoded_block.faults:
         shard.drop(
             ({"split": split.name} if split.name else {})
             | {"row": shard.next_row + fault.row, "file": file.file.name, "file_row": first_row + fault.row}
@@ -173,22 +173,22 @@ def _drop_faults(
         )
 
 
-def _batch(encoded: EncodedBlock, schema: pa.Schema, first_row: int, *, all_rows: bool) -> pa.RecordBatch:
+def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, all_rows: bool) -> pa.RecordBatch:
     """A block as it is written.
 
     first_row: the number of the block's first row in its split; all_rows: whether rows left out are samples without
     tokens.
     """
-    lengths, rows = np.array(encoded.lengths, np.int64), np.array(encoded.rows, np.int64)
-    prompts = encoded.prompts
+    lengths, rows = np.array(encoded_block.lengths, np.int64), np.array(encoded_block.rows, np.int64)
+    prompts = encoded_block.prompts
     if all_rows:
-        lengths = np.bincount(rows, lengths, encoded.num_rows).astype(np.int64)
-        by_row = dict(zip(encoded.rows, prompts, strict=bool(prompts)))
-        prompts = [by_row.get(row, "") for row in range(encoded.num_rows)]
+        lengths = np.bincount(rows, lengths, encoded_block.num_rows).astype(np.int64)
+        by_row = dict(zip(encoded_block.rows, prompts, strict=bool(prompts)))
+        prompts = [by_row.get(row, "") for row in range(encoded_block.num_rows)]
     offsets = as_arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     content: dict[str, pa.Array] = {
         name: pa.ListArray.from_arrays(offsets, as_arrow(values, pa.int32()))
-        for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels))
+        for name, values in (("input_ids", encoded_block.input_ids), ("labels", encoded_block.labels))
     }
     if "text" in schema.names:
         content["text"] = pa.array(prompts, pa.string())
@@ -197,16 +197,16 @@ def _batch(encoded: EncodedBlock, schema: pa.Schema, first_row: int, *, all_rows
     return pa.record_batch([content[name] for name in schema.names], schema=schema)
 
 
-def _tally(encoded: EncodedBlock, where: str, at: tuple[int, int]) -> RowTally:
+def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowTally:
     """Counts of a block. where: words naming its file; at: the file's number, and the block's first row in it."""
     number, first_row = at
     return RowTally(
-        rows=encoded.num_rows,
-        samples=len(encoded.rows),
-        tokens=len(encoded.input_ids),
-        targets=int(np.count_nonzero(encoded.labels != IGNORE)),
-        dropped=Counter(fault.reason for fault in encoded.faults),
-        notes=Counter({note: len(rows) for note, rows in encoded.notes.items() if rows}),
-        first_noted={note: f"{where}, row {first_row + rows[0]}" for note, rows in encoded.notes.items() if rows},
-        file_rows=Counter({number: encoded.num_rows}),
+        rows=encoded_block.num_rows,
+        samples=len(encoded_block.rows),
+        tokens=len(encoded_block.input_ids),
+        targets=int(np.count_nonzero(encoded_block.labels != IGNORE)),
+        dropped=Counter(fault.reason for fault in encoded_block.faults),
+        notes=Counter({note: len(rows) for note, rows in encoded_block.notes.items() if rows}),
+        first_noted={note: f"{where}, row {first_row + rows[0]}" for note, rows in encoded_block.notes.items() if rows},
+        file_rows=Counter({number: encoded_block.num_rows}),
     )

@@ -36,9 +36,9 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
             encoder = tokenization.encoder(format_)
             first_row = 0
             for block in file.blocks(list(format_.columns.values())):
-                encoded = encoder.encode(block)
-                for row, text in _of_block(encoded, tokenization.tokenizer, color):
-                    is_sample = row in encoded.rows
+                encoded_block = encoder.encode(block)
+                for row, text in _of_block(encoded_block, tokenization.tokenizer, color):
+                    is_sample = row in encoded_block.rows
                     if is_sample or num_faults < count:
                         title = _titled(f"{file.where}, row {first_row + row}", color)
                         shown.append(title + ": " + text.removesuffix("\n") + "\n")
@@ -46,16 +46,18 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
                     num_samples += is_sample
                     if num_samples == count:
                         return "\n".join(shown)
-                first_row += encoded.num_rows
+                first_row += encoded_block.num_rows
     return "\n".join(shown)
 
 
-def _of_block(encoded: EncodedBlock, tokenizer: TextTokenizer, color: bool) -> list[tuple[int, str]]:
+def _of_block(encoded_block: EncodedBlock, tokenizer: TextTokenizer, color: bool) -> list[tuple[int, str]]:
     """Everything in a block, in order: its row, and what is shown of it."""
-    ends = np.cumsum(encoded.lengths)[:-1]
-    samples = zip(encoded.rows, np.split(encoded.input_ids, ends), np.split(encoded.labels, ends), strict=False)
+    ends = np.cumsum(encoded_block.lengths)[:-1]
+    samples = zip(
+        encoded_block.rows, np.split(encoded_block.input_ids, ends), np.split(encoded_block.labels, ends), strict=False
+    )
     texts = {row: _sample(ids, labels, tokenizer, color) for row, ids, labels in samples}
-    texts |= {fault.row: f"gives no sample ({fault.reason}): {fault.detail}" for fault in encoded.faults}
+    texts |= {fault.row: f"gives no sample ({fault.reason}): {fault.detail}" for fault in encoded_block.faults}
     return sorted(texts.items())
 
 

@@ -31,7 +31,7 @@ from pipeline.tokenizing.tokenization import Tokenization
 
 MOST_THREADS = 4
 PROCESSES_FROM_BYTES = 1 << 26
-"""Of input: less is done before processes have started."""
+"""Bytes of input from which on processes are started: less is done before they are there."""
 
 
 _TURN_SECONDS = 0.02
@@ -62,8 +62,8 @@ def encode_all(
         return tokenization.encoder(task.format).encode(task.block)
 
     with _long_turns():
-        for encoded in engine.map(encode, _remembered(tasks, waiting)):
-            yield waiting.popleft(), encoded
+        for encoded_block in engine.map(encode, _remembered(tasks, waiting)):
+            yield waiting.popleft(), encoded_block
 
 
 @contextmanager
@@ -91,8 +91,8 @@ def _in_processes(
             with _interrupts_held_back():
                 for _ in range(num_workers):
                     pool.submit(os.getpid)  # starts one, as long as none is idle
-            for encoded in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
-                yield waiting.popleft(), encoded
+            for encoded_block in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
+                yield waiting.popleft(), encoded_block
         except BrokenProcessPool:
             raise BusyError("a worker process was killed, for memory perhaps; try fewer --num-workers") from None
         finally:

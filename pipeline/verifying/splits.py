@@ -188,16 +188,16 @@ class _SplitCheck:
         return [problem] if problem else [], content + Content(counts=counts)
 
     def _unaccounted(
-        self, source: Source, window: Window, packed: Int64Array, shards: list[tuple[str, ShardContent]]
+        self, source: Source, window: Window, packed_tokens: Int64Array, shards: list[tuple[str, ShardContent]]
     ) -> tuple[str | None, Counts]:
         """Is every token of a window packed, or left out for a reason that the source confirms?"""
         rows = source.splits[self.split]
         account = account_of(rows, window, source.rules, self.engine)
-        wrong = np.flatnonzero(packed != account.tokens)
+        wrong = np.flatnonzero(packed_tokens != account.tokens)
         if len(wrong):
             row = int(wrong[0])
             number = window.first_row + row
-            what = f"{packed[row]} of {account.tokens[row]} tokens are packed"
+            what = f"{packed_tokens[row]} of {account.tokens[row]} tokens are packed"
             return f"sample {number} ({rows.locate(number)}): {what}", account.counts
         cut = np.concatenate([shard.sample[shard.masked_cut] for _, shard in shards] or [np.zeros(0, np.int64)])
         return None, account.counts.with_cut(Loss(targets=len(cut), samples_affected=len(np.unique(cut))))

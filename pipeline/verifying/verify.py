@@ -78,12 +78,12 @@ def verify(
     """
     started = time.monotonic()
     directory = Path(directory)
-    given = SourceNames.of(source, tokenizer, chat_template)
+    source_names = SourceNames.of(source, tokenizer, chat_template)
     problems, manifest = _check_manifest(directory)
     content = Content()
     if manifest is not None:
         problems += _check_small_files(directory, manifest)
-        wrong, content = _check_content(directory, manifest, given, run, progress)
+        wrong, content = _check_content(directory, manifest, source_names, run, progress)
         problems += wrong
     return VerifyResult(
         directory=directory,
@@ -93,13 +93,17 @@ def verify(
         packs=content.packs,
         segments=content.segments,
         tokens=content.tokens,
-        source=bool(given.inputs),
+        source=bool(source_names.inputs),
         seconds=time.monotonic() - started,
     )
 
 
 def _check_content(
-    directory: Path, manifest: PackManifest, given: SourceNames, run: RunOptions, progress: ProgressCallback | None
+    directory: Path,
+    manifest: PackManifest,
+    source_names: SourceNames,
+    run: RunOptions,
+    progress: ProgressCallback | None,
 ) -> tuple[Problems, Content]:
     """Check the shards."""
     problems: Problems = []
@@ -109,7 +113,7 @@ def _check_content(
         engine_of(run) as engine,
     ):
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
-        source = open_source(manifest, given, work) if given.inputs else None
+        source = open_source(manifest, source_names, work) if source_names.inputs else None
         if source is not None and set(source.splits) != set(manifest.parts):
             packed = _listed(manifest.parts)
             problems.append(f"source: it has {_listed(source.splits)}, the packed dataset {packed}")

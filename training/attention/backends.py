@@ -39,7 +39,7 @@ class Backend:
     """Why it does not run on a device; None where it does."""
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, int, AttentionSettings], Tensor]
-    """From queries, keys, values, cu_seqlens, tokens of the longest segment, and what a model wants besides."""
+    """Takes queries, keys, values, cu_seqlens, tokens of the longest segment, and what a model wants besides."""
 
 
 def varlen_attention(

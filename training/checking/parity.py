@@ -43,7 +43,7 @@ class Parity:
 
     max_difference: float
     mean_difference: float
-    """Of a target's loss, in nats."""
+    """Largest and mean difference of a target's loss, in nats."""
 
     gradient_difference: float
     """Norm of the difference, as a part of the gradient's norm."""
@@ -58,10 +58,10 @@ class Parity:
 @dataclass(frozen=True)
 class _Pass:
     losses: Tensor
-    """Of every target.  # shape: (num_targets,)"""
+    """The loss of every target.  # shape: (num_targets,)"""
 
     gradients: list[Tensor]
-    """Of the mean loss, on the CPU."""
+    """The gradients of the mean loss, on the CPU."""
 
 
 def parity(

@@ -191,21 +191,21 @@ def _logits(model: PreTrainedModel, way: _Way, ids: Tensor, lengths: Sequence[in
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _LayerPass:
     """A layer's part in a forward pass."""
 
     layer: str
-    entered: list[Tensor]
-    left: list[Tensor]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[_Passed]]:
+def _recorded(model: nn.Module) -> Iterator[list[_LayerPass]]:
     """What goes through the layers, in the order in which they finish: inner ones before those around them."""
-    passed: list[_Passed] = []
+    passed: list[_LayerPass] = []
 
     def keep(layer: nn.Module, arguments: Any, named: dict[str, Any], returned: Any) -> None:
-        passed.append(_Passed(type(layer).__name__, _by_token([*arguments, *named.values()]), _by_token([returned])))
+        passed.append(_LayerPass(type(layer).__name__, _by_token([*arguments, *named.values()]), _by_token([returned])))
 
     handles = [module.register_forward_hook(keep, with_kwargs=True) for module in model.modules()]
     try:
@@ -230,7 +230,7 @@ def _by_token(values: Sequence[Any]) -> list[Tensor]:
     return tensors
 
 
-def _first_to_leak(before: list[_Passed], after: list[_Passed], changed: slice, most: float) -> str | None:
+def _first_to_leak(before: list[_LayerPass], after: list[_LayerPass], changed: slice, most: float) -> str | None:
     """The first layer that what is outside of the changed tokens enters as it did before, and leaves otherwise."""
 
     def same(tensors: list[Tensor], others: list[Tensor]) -> bool:
@@ -242,7 +242,7 @@ def _first_to_leak(before: list[_Passed], after: list[_Passed], changed: slice, 
         return True
 
     for one, other in zip(before, after, strict=True):
-        if same(one.entered, other.entered) and not same(one.left, other.left):
+        if same(one.inputs, other.inputs) and not same(one.outputs, other.outputs):
             return one.layer
     return None
 

@@ -44,7 +44,7 @@ class Measurement:
     rounds: int = 3
     layouts: tuple[str, ...] = LAYOUTS
     backend: str = "sdpa"
-    """Of the layouts without padding; padded ones are computed by the model's own attention."""
+    """It computes the layouts of ours; the model's own attention computes the others."""
 
     autocast: torch.dtype | None = None
     capacity: int
@@ -105,7 +105,7 @@ class _Lane:
         )
         self._compiled: nn.Module | None = None
         self._seconds: list[list[float]] = []
-        """Of every step, round by round."""
+        """How long every step took, round by round."""
 
         self._peak = 0
         self.failed: str | None = None
@@ -150,7 +150,7 @@ class _Lane:
         train_step(model, batch.tensors, self._optimizer, autocast=self._options.autocast)
 
     def _step_of_transformers(self, batch: LayoutBatch) -> None:
-        """As `train_step`, for batches that are not `PackedCollator`'s."""
+        """Do what `train_step` does, for batches that are not `PackedCollator`'s."""
         device = next(self._model.parameters()).device
         inputs = to_device(batch.tensors, device)
         labels = inputs.pop("labels")

@@ -42,11 +42,11 @@ NO_COSTS = Costs(0, 0, 0.0)
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoopResult:
     """How a loop ended."""
 
     loss: float | None
-    """Of the last step; None where the log of a run that went on does not say."""
+    """The loss of the last step; None where the log of a run that went on does not say."""
 
     seconds: float
 
@@ -63,7 +63,7 @@ class Loop:
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
         self._told = time.perf_counter()
 
-    def run(self, signals: Sequence[int]) -> Trained:
+    def run(self, signals: Sequence[int]) -> LoopResult:
         """Train from the checkpoint on, if there is one.
 
         signals: those that arrive meanwhile; the step is then finished, and a checkpoint written.
@@ -102,7 +102,7 @@ class Loop:
                         self._tell(step, record["loss"])
                 bar.update()
                 self._save_or_stop(step, signals)
-        return Trained(record.get("loss"), time.perf_counter() - started)
+        return LoopResult(record.get("loss"), time.perf_counter() - started)
 
     def _save_or_stop(self, step: int, signals: Sequence[int]) -> None:
         options, place = self._options, self._place

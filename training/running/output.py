@@ -36,12 +36,12 @@ class TrainResult:
     output: Path
     steps: int
     loss: float | None
-    """Of the last step."""
+    """The loss of the last step; None where the log of a run that went on does not say."""
 
     backend: str
     device: str
     seconds: float
-    """Of the invocation that ended the run."""
+    """How long the invocation took that ended the run."""
 
 
 def check_output(output: Path, identity: Mapping[str, Any]) -> None:

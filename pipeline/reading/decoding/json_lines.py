@@ -26,7 +26,7 @@ def open_text(file: InputFile, path: str) -> io.BufferedReader:
 
 
 def compression_of(file: InputFile) -> str | None:
-    """As the file's name says."""
+    """How it is compressed, as the file's name says."""
     endings = ((".gz", "gzip"), (".zst", "zstd"))
     return next((kind for ending, kind in endings if file.name.lower().endswith(ending)), None)
 

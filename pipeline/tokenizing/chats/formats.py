@@ -278,10 +278,10 @@ def said_besides(turn: Message) -> list[str]:
     return said
 
 
-def unsaid(turn: Message, written: str) -> str | None:
-    """The first of these that is not written; the content, whose words may be the same, does not stand for them."""
+def unsaid(turn: Message, turn_text: str) -> str | None:
+    """What of `said_besides` is missing in the text of the turn, the first of it; words of the content do not count."""
     content = turn.get("content")
-    rest = written.replace(content.strip(), "", 1) if isinstance(content, str) else written
+    rest = turn_text.replace(content.strip(), "", 1) if isinstance(content, str) else turn_text
     return next((said for said in said_besides(turn) if said.strip() not in rest), None)
 
 

@@ -63,17 +63,17 @@ class Renderer:
     def _uses_marks(self) -> bool:
         return self._template is not None and self._template.has_marks and self._train_on != "all"
 
-    def render(self, sample: Sample, written: str | None) -> Rendering:
-        """Render one sample; written: what `together` gave for it. Raises `RowFault`."""
+    def render(self, sample: Sample, chat_text: str | None) -> Rendering:
+        """Render one sample; chat_text: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
-            return self._chat(sample, written)
+            return self._chat(sample, chat_text)
         if isinstance(sample, Text):
             return Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))
         text = sample.prompt + sample.completion
         targets = None if self._train_on == "all" else [(len(sample.prompt), len(text))]
         return Rendering(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))
 
-    def _chat(self, chat: Chat, written: str | None) -> Rendering:
+    def _chat(self, chat: Chat, chat_text: str | None) -> Rendering:
         template = self._template
         if template is None or self._turns is None:
             raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
@@ -88,22 +88,22 @@ class Renderer:
                 text, marks = template.render_marked(chat.messages, chat.tools)
                 marks = [mark for mark in marks if mark[0] < mark[1]]
             else:
-                text = template.render(chat.messages, chat.tools) if written is None else written
+                text = template.render(chat.messages, chat.tools) if chat_text is None else chat_text
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
         self._turns.require_all(chat)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
-        rendered = Rendering(
+        rendering = Rendering(
             text=text,
             targets=None,
             prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
             notes=self._notes([turn["content"] for turn in spoken]) + _notes_of_calls(chat, text),
         )
         if self._uses_marks:
-            rendered.targets = self._marked(template, chat, answers, trained, marks, text)
+            rendering.targets = self._marked(template, chat, answers, trained, marks, text)
         elif self._train_on != "all":
-            self._add_turns(rendered, template, self._turns.find(chat, trained, text))
-        return rendered
+            self._add_turns(rendering, template, self._turns.find(chat, trained, text))
+        return rendering
 
     def _trained(self, chat: Chat, answers: list[int]) -> list[int]:
         """The assistant turns that are trained; those of weight 0, as OpenAI's format has it, are not."""
@@ -126,11 +126,11 @@ class Renderer:
         if len(marks) != len(answers):
             return marks
         for number, mark in zip(answers, marks, strict=True):
-            turn, written = chat.messages[number], text[slice(*mark)]
+            turn, marked = chat.messages[number], text[slice(*mark)]
             is_blank = (
-                not self._special_texts.sub("", written).strip() and str(turn.get("content")).strip() not in written
+                not self._special_texts.sub("", marked).strip() and str(turn.get("content")).strip() not in marked
             )
-            missing = unsaid(turn, written)
+            missing = unsaid(turn, marked)
             if is_blank or missing is not None:
                 what = "text" if missing is None else f"reasoning or tool call {missing.strip()[:40]!r}"
                 raise RowFault(
@@ -138,10 +138,10 @@ class Renderer:
                 )
         return [mark for number, mark in zip(answers, marks, strict=True) if number in trained]
 
-    def _add_turns(self, rendered: Rendering, template: ChatTemplate, turns: list[Turn]) -> None:
+    def _add_turns(self, rendering: Rendering, template: ChatTemplate, turns: list[Turn]) -> None:
         """Make targets of turns, each with its end token. Raises `RowFault` for one that has none."""
         targets: list[Span] = []
-        text = rendered.text
+        text = rendering.text
         shift = 0  # characters of end tokens put in so far
         for turn in turns:
             begin, end = turn.content[0] + shift, turn.content[1] + shift
@@ -162,9 +162,9 @@ class Renderer:
                 targets.append((begin, token[1]))
             else:  # the template writes something in between, which is nobody's to learn
                 targets += [(begin, end), token]
-                rendered.notes.append("gap")
-            rendered.end_tokens.append(token)
-        rendered.text, rendered.targets = text, targets
+                rendering.notes.append("gap")
+            rendering.end_tokens.append(token)
+        rendering.text, rendering.targets = text, targets
 
     def _notes(self, texts: list[str]) -> list[str]:
         return ["holds_special"] if any(self._special_texts.search(text) for text in texts) else []

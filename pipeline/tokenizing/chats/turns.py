@@ -77,43 +77,45 @@ class TurnFinder:
             turn = f"turn {layout.left_out} ({chat.messages[layout.left_out]['role']})"
             raise RowFault("template_mismatch", f"{self._template.name} leaves out {turn}")
 
-    def find(self, chat: Chat, wanted: Sequence[int], rendered: str) -> list[Turn]:
+    def find(self, chat: Chat, answers: Sequence[int], chat_text: str) -> list[Turn]:
         """The wanted assistant turns, by their numbers in the chat, in order.
 
         Raises `RowFault` where content and rendering disagree.
         """
         if chat.is_plain:
             layout = self._layout(_roles(chat.messages))
-            found = self._by_layout(chat.messages, rendered, layout) if layout else None
-            wanted_found = [turn for turn in found or [] if turn.message in wanted]
-            if len(wanted_found) == len(wanted):
+            found = self._by_layout(chat.messages, chat_text, layout) if layout else None
+            wanted_found = [turn for turn in found or [] if turn.message in answers]
+            if len(wanted_found) == len(answers):
                 return wanted_found
         turns = []
-        for number in wanted:
+        for number in answers:
             try:
-                found_here = self._by_substitution(chat, number, rendered) or self._by_increment(chat, number, rendered)
+                turn = self._by_substitution(chat, number, chat_text) or self._by_increment(chat, number, chat_text)
             except TemplateRefusal as refusal:
                 raise self._mismatch(number, f"refuses a part of the chat ({refusal})") from None
-            turns.append(found_here)
+            turns.append(turn)
         return turns
 
-    def _by_layout(self, messages: list[Message], rendered: str, layout: _Layout) -> list[Turn] | None:
+    def _by_layout(self, messages: list[Message], chat_text: str, layout: _Layout) -> list[Turn] | None:
         """None where the rendering is not made of the layout's pieces and the texts."""
         at = len(layout.pieces[0])
-        if not rendered.startswith(layout.pieces[0]):
+        if not chat_text.startswith(layout.pieces[0]):
             return None
         found = []
         for slot, number in enumerate(layout.slots):
             after = layout.pieces[slot + 1]
             text = messages[number]["content"]
-            end = next((at + len(form) for form in _trimmed_forms(text) if rendered.startswith(form + after, at)), None)
+            end = next(
+                (at + len(form) for form in _trimmed_forms(text) if chat_text.startswith(form + after, at)), None
+            )
             if end is None:
                 return None
             own_end = layout.own_ends.get(number)
             if own_end is not None:
-                found.append(self._turn(number, rendered, (at, end), end + own_end))
+                found.append(self._turn(number, chat_text, (at, end), end + own_end))
             at = end + len(after)
-        return found if at == len(rendered) else None
+        return found if at == len(chat_text) else None
 
     def _layout(self, roles: tuple[str, ...]) -> _Layout | None:
         """None where the template refuses the stand-ins."""
@@ -152,7 +154,7 @@ class TurnFinder:
         pairs = enumerate(zip(pieces[-1], after, strict=False))
         return next((at for at, (one, other) in pairs if one != other), min(len(pieces[-1]), len(after)))
 
-    def _by_substitution(self, chat: Chat, number: int, rendered: str) -> Turn | None:
+    def _by_substitution(self, chat: Chat, number: int, chat_text: str) -> Turn | None:
         """None where the turn says more than a text, or that text decides how the rest is rendered."""
         turn = chat.messages[number]
         if not isinstance(turn.get("content"), str) or said_besides(turn):
@@ -163,16 +165,16 @@ class TurnFinder:
         if len(parts) != 2:
             return None
         before, after = parts
-        form = next((form for form in _trimmed_forms(turn["content"]) if rendered == before + form + after), None)
+        form = next((form for form in _trimmed_forms(turn["content"]) if chat_text == before + form + after), None)
         if form is None:
             return None
         content = len(before), len(before) + len(form)
         own_end = self._own_end(messages[: number + 1], chat.tools, after)
-        return self._turn(number, rendered, content, content[1] + own_end)
+        return self._turn(number, chat_text, content, content[1] + own_end)
 
-    def _by_increment(self, chat: Chat, number: int, rendered: str) -> Turn:
+    def _by_increment(self, chat: Chat, number: int, chat_text: str) -> Turn:
         upto = self._template.render(chat.messages[: number + 1], chat.tools)
-        if not rendered.startswith(upto):
+        if not chat_text.startswith(upto):
             raise self._mismatch(number, "renders the chat up to it otherwise than within the whole")
         start = self._header_end(chat, number, upto)
         written = upto[start:]
@@ -209,9 +211,9 @@ class TurnFinder:
                 return len(form)
         raise self._mismatch(number, "does not tell where it begins")
 
-    def _turn(self, number: int, rendered: str, content: Span, stop: int) -> Turn:
-        token = self._special_texts.search(rendered, content[1], stop)
-        return Turn(number, content, token.span() if token else None, rendered[content[1] : stop])
+    def _turn(self, number: int, chat_text: str, content: Span, stop: int) -> Turn:
+        token = self._special_texts.search(chat_text, content[1], stop)
+        return Turn(number, content, token.span() if token else None, chat_text[content[1] : stop])
 
     def _mismatch(self, number: int, reason: str) -> RowFault:
         return RowFault(
@@ -225,9 +227,9 @@ def _stand_in(number: int) -> str:
     return f"\ue000{number}\ue001"
 
 
-def _parts(rendered: str) -> tuple[list[str], list[int]]:
+def _parts(chat_text: str) -> tuple[list[str], list[int]]:
     """What stands between the stand-ins, and whose stand-ins they are."""
-    parts = _STAND_IN.split(rendered)
+    parts = _STAND_IN.split(chat_text)
     return parts[::2], [int(number) for number in parts[1::2]]
 
 
