@@ -1,7 +1,7 @@
 """Writes the parts of README and docs that come from measurements or from the code, between marks in the text.
 
-A part stands between `<!-- scripts/figures: NAME -->` and `<!-- end -->`; `PARTS` says what is written there. Measurements
-are read from benchmarks/results, and nothing is measured here.
+A part stands between `<!-- scripts/figures: NAME -->` and `<!-- end -->`; `PARTS` says what is written there.
+Measurements are read from benchmarks/results, and nothing is measured here.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ def demo() -> str:
     return "\n".join(["```", *lines[: len(strategies) + 1], "```"])
 
 
-def console(name: str) -> str:
-    """A command on the demo's dataset, with what it printed."""
+def console(name: str, first: int = 0, end: int | None = None) -> str:
+    """A command on the demo's dataset, with what it printed, or with some of its lines."""
     shown = results("demo-python-3.11.7")["consoles"][name]
-    return "\n".join(["```console", f"$ {shown['command']}", *shown["output"], "```"])
+    lines = [*["…"][: first > 0], *shown["output"][first:end], *["…"][: end is not None]]
+    return "\n".join(["```console", f"$ {shown['command']}", *lines, "```"])
 
 
 def strategies() -> str:
     """The strategies, when to use which."""
-    rows = [(", ".join(f"`{name}`" for name in one.names), _marked(one.summary), _marked(one.when)) for one in BUILT_IN]
+    rows = [(", ".join(f"`{name}`" for name in one.names), one.summary, one.when) for one in BUILT_IN]
     return table(("name", "what it does", "when to use it"), rows)
 
 
@@ -220,7 +221,7 @@ def _text(default: Any) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "console pack": lambda: console("pack"),
-    "console related": lambda: console("related"),
+    "console related": lambda: console("related", 2, 9),
     "strategies": strategies,
     "speed": speed,
     "relatedness": relatedness,
