@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,14 +221,14 @@ def _text(default: Any) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "console pack": lambda: console("pack"),
-    "console related": lambda: console("related", 2, 9),
+    "console pack": partial(console, "pack"),
+    "console related": partial(console, "related", 2, 9),
     "strategies": strategies,
     "speed": speed,
     "relatedness": relatedness,
     "cosine limit": cosine_limit,
     "related time": related_time,
-    **{f"flags {name}": lambda name=name: flags(name) for name in ("tokenize", "pack", "verify", "strategies")},
+    **{f"flags {name}": partial(flags, name) for name in ("tokenize", "pack", "verify", "strategies")},
 }
 """What is written where, by the name in the mark."""
 
