@@ -130,7 +130,7 @@ def test_exit_codes() -> None:
 
 
 def test_statuses(run: Run) -> None:
-    after = README.partition("## Exit codes and JSON")[2].partition("The `status` is\n")[2]
+    after = README.partition("## Exit codes and JSON")[2].partition("`status`:\n")[2]
     told = {status for row in documents.first_table(after) for status in documents.marked(row[0])}
     hints = [typing.get_type_hints(result)["status"] for result in (PackResult, TokenizeResult)]
     hints.append(typing.get_type_hints(vars(VerifyResult)["status"].fget)["return"])
@@ -195,7 +195,7 @@ def test_a_wrong_key_shows(line: str, wrong: str) -> None:
 
 
 def test_reasons_in_their_order() -> None:
-    text = FORMAT.partition("Reasons apply in this\norder")[2]
+    text = FORMAT.partition("Reasons apply in")[2]
     assert [documents.marked(row[0])[0] for row in documents.first_table(text)] == list(REASONS)
 
 
