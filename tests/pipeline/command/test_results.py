@@ -12,8 +12,9 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
-from tests.conftest import Run
+from tests.conftest import Ended, Run
 from tests.pipeline.command.conftest import ROWS
 from tests.pipeline.command.processes import ROOT
 from tests.pipeline.samples import save
@@ -79,3 +80,35 @@ def test_progress_bars_on_a_terminal_only(run: Run, tmp_path: Path, source: Path
     assert b"tok/s" in shown
     assert b"writing" not in ended.stdout
     assert "tok/s" not in run("pack", source, "--output", tmp_path / "again", "--max-length", 60).err
+
+
+def object_of(ended: Ended) -> dict[str, Any]:
+    """The one object on stdout of a command that succeeded."""
+    assert ended.code == 0, ended.err
+    assert len(ended.out.splitlines()) == 1
+    return ended.json
+
+
+def test_objects_of_pack_and_verify_say_what_was_done(run: Run, tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    pack = ["pack", source, "--max-length", 60, "--json"]
+    planned = object_of(run(*pack, "--dry-run"))
+    packed = object_of(run(*pack, "--output", out))
+    again = object_of(run(*pack, "--output", out))
+    verified = object_of(run("verify", out, "--source", source, "--json"))
+    statuses = [value["status"] for value in (planned, packed, again, verified)]
+    assert statuses == ["planned", "packed", "up_to_date", "verified"]
+    assert planned["plan"]["packs"] == packed["packs"] == verified["packs"] > 1
+    assert {**again, "seconds": 0} == {**packed, "seconds": 0, "status": "up_to_date"}
+    assert packed["output"] == str(out)
+    assert (verified["exit_code"], verified["ok"], verified["source"], verified["problems"]) == (0, True, True, [])
+
+
+def test_objects_of_tokenize_say_what_was_done(run: Run, tmp_path: Path, tokenizer_dir: Path) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text('{"text": "abc"}\n{"text": "de"}\n')
+    tokenize = ["tokenize", raw, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--json"]
+    done, again = (object_of(run(*tokenize)) for _ in range(2))
+    assert (done["status"], again["status"]) == ("tokenized", "up_to_date")
+    assert (done["output"], done["counts"]["samples"], done["tokenizer"]["name"]) == (str(tmp_path / "out"), 2, "small")
+    assert {**again, "seconds": 0} == {**done, "seconds": 0, "status": "up_to_date"}
