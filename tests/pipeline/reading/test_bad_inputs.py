@@ -31,9 +31,9 @@ def bad_lists(kind: pa.DataType, values: list[Any]) -> Callable[[Path], Path]:
     return lambda folder: stream([], folder / "x.arrow", pa.table({"input_ids": pa.array(values, kind)}))
 
 
-def cut_off(source: Callable[[Rows, Path], Path], keep: float) -> Callable[[Path], Path]:
+def cut_off(source: Callable[[Rows, Path], Path | str], keep: float) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        path = source(ROWS, folder)
+        path = Path(source(ROWS, folder))
         content = path.read_bytes()
         return write(path, content[: int(len(content) * keep)])
 
@@ -67,11 +67,21 @@ def offsets_of(offsets: list[int]) -> Callable[[Path], Path]:
     return make
 
 
+def empty_directory(folder: Path) -> Path:
+    (folder / "x").mkdir()
+    return folder / "x"
+
+
+def without_its_shard(folder: Path) -> Path:
+    next(save(ROWS, folder / "x").glob("*.arrow")).unlink()
+    return folder / "x"
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "missing path": (lambda folder: folder / "nowhere.parquet", ["nowhere.parquet", "no such file"]),
     "missing directory": (lambda folder: folder / "nowhere", ["nowhere", "no such file or directory"]),
     "nothing matches": (lambda folder: f"{folder}/*.parquet", ["*.parquet", "nothing matches"]),
-    "empty directory": (lambda folder: (folder / "x").mkdir() or folder / "x", ["the directory is empty"]),
+    "empty directory": (empty_directory, ["the directory is empty"]),
     "not a dataset": (lambda folder: write(folder / "notes.txt", b"hello").parent, ["not a dataset"]),
     "folder of files": (lambda folder: write(folder / "a.jsonl", b"{}").parent, ["not a dataset", "*.jsonl'"]),
     "unknown type": (lambda folder: write(folder / "x.csv", b"a,b"), ["x.csv", "unknown file type"]),
@@ -159,10 +169,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["'labels'", "'loss_mask'", "--column labels=labels"],
     ),
     "too long": (with_row({"input_ids": [1] * 90, "labels": [1] * 90}), ["1 sample;", "90 tokens", "row 1", "split"]),
-    "shard missing": (
-        lambda folder: next(save(ROWS, folder / "x").glob("*.arrow")).unlink() or folder / "x",
-        ["listed in state.json is missing"],
-    ),
+    "shard missing": (without_its_shard, ["listed in state.json is missing"]),
     "state.json damaged": (
         lambda folder: write(save(ROWS, folder / "x") / "state.json", b"{").parent,
         ["state.json", "not valid JSON"],
