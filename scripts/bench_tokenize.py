@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,17 @@ def main(
         make_input(folder, source, tokenizer, copies)
         base = [str(folder / "chats.jsonl"), str(folder / "tokenizer")]
         runs: dict[str, list[dict[str, Any]]] = {}
+        ways: dict[str, Callable[[], dict[str, Any]]] = {
+            "limit": lambda: told([sys.executable, "-c", LIMIT, *base, str(folder / "unmarked.jinja")], workers),
+            "ours": lambda: ours(folder, "unmarked.jinja", workers),
+            "ours, marked": lambda: ours(folder, "marked.jinja", workers),
+            "peer": lambda: told(
+                [sys.executable, "-c", PEER, *base, str(folder / "marked.jinja"), str(workers), str(folder / "hf")],
+                workers,
+            ),
+        }
         for _ in range(rounds):
-            for name, measure in {
-                "limit": lambda: told([sys.executable, "-c", LIMIT, *base, str(folder / "unmarked.jinja")], workers),
-                "ours": lambda: ours(folder, "unmarked.jinja", workers),
-                "ours, marked": lambda: ours(folder, "marked.jinja", workers),
-                "peer": lambda: told(
-                    [sys.executable, "-c", PEER, *base, str(folder / "marked.jinja"), str(workers), str(folder / "hf")],
-                    workers,
-                ),
-            }.items():
+            for name, measure in ways.items():
                 runs.setdefault(name, []).append(measure())
                 shutil.rmtree(folder / "hf", ignore_errors=True)
     finally:

@@ -148,7 +148,7 @@ def private_names(tree: Tree) -> list[str]:
 
 def _modules_by_name(syntax: ast.Module, known: set[str]) -> dict[str, str]:
     """The modules of ours that a file has under a name of its own."""
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(syntax):
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname and alias.name in known}

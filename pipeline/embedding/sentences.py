@@ -96,7 +96,7 @@ class SentenceEmbedder:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds
         from transformers.utils import logging as their_logging  # noqa: PLC0415
 
-        their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would be shown without a terminal too
+        their_logging.disable_progress_bar()  # it would be shown without a terminal too
         try:
             loaded = SentenceTransformer(str(self._folder), local_files_only=True)
         except Exception as error:

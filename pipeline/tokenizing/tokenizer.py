@@ -102,7 +102,7 @@ def _load(name: str, path: Path) -> PreTrainedTokenizerBase:
 
     if path.is_file():
         try:
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))  # type: ignore[no-untyped-call]
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:
             raise ConfigError(f"--tokenizer {name}: not a tokenizer.json ({first_line(error)})") from None
     if not path.exists() and not _HUB_ID.fullmatch(name):

@@ -119,13 +119,13 @@ def assert_packed(folder: Path, told: Expected, manifest: dict[str, Any], first_
         want = list(labels)
         at = 0
         touched = 0
-        for start, piece, _ in sorted(pieces[sample]):
+        for start, tokens_of_piece, _ in sorted(pieces[sample]):
             assert start == at
             if start > 0 and want[start] != -100:
                 want[start] = -100
                 cut["targets"] += 1
                 touched = 1
-            at += len(piece)
+            at += len(tokens_of_piece)
         cut["samples_affected"] += touched
         assert [t for _, piece, _ in sorted(pieces[sample]) for t in piece] == tokens
         assert [t for _, _, piece in sorted(pieces[sample]) for t in piece] == want

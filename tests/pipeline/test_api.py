@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,20 @@ from tests.pipeline.samples import random_rows, save
 ROOT = Path(__file__).parents[2]
 OPTIONS = PackOptions(max_length=60)
 
+# What a caller without a type checker might write.
+WRONG_FOR_PACK: list[dict[str, Any]] = [
+    {"max_length": 0},
+    {"max_length": "60"},
+    {"max_length": 60, "overlong": "cut"},
+    {"max_length": True},
+]
+WRONG_FOR_TOKENIZE: list[dict[str, Any]] = [
+    {"on_error": "skip"},
+    {"format": "xml"},
+    {"map": {"body": "x"}},
+    {"append_eos": None},
+]
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -43,7 +58,7 @@ def run(tmp_path: Path) -> RunOptions:
     return RunOptions(cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["pack", "tokenize", "verify"]))
+@pytest.mark.parametrize("order", list(itertools.permutations(["pack", "tokenize", "verify"])))
 def test_the_three_names_in_any_order(order: tuple[str, ...]) -> None:
     code = "\n".join(f"from pipeline import {name}; assert callable({name}), {name}" for name in order)
     code += "\nimport pipeline.packing.run, pipeline.tokenizing.run, pipeline.verifying.verify\n"
@@ -131,13 +146,13 @@ def test_tokenizing_with_a_path_and_with_what_was_loaded(tmp_path: Path, run: Ru
 
 
 def test_errors_are_of_one_family_and_told_in_one_message(tmp_path: Path, source: Path, run: RunOptions) -> None:
-    for wrong in ({"max_length": 0}, {"max_length": "60"}, {"max_length": 60, "overlong": "cut"}, {"max_length": True}):
+    for wrong in WRONG_FOR_PACK:
         with pytest.raises(ConfigError) as refused:
-            PackOptions(**wrong)  # type: ignore[arg-type]
+            PackOptions(**wrong)
         assert str(list(wrong)[-1]) in str(refused.value)
-    for wrong in ({"on_error": "skip"}, {"format": "xml"}, {"map": {"body": "x"}}, {"append_eos": None}):
+    for refused_too in WRONG_FOR_TOKENIZE:
         with pytest.raises(ConfigError):
-            TokenizeOptions(**wrong)  # type: ignore[arg-type]
+            TokenizeOptions(**refused_too)
     with pytest.raises(ConfigError, match="num_workers must be at least 1"):
         RunOptions(num_workers=0)
     with pytest.raises(DataError, match="no such file or directory"):

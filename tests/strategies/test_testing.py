@@ -52,6 +52,12 @@ def in_order(request: Request, order: Int64Array) -> Plan:
     return replace(one_each(request), segment=order)
 
 
+def all_in_one(request: Request) -> Plan:
+    """Sound without segments and for few tokens."""
+    count = len(request.lengths)
+    return replace(one_each(request), pack_offsets=np.array([0, count] if count else [0]))
+
+
 def shorten(request: Request) -> Plan:
     request.lengths[:] = 1
     return one_each(request)
@@ -107,7 +113,8 @@ SOUND = relating(
     figures=lambda sums, preparation: {"packs": sums["packs"]},
 )
 
-FAULTS = {
+# Each breaks one rule alone, whatever it is given: hypothesis draws the requests, and any of them may be the first.
+FAULTS: dict[str, list[tuple[Strategy, str]]] = {
     "test_every_name_finds_it": [
         (mine(name="padding"), "belongs to the built-in 'padding'"),
         (mine(aliases=("greedy",)), "belongs to the built-in 'first-fit-decreasing'"),
@@ -118,10 +125,10 @@ FAULTS = {
     ],
     "test_every_segment_once_and_no_pack_over_capacity_or_empty": [
         (mine(lambda r: in_order(r, np.zeros(len(r.lengths), np.int64))), "stands in more than one place"),
-        (mine(lambda r: replace(one_each(r), pack_offsets=np.array([0, len(r.lengths)]))), "over capacity"),
+        (mine(all_in_one), "over capacity"),
     ],
     "test_same_request_same_plan_whatever_was_planned_between": [
-        (mine(lambda r: in_order(r, np.random.permutation(len(r.lengths)))), "got another plan"),
+        (mine(lambda r: in_order(r, np.roll(np.arange(len(r.lengths)), next(CALLS)))), "got another plan"),
         (mine(lambda r: one_each(r, calls=next(CALLS))), "got another plan"),
     ],
     "test_no_number_of_threads_changes_the_plan": [
@@ -133,7 +140,7 @@ FAULTS = {
         (mine(lambda r: one_each(r, mean=float("nan"))), "'mean' is nan"),
         (mine(lambda r: one_each(r, **{f"of_{len(r.lengths)}": 0})), "report different sums"),
         (mine(lambda r: one_each(r, word="two")), "must be an int or a float"),
-        (mine(lambda r: one_each(r, packs=1), figures=lambda sums, _: {"mean": np.inf}), "'mean' is inf"),
+        (mine(SOUND.place, figures=lambda sums, _: {"mean": np.inf}), "'mean' is inf"),
     ],
     "test_no_segments_give_no_packs": [
         (mine(lambda r: replace(one_each(r), pack_offsets=np.array([0, 0]))), "pack 0 is empty"),

@@ -47,7 +47,7 @@ def read(rows: list[dict[str, Any]], folder: Path) -> SplitRows:
 
 
 def test_a_prompt_is_what_is_no_target_and_no_padding(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4], "attention_mask": [0, 1, 1, 1]},
         {"input_ids": [5, 6], "labels": [5, 6], "attention_mask": [1, 1]},
         {"input_ids": [], "labels": [], "attention_mask": []},
@@ -264,7 +264,7 @@ def test_raw_rows_are_embedded_by_their_prompts(run: Run, tmp_path: Path, real_d
     source, out = write_jsonl(rows, tmp_path / "raw.jsonl"), tmp_path / "out"
     tokenizer = real_data / "tokenizers" / "gpt2" / "tokenizer.json"
     flags = ["--strategy", "tfp", "--set", "embedder=sentence-transformers", "--set", "model=minilm"]
-    flags += ["--set", "threshold=none", "--tokenizer", tokenizer, "--append-eos"]
+    flags += ["--set", "threshold=none", "--tokenizer", str(tokenizer), "--append-eos"]
     ended = run("pack", source, "--output", out, "--max-length", 96, *flags)
     assert ended.code == 0, ended.err
     assert same_topic(out) > 0.7

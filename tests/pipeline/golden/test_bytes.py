@@ -131,7 +131,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     folder = tmp_path_factory.mktemp("tokenizer") / "words"
-    PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL).save_pretrained(str(folder))  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL).save_pretrained(str(folder))
     return folder
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.base.engine import Monitor
 from pipeline.base.lock import file_lock
+from pipeline.packing.shards import ShardFacts, ShardTask, write_shard
 from tests.conftest import Run, left_behind
 from tests.pipeline.samples import random_rows, save
 
@@ -232,15 +234,11 @@ def test_abandoned_staging_is_removed(run: Run, tmp_path: Path, source: Path) ->
 def test_input_that_changes_meanwhile_is_an_error(
     run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.packing import steps
-
-    write_shard = steps.write_shard
-
-    def touch_and_write(*arguments: object) -> object:
+    def touch_and_write(task: ShardTask, monitor: Monitor) -> ShardFacts:
         os.utime(next(source.glob("*.arrow")))
-        return write_shard(*arguments)  # type: ignore[arg-type]
+        return write_shard(task, monitor)
 
-    monkeypatch.setattr(steps, "write_shard", touch_and_write)
+    monkeypatch.setattr("pipeline.packing.steps.write_shard", touch_and_write)
     ended = run("pack", source, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == 3
     assert "changed while it was being packed" in ended.err

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import transformers
@@ -27,14 +26,15 @@ def chatml(tmp_path: Path) -> Path:
     return path
 
 
-Lines = Callable[[list[Any]], Path]
+class Lines(Protocol):
+    """Write rows as JSON lines; a text is a line as it is."""
+
+    def __call__(self, rows: list[Any], name: str = ..., /) -> Path: ...
 
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Lines:
-    """Write rows as JSON lines."""
-
-    def write(rows: list[Any], name: str = "rows.jsonl") -> Path:
+    def write(rows: list[Any], name: str = "rows.jsonl", /) -> Path:
         path = tmp_path / name
         text = "\n".join(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
         path.write_bytes((text + "\n").encode("utf-8", "surrogatepass"))

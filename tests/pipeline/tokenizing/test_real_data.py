@@ -61,6 +61,7 @@ def test_ids_and_targets(run: Run, tmp_path: Path, real_data: Path, gpt2: Path, 
     own = whole.apply_chat_template(
         chats, chat_template=template(style, marks=True), return_assistant_tokens_mask=True, return_dict=True
     )
+    assert isinstance(own, transformers.BatchEncoding)
     assert list(found[False]["input_ids"]) == own["input_ids"]
     assert list(found[True]["input_ids"]) == own["input_ids"]
     masks = [[int(label != -100) for label in labels] for labels in found[True]["labels"]]

@@ -81,8 +81,13 @@ def test_interrupted_and_resumed(
     run: Run, tmp_path: Path, many: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
-    encode, encoded = Encoder.encode, []
-    monkeypatch.setattr(Encoder, "encode", lambda *a: (encoded.append(1), encode(*a))[1])
+    encode, encoded = Encoder.encode, list[Encoder]()
+
+    def counting(encoder: Encoder, *arguments: Any) -> Any:
+        encoded.append(encoder)
+        return encode(encoder, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
     assert run("tokenize", many, "--output", tmp_path / "whole", *flags).code == 0
     num_blocks = len(encoded)
     finish = ShardBuilder.finish

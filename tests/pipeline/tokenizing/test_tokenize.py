@@ -157,6 +157,24 @@ def test_bad_rows_are_left_out_counted_and_listed(
     assert "dropped.jsonl" in manifest_of(tmp_path / "out")["files"]
 
 
+def test_the_old_value_skip_means_drop_for_one_version(
+    run: Run, tmp_path: Path, lines: Lines, flags: list[object]
+) -> None:
+    source, job = lines(BAD[:2]), tmp_path / "job.yaml"
+    tokenize = ["tokenize", source, "--output", tmp_path / "out", *flags]
+    ended = run(*tokenize, "--on-error", "skip", "--json")
+    assert ended.code == 0, ended.err
+    assert "WARNING: --on-error skip is now called drop; the next version will refuse it" in ended.err
+    assert ended.json["counts"]["dropped"] == {"empty_turn": 1}
+    assert manifest_of(tmp_path / "out")["config"]["on_error"] == "drop"
+    ended = run(*tokenize, "--on-error", "drop", "--json")
+    assert ended.json["status"] == "up_to_date" and "is now called" not in ended.err
+    job.write_text("on_error: skip\nmax_length: 99\n")
+    ended = run("pack", source, *flags, "--config", job, "--dry-run", "--json")
+    assert "skip is now called drop" in ended.err
+    assert ended.json["options"]["on_error"] == {"value": "drop", "source": "file"}
+
+
 def test_a_broken_first_row(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
     source = lines(["{not json", "{}", json.dumps(BAD[0])])
     ended = run("tokenize", source, "--output", tmp_path / "out", *flags)
