@@ -17,8 +17,9 @@ from typing import Any
 import click
 from demo_table import Outcome, comparison
 
-from pipeline.command.main import commands
+from pipeline.command.main import commands as pipeline_commands
 from strategies.registry import BUILT_IN
+from training.command.main import commands as training_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -171,6 +172,34 @@ def related_time() -> str:
     return table(("", ""), rows)
 
 
+def layouts() -> str:
+    """What training in each layout came to on a CPU."""
+    measured = results("training-2-cores")
+    shown = {
+        "padded": "padded to the longest",
+        "length-grouped": "length-grouped",
+        "transformers-flattening": "flattened by transformers",
+        "minibatch": "flattened by ours",
+        "packed": "packed",
+    }
+    rows = []
+    for name, words in shown.items():
+        cells = [words]
+        for data in ("superni", "gsm8k"):
+            figures = measured[data]["layouts"][name]
+            ratio = figures.get("times_padded")
+            cells += [f"{figures['tokens_per_second']:.0f}", _x(ratio) if ratio else ""]
+        rows.append(cells)
+    return table(("layout", "`superni` (short, heavy tail; 7 % targets)", "", "`gsm8k` (even; 65 % targets)", ""), rows)
+
+
+def wrong_settings(trainer: str) -> str:
+    """Losses of one step with settings of a trainer that train something else."""
+    losses = results("by-hand")[f"{trainer}_settings"]["losses"]
+    rows = [(each["setting"], f"{each['loss']:.3f}" if each["loss"] else "not run", each["because"]) for each in losses]
+    return table(("setting", "loss", "because"), rows)
+
+
 def _s(seconds: dict[str, float], digits: int = 1) -> str:
     return f"{seconds['median']:.{digits}f} s"
 
@@ -179,10 +208,10 @@ def _x(ratio: dict[str, float], digits: int = 1) -> str:
     return f"{ratio['median']:.{digits}f} ×"
 
 
-def flags(name: str) -> str:
+def flags(group: click.Group, name: str) -> str:
     """The arguments and flags of a command, from its own help."""
     rows = []
-    for param in commands.commands[name].params:
+    for param in group.commands[name].params:
         if isinstance(param, click.Argument):
             rows.append((f"`{param.metavar}`", "required", "What the command reads."))
         elif isinstance(param, click.Option):
@@ -200,12 +229,12 @@ def _flag(option: click.Option) -> tuple[str, str, str]:
     elif in_help:
         default = in_help.rstrip("]")
     elif option.is_flag:
-        default = "off"
+        default = "on" if option.default else "off"
     else:
         default = str(option.show_default) if isinstance(option.show_default, str) else _text(option.default)
     value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
     value = "" if isinstance(option.type, click.Choice) else value
-    return f"`{option.opts[0]}{value}`", default, _marked(told)
+    return f"`{'/'.join([*option.opts, *option.secondary_opts])}{value}`", default, _marked(told)
 
 
 def _marked(told: str) -> str:
@@ -216,7 +245,7 @@ def _marked(told: str) -> str:
 def _text(default: Any) -> str:
     if isinstance(default, str):
         return f"`{default}`"
-    return f"{default:,}" if isinstance(default, int) else ""
+    return f"{default:,}" if isinstance(default, int) else f"{default:g}" if isinstance(default, float) else ""
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -228,7 +257,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "relatedness": relatedness,
     "cosine limit": cosine_limit,
     "related time": related_time,
-    **{f"flags {name}": partial(flags, name) for name in ("tokenize", "pack", "verify", "strategies")},
+    "layouts": layouts,
+    **{f"{name} settings": partial(wrong_settings, name) for name in ("trainer", "trl")},
+    **{
+        f"flags {name}": partial(flags, pipeline_commands, name)
+        for name in ("tokenize", "pack", "verify", "strategies")
+    },
+    **{f"flags {name}": partial(flags, training_commands, name) for name in ("train", "probe", "parity", "bench")},
 }
 """What is written where, by the name in the mark."""
 

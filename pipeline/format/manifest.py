@@ -224,14 +224,16 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise ManifestError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ManifestError(f"{where} is not a manifest of format {FORMAT_VERSION}: a JSON object is needed")
-    is_tokenized = value.get("kind") == TOKENIZED
-    if value.get("format_version") == 1 and not is_tokenized:
+    version, is_tokenized = value.get("format_version"), value.get("kind") == TOKENIZED
+    if version == 1 and not is_tokenized:
         files = value.get("files")
         raise OldFormatError(
             f"{where} is of format version 1, written by an older release; this one reads version {FORMAT_VERSION}."
             " Pack the input again; --overwrite replaces what is there",
             files=list(files) if isinstance(files, dict) else [],
         )
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ManifestError(f"{where} is of format version {version}; this release reads up to {FORMAT_VERSION}")
     if hash_of_rest(value) != value.get("self"):
         raise ManifestError(f"{where} was changed after it was written")
     try:

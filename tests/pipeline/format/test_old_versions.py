@@ -119,3 +119,11 @@ def test_a_packed_directory_of_version_1_is_replaced_when_that_is_asked(run: Run
     assert run(*pack).code == 0
     assert manifest_of(packed)["format_version"] == 2
     assert run("verify", packed, "--source", tmp_path / "in").code == 0
+
+
+def test_a_directory_of_a_later_version_is_refused(run: Run, tmp_path: Path, tokenized: Path) -> None:
+    rewrite(tokenized, manifest_of(tokenized) | {"format_version": 3})
+    ended = run("pack", tokenized, "--max-length", 99, "--output", tmp_path / "packed")
+    assert ended.code == 3
+    assert "is of format version 3; this release reads up to 2" in ended.err
+    assert not (tmp_path / "packed").exists()
