@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from pipeline import PackOptions, RunOptions, pack
 from strategies import find
 from tests.conftest import Run
 from tests.pipeline.oracle import assert_packed, expect
-from tests.pipeline.samples import save
+from tests.pipeline.samples import save, table
 
 WORKED_EXAMPLE = [
     {"input_ids": [11, 12, 13, 14, 15], "labels": [-100, -100, 13, 14, 15]},
@@ -151,7 +152,10 @@ def test_any_samples_any_choice(
     order: Literal["shuffle", "plan"],
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
-    source = save(rows, folder / "in", kind)
+    source = folder / "in.arrow"
+    content = table(rows, kind)
+    with pa.ipc.new_stream(str(source), content.schema) as writer:
+        writer.write_table(content)
     name, settings_of_strategy = choice
     is_stream = find(name).stream_order is not None
     options = PackOptions(
@@ -168,6 +172,7 @@ def test_any_samples_any_choice(
     pack(source, folder / "out", options, run=RunOptions(num_workers=2, cache_dir=folder / "cache"))
     told = expect(rows, max_length, overlong, keep, stream=is_stream)
     assert_packed(folder / "out", told, json.loads((folder / "out" / "manifest.json").read_bytes()))
+    shutil.rmtree(folder)
 
 
 def test_wrapped_fills_every_pack_but_the_last(run: Run, tmp_path: Path) -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -257,87 +252,3 @@ def test_a_changed_input_is_another_run(run: Run, tmp_path: Path, source: Path) 
     ended = run("pack", source, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == 2
     assert "inputs" in ended.err
-
-
-class TestInterrupted:
-    """A real process, stopped in the middle, then run again."""
-
-    @pytest.fixture
-    def big(self, tmp_path: Path) -> Path:
-        draws = np.random.default_rng(0)
-        lengths = draws.integers(50, 500, 60_000)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(draws.integers(0, 1000, offsets[-1], np.int32)))
-        datasets.Dataset(pa.table({"input_ids": ids})).save_to_disk(str(tmp_path / "big"))
-        return tmp_path / "big"
-
-    def command(self, source: Path, output: Path) -> list[str]:
-        flags = ["--max-length", "512", "--shard-size", "2MB", "--num-workers", "1"]
-        cache = ["--cache-dir", str(output.parent / "cache")]
-        return [sys.executable, "-m", "pipeline", "pack", str(source), "--output", str(output), *flags, *cache]
-
-    @pytest.mark.parametrize(
-        ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-    )
-    def test_finished_work_is_kept_and_resumed(
-        self, tmp_path: Path, big: Path, sent: signal.Signals, code: int
-    ) -> None:
-        whole, out = tmp_path / "whole", tmp_path / "out"
-        subprocess.run(self.command(big, whole), cwd=ROOT, check=True, capture_output=True)
-        process = subprocess.Popen(
-            self.command(big, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob(".out.staging-*/dataset/*.arrow"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(sent)
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == code, stderr
-        assert not out.exists()
-        (staging,) = tmp_path.glob(".out.staging-*")
-        if sent != signal.SIGKILL:
-            assert str(staging) in stderr
-            assert "resumes" in stderr
-            assert "Traceback" not in stderr
-            assert not (tmp_path / ".out.lock").exists()
-        assert stdout == ""
-        kept = {path: path.stat().st_ino for path in staging.glob("dataset/*.arrow")}
-        done = {json.loads(path.read_text())["file"]["xxh3_128"] for path in staging.glob("work/dataset-*.done")}
-        assert len(done) >= 2
-
-        again = subprocess.run(self.command(big, out), cwd=ROOT, check=True, capture_output=True, text=True)
-        assert "packed" in again.stdout
-        assert contents(out) == contents(whole)
-        same = [path.name for path, inode in kept.items() if (out / path.name).stat().st_ino == inode]
-        assert len(same) >= len(done) - 1, "finished shards are not written again"
-        assert list(tmp_path.glob(".out*")) == []
-
-    def test_a_damaged_finished_shard_is_written_again(self, tmp_path: Path, big: Path) -> None:
-        whole, out = tmp_path / "whole", tmp_path / "out"
-        subprocess.run(self.command(big, whole), cwd=ROOT, check=True, capture_output=True)
-        process = subprocess.Popen(
-            self.command(big, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while not list(tmp_path.glob(".out.staging-*/**/dataset-*.done")) and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
-        record = sorted(tmp_path.glob(".out.staging-*/**/dataset-*.done"))[0]
-        shard = record.parents[1] / "dataset" / record.name.removeprefix("dataset-").removesuffix(".done")
-        content = bytearray(shard.read_bytes())
-        content[len(content) // 2] ^= 1
-        shard.write_bytes(content)
-        subprocess.run(self.command(big, out), cwd=ROOT, check=True, capture_output=True)
-        assert contents(out) == contents(whole)
-
-    def test_a_full_disk_keeps_finished_work(self, tmp_path: Path, big: Path) -> None:
-        out = tmp_path / "out"
-        limit = f"ulimit -f 1000; exec {' '.join(self.command(big, out))}"  # files of at most 1,000 KiB
-        ended = subprocess.run(["bash", "-c", limit], check=False, cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 74, ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert "kept in" in ended.stderr
-        assert len(ended.stderr.strip().splitlines()) == 1
-        assert list(tmp_path.glob("*.part")) == []
-        assert not out.exists()
-        subprocess.run(self.command(big, out), cwd=ROOT, check=True, capture_output=True)
