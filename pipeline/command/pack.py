@@ -52,7 +52,11 @@ _COLUMN_FLAGS: list[Decorator] = [
 ]
 
 _TOKENIZER_FLAG: list[Decorator] = [
-    click.option("--tokenizer", metavar="PATH_OR_ID", help="Tokenise raw INPUTs with it first; then these apply:")
+    click.option(
+        "--tokenizer",
+        metavar="PATH_OR_ID",
+        help="Tokenise raw INPUTs with this directory, tokenizer.json or Hub id first.",
+    )
 ]
 
 _SHARD_FLAGS: list[Decorator] = [
