@@ -21,6 +21,8 @@ from pipeline.command.main import main
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
+pytest_plugins = ["tests.selection"]
+
 IN_MEMORY, ROOM = "/dev/shm", 4 << 30
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from strategies.testing import StrategyConformance
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,8 @@ def write_package(folder: Path) -> list[str]:
     return list(files)
 
 
+@pytest.mark.slow
+@pytest.mark.needs("hatchling")
 def test_a_strategy_written_from_contributing_passes_the_suite_and_packs(tmp_path: Path) -> None:
     package, site, elsewhere, packed = (tmp_path / name for name in ("package", "site", "elsewhere", "packed"))
     elsewhere.mkdir()

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import Ended, Run
 from tests.pipeline.command.processes import ROOT
 
+NEEDS_TOKENIZER = pytest.mark.needs("transformers")
+
 
 def test_log_file_holds_the_log(run: Run, tmp_path: Path) -> None:
     ended = run(
@@ -99,7 +101,11 @@ def failure(ended: Ended) -> dict[str, object]:
         (["pack", "in"], "Missing option '--max-length'"),
         (["pack", "in", "--max-length", "9", "--strategy", "tape", "--output", "out"], "unknown strategy 'tape'"),
         (["tokenize", "in"], "Missing option '--tokenizer'"),
-        (["tokenize", "in", "--tokenizer", "/nowhere", "--output", "out"], "no such file or directory"),
+        pytest.param(
+            ["tokenize", "in", "--tokenizer", "/nowhere", "--output", "out"],
+            "no such file or directory",
+            marks=NEEDS_TOKENIZER,
+        ),
         (["verify"], "Missing argument 'DIR'"),
         (["verify", "out", "--tokenizer", "gpt2"], "--tokenizer has no effect without --source"),
     ],
@@ -129,7 +135,7 @@ def test_bad_data_as_an_object(run: Run, tmp_path: Path, tokenizer_dir: Path, pa
     ("command", "where"),
     [
         ("pack", "pipeline.packing.steps.plan_window"),
-        ("tokenize", "pipeline.tokenizing.encoding.Encoder.encode"),
+        pytest.param("tokenize", "pipeline.tokenizing.encoding.Encoder.encode", marks=NEEDS_TOKENIZER),
         ("verify", "pipeline.verifying.verify.check_splits"),
     ],
 )
@@ -161,7 +167,7 @@ def test_a_bug_as_an_object_that_names_its_log(
     [
         ("pack", signal.SIGINT, 130),
         ("pack", signal.SIGTERM, 143),
-        ("tokenize", signal.SIGINT, 130),
+        pytest.param("tokenize", signal.SIGINT, 130, marks=NEEDS_TOKENIZER),
         ("verify", signal.SIGINT, 130),
     ],
 )

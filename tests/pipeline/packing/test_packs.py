@@ -126,6 +126,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

