@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -30,6 +31,9 @@ LIGHT = "strategies.arrays"
 """What of `strategies` the two lowest rooms may know: names of types."""
 
 MOST_ROOMS, MOST_MODULES, MOST_LINES, MOST_FUNCTION_LINES = 10, 12, 350, 60
+
+
+_parsed = functools.cache(ast.parse)  # every rule reads every file
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Tree:
         """Every import of a module of ours, also those inside functions and for types alone."""
         files = self.files()
         for importer, path in files.items():
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(_parsed(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     for alias in node.names:
                         if alias.name.split(".")[0] in (*PACKAGES, "scripts", "tests"):
@@ -132,7 +136,7 @@ def private_names(tree: Tree) -> list[str]:
         if last.startswith("_") and not last.startswith("__"):
             wrong.append(f"{tree.where(each.importer, each.line)}: {each.module}.{each.name or ''} is private")
     for module, path in files.items():
-        syntax = ast.parse(path.read_text(encoding="utf-8"))
+        syntax = _parsed(path.read_text(encoding="utf-8"))
         names = _modules_by_name(syntax, set(files))
         for node in ast.walk(syntax):
             if (
@@ -185,7 +189,7 @@ def sizes(tree: Tree) -> list[str]:
         text, name = path.read_text(encoding="utf-8"), path.relative_to(tree.root)
         if text.count("\n") > MOST_LINES:
             wrong.append(f"{name} has {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(_parsed(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_kernel(node):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > MOST_FUNCTION_LINES:
