@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
@@ -14,10 +14,12 @@ from pipeline.base.words import aligned, counted
 from pipeline.format.counts import Counts
 from pipeline.format.figures import Figures, Report
 from pipeline.format.manifest import FileEntry, PackManifest
-from pipeline.packing.run import PackResult
-from pipeline.tokenizing.run import TokenizeResult
-from pipeline.verifying.verify import VerifyResult
 from strategies import Strategy, all_strategies
+
+if TYPE_CHECKING:  # one command's table does not wait for what other commands import
+    from pipeline.packing.run import PackResult
+    from pipeline.tokenizing.run import TokenizeResult
+    from pipeline.verifying.verify import VerifyResult
 
 View = tuple[str, Mapping[str, Any]]
 """A result in its two forms."""
