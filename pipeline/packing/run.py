@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
@@ -27,7 +27,9 @@ from pipeline.publishing.publication import publication
 from pipeline.reading.content import content_hashes, origin_of
 from pipeline.reading.inputs import local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
-from pipeline.tokenizing.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from pipeline.tokenizing.tokenizer import TextTokenizer
 
 Names = str | Path | Iterable[str | Path]
 """One input or several: directories, files, globs, URLs or Hub ids."""

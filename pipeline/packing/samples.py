@@ -13,7 +13,6 @@ from pipeline.reading.columns import Selection
 from pipeline.reading.input_rows import InputRows, open_inputs
 from pipeline.reading.inputs import Input
 from pipeline.reading.workspace import Workspace
-from pipeline.tokenizing.for_packing import tokenize_inputs
 from pipeline.tokenizing.tally import DROPPED, RowTally, warn_of_rows, write_dropped
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ def open_samples(inputs: list[Input], setup: Setup, work: Workspace) -> Samples:
     if setup.tokenization is None:
         extra = setup.embedder.column if setup.embedder else None
         return Samples(rows=open_inputs(inputs, Selection(names=setup.options.column, extra=extra), work))
+    from pipeline.tokenizing.for_packing import tokenize_inputs
+
     tokenized = tokenize_inputs(inputs, setup.tokenization, work)
     return Samples(rows=tokenized.rows, tally=tokenized.tally, dropped_lists=tokenized.dropped)
 

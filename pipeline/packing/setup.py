@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import did_you_mean
 from pipeline.embedding.embedders import Embedder, make_embedder
 from pipeline.format.identity import EMBEDDING_MODEL, PACKED, Identity, NamedHash, Origin
 from pipeline.format.options import PackOptions, TokenizeOptions
-from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
-from pipeline.tokenizing.tokenizer import TextTokenizer
 from strategies import Draws, Strategy, find
 from strategies.contract import Embedding
+
+if TYPE_CHECKING:
+    from pipeline.tokenizing.tokenization import Tokenization
+    from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_CAPACITY = 1 << 30
 """Values in one list column of one pack: far enough from the 2^31 of Arrow's 32-bit offsets."""
@@ -154,6 +156,8 @@ def set_up(
     embedding = strategy.embedding
     tokenization = None
     if tokenizer is not None:
+        from pipeline.tokenizing.tokenization import load_tokenization
+
         tokenize = _tokenize_options(options, embedding)
         tokenization = load_tokenization(tokenizer, chat_template, tokenize)
     elif chat_template is not None or options.tokenize is not None:

@@ -21,16 +21,6 @@ from strategies.arrays import Int32Array
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-NOTES = {
-    "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
-    " one to text and pairs, and the marks of a template should go round it",
-    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
-    "gap": "the template writes something between a turn and its end token, which is not trained",
-    "encoded_twice": "the arguments of a tool call are JSON as text, and the template has encoded that text once more;"
-    " give them as objects",
-}
-"""What is said of samples that are used all the same."""
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -67,7 +57,7 @@ class EncodedBlock:
     """In the order of rows."""
 
     notes: dict[str, list[int]]
-    """Rows about which something is to be said, by what; see `NOTES`."""
+    """Rows about which something is to be said, by what; see `tally.NOTES`."""
 
 
 class Encoder:

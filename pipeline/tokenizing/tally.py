@@ -13,12 +13,21 @@ from typing import Any
 from pipeline.base.storage import FileFacts, HashingFile
 from pipeline.base.words import counted
 from pipeline.format.manifest import Tally
-from pipeline.tokenizing.encoding import NOTES
 
 log = logging.getLogger(__name__)
 
 DROPPED = "dropped.jsonl"
 """The file that lists the rows left out, where leaving out was asked for."""
+
+NOTES = {
+    "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
+    " one to text and pairs, and the marks of a template should go round it",
+    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
+    "gap": "the template writes something between a turn and its end token, which is not trained",
+    "encoded_twice": "the arguments of a tool call are JSON as text, and the template has encoded that text once more;"
+    " give them as objects",
+}
+"""What is said of samples that are used all the same."""
 
 
 @dataclass(kw_only=True)

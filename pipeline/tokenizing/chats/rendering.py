@@ -30,7 +30,7 @@ class Rendering:
     """What the user said, to embed the sample by; all of a plain text."""
 
     notes: list[str]
-    """What is to be said about it; see `encoding.NOTES`."""
+    """What is to be said about it; see `tally.NOTES`."""
 
 
 class Renderer:
