@@ -63,13 +63,20 @@ def split_pairs(texts: Iterable[str]) -> list[str]:
 def show_samples(
     values: dict[str, Any], part: InputOptions, options: TokenizeOptions | None, tokenizer: TextTokenizer | None
 ) -> None:
-    """Print samples: to stdout, where they are asked for, but not into a JSON object."""
+    """Print samples: to stdout, where they are asked for, but not into a JSON object.
+
+    Raises `ConfigError` for flags of a result where samples are all that is asked for.
+    """
     from pipeline.reading.inputs import resolve
     from pipeline.reading.workspace import cache_of
     from pipeline.tokenizing.show import first_samples
     from pipeline.tokenizing.tokenization import load_tokenization
 
     assert options is not None and tokenizer is not None, "--show needs a tokenizer"
+    if values["output"] is None and not values.get("dry_run"):
+        for name, flag in (("as_json", "json"), ("overwrite", "overwrite")):
+            if values[name]:
+                raise ConfigError(f"--{flag} has no effect: --show without --output prints samples and does no more")
     tokenization = load_tokenization(tokenizer, values["chat_template"], options)
     to_stderr = values["as_json"]
     color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")

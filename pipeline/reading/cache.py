@@ -28,6 +28,7 @@ class FileCache:
         self._downloads = self.folder / "downloads"
         self._seen: dict[InputFile, str] = {}
         self._copies: dict[InputFile, str] = {}
+        self._is_writable = True
 
     def __enter__(self) -> FileCache:
         return self
@@ -54,15 +55,20 @@ class FileCache:
         seen_at = time.time()
         digest = hash_file(self.local_path(file))
         settled = os.stat(file.path).st_ctime if file.is_local else 0.0
-        if seen_at - settled > _SETTLED_SECONDS:
-            try:
-                self._hashes.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=self._hashes, delete=False) as new:
-                    json.dump({"file": file.shown, "xxh3_128": digest}, new)
-                os.replace(new.name, entry)
-            except OSError as error:
-                log.debug("content hash of %s is not remembered: %s", file.shown, error)
+        if seen_at - settled > _SETTLED_SECONDS and self._is_writable:
+            self._remember(entry, {"file": file.shown, "xxh3_128": digest})
         return digest
+
+    def _remember(self, entry: Path, content: dict[str, str]) -> None:
+        """Write an entry; where that fails, say so once."""
+        try:
+            self._hashes.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._hashes, delete=False) as new:
+                json.dump(content, new)
+            os.replace(new.name, entry)
+        except OSError as error:
+            self._is_writable = False
+            log.warning("content hashes of inputs are not remembered: %s", error)
 
     def local_path(self, file: InputFile) -> str:
         """A path that can be opened and memory-mapped; remote files are fetched once.

@@ -76,6 +76,16 @@ def test_a_flag_without_effect_is_an_error_that_says_why(
     assert run("verify", tmp_path, "--chat-template", "x.jinja").code == 2
 
 
+@pytest.mark.parametrize("flag", ["--json", "--overwrite"])
+def test_samples_alone_have_no_result(run: Run, tmp_path: Path, tokenizer_dir: Path, flag: str) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "a"}')
+    flags = ["--tokenizer", tokenizer_dir, "--show", 1]
+    assert run("tokenize", text, *flags).code == 0
+    ended = run("tokenize", text, *flags, flag)
+    assert (ended.code, f"{flag} has no effect" in ended.err) == (2, True), ended.err
+
+
 def test_job_file_alone(run: Run, tmp_path: Path, source: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(

@@ -106,3 +106,12 @@ def test_a_row_of_two_million_tokens_in_json(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", json_lines(rows))
     ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 2_000_000, "--json")
     assert ended.json["counts"]["tokens_packed"] == 2_000_003
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reading.cache._SETTLED_SECONDS", -1.0)
+    sources = [write(tmp_path / f"{name}.jsonl", json_lines(ROWS)) for name in "ab"]
+    flags = ["--max-length", LONGEST, "--cache-dir", sources[0] / "cache"]
+    ended = run("pack", *sources, "--output", tmp_path / "out", *flags)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("not remembered") == 1
