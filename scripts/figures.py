@@ -229,7 +229,7 @@ def _flag(option: click.Option) -> tuple[str, str, str]:
     elif in_help:
         default = in_help.rstrip("]")
     elif option.is_flag:
-        default = "on" if option.default else "off"
+        default = "on" if option.default is True else "off"
     else:
         default = str(option.show_default) if isinstance(option.show_default, str) else _text(option.default)
     value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"

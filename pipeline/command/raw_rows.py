@@ -73,11 +73,12 @@ def show_samples(
     from pipeline.tokenizing.tokenization import load_tokenization
 
     assert options is not None and tokenizer is not None, "--show needs a tokenizer"
-    if values["output"] is None and not values.get("dry_run"):
+    is_all = values["output"] is None and not values.get("dry_run")
+    if is_all:
         for name, flag in (("as_json", "json"), ("overwrite", "overwrite")):
             if values[name]:
                 raise ConfigError(f"--{flag} has no effect: --show without --output prints samples and does no more")
-    tokenization = load_tokenization(tokenizer, values["chat_template"], options)
+    tokenization = load_tokenization(tokenizer, values["chat_template"], options, tells=is_all)
     to_stderr = values["as_json"]
     color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
     with cache_of(run_options(values)) as cache:

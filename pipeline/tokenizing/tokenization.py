@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 class Tokenization:
     """A tokenizer and a chat template, loaded, with the options that say how they are used."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: Path | None, options: TokenizeOptions) -> None:
-        """template: a Jinja file, None for the tokenizer's own.
+    def __init__(
+        self, tokenizer: TextTokenizer, template: Path | None, options: TokenizeOptions, *, tells: bool = True
+    ) -> None:
+        """template: a Jinja file, None for the tokenizer's own; tells: whether to log how files are read.
 
         Raises `ConfigError` for a template that cannot be used, and for tokens of another day.
         """
@@ -45,8 +47,10 @@ class Tokenization:
                 " on that day"
             )
         self._encoders: dict[tuple[object, ...], Encoder] = {}
+        self._tells = tells
         self._known: set[tuple[str, ...]] = set()  # columns of files of which it was said how they are read
-        self._tell_guesses()
+        if tells:
+            self._tell_guesses()
 
     @property
     def origin(self) -> Origin:
@@ -66,7 +70,7 @@ class Tokenization:
         """
         formats = [self._format_of(file) for file in files]
         for file, format_ in zip(files, formats, strict=True):
-            if file.columns not in self._known:
+            if self._tells and file.columns not in self._known:
                 self._tell(file, format_)
             self._known.add(file.columns)
         if self._template_was_given and files and all(format_.name == "text" for format_ in formats):
@@ -131,15 +135,19 @@ class Tokenization:
 
 
 def load_tokenization(
-    tokenizer: str | Path | TextTokenizer, template: str | Path | None, options: TokenizeOptions
+    tokenizer: str | Path | TextTokenizer,
+    template: str | Path | None,
+    options: TokenizeOptions,
+    *,
+    tells: bool = True,
 ) -> Tokenization:
     """Load a tokenizer, unless it is loaded, and a chat template.
 
-    tokenizer: a directory, a tokenizer.json or a Hub id; template: see `Tokenization`.
+    tokenizer: a directory, a tokenizer.json or a Hub id; template and tells: see `Tokenization`.
     Raises `ConfigError` for what cannot be loaded, `BusyError` where the Hub is out of reach.
     """
     loaded = tokenizer if isinstance(tokenizer, TextTokenizer) else load_tokenizer(str(tokenizer))
-    return Tokenization(loaded, None if template is None else Path(template), options)
+    return Tokenization(loaded, None if template is None else Path(template), options, tells=tells)
 
 
 def _today() -> str:

@@ -86,6 +86,13 @@ def test_samples_alone_have_no_result(run: Run, tmp_path: Path, tokenizer_dir: P
     assert (ended.code, f"{flag} has no effect" in ended.err) == (2, True), ended.err
 
 
+def test_how_a_file_is_read_is_said_once(run: Run, tmp_path: Path, tokenizer_dir: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "a"}')
+    ended = run("tokenize", text, "--tokenizer", tokenizer_dir, "--show", 1, "--output", tmp_path / "out")
+    assert (ended.code, ended.err.count("format text")) == (0, 1), ended.err
+
+
 def test_job_file_alone(run: Run, tmp_path: Path, source: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(
