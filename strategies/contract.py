@@ -189,6 +189,10 @@ def check(plan: Plan, request: Request, name: str) -> Plan:
 
     Raises `ContractError`, naming the strategy, otherwise. O(num_segments).
     """
+    if not isinstance(plan, Plan) or not all(
+        isinstance(each, np.ndarray) for each in (plan.segment, plan.pack_offsets)
+    ):
+        raise ContractError(f"strategy {name!r} broke its contract: it must return a Plan of numpy vectors")
     segment, offsets = plan.segment, plan.pack_offsets
     if segment.dtype != np.int64 or offsets.dtype != np.int64 or segment.ndim != 1 or offsets.ndim != 1:
         raise ContractError(f"strategy {name!r} broke its contract: segment and pack_offsets must be int64 vectors")

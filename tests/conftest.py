@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 from pipeline.command.main import main
+from strategies.registry import ENTRY_POINT_GROUP
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -24,6 +26,13 @@ settings.load_profile("shared machine")
 pytest_plugins = ["tests.selection"]
 
 IN_MEMORY, ROOM = "/dev/shm", 4 << 30
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to run where a plug-in is installed: what the strategies are, and are called, is tested."""
+    plug_ins = entry_points(group=ENTRY_POINT_GROUP)
+    if plug_ins:
+        pytest.exit(f"uninstall the plug-in {next(iter(plug_ins)).name!r}: the tests know our own strategies", 2)
 
 
 def pytest_configure() -> None:

@@ -139,6 +139,25 @@ def test_statuses(run: Run) -> None:
     assert told == {error["status"]}.union(*map(typing.get_args, hints))
 
 
+def test_json_keys(run: Run, tmp_path: Path) -> None:
+    rows = documents.table(PAGES["docs/commands.md"], "## What `--json` prints")
+    told = {documents.marked(row[0])[0]: documents.marked(row[1]) for row in rows if row[0].startswith("`")}
+    source, text = save(random_rows(20), tmp_path / "in"), tmp_path / "text.jsonl"
+    text.write_text('{"text": "one"}')
+    pack = ["pack", source, "--output", tmp_path / "out", "--max-length", 60]
+    model = save_tokenizer(tmp_path / "model")
+    commands: dict[str, list[object]] = {
+        "pack": pack,
+        "pack --dry-run": [*pack, "--dry-run"],
+        "tokenize": ["tokenize", text, "--output", tmp_path / "tokens", "--tokenizer", model],
+        "verify": ["verify", tmp_path / "out"],
+        "strategies": ["strategies"],
+    }
+    assert set(commands) == set(told)
+    for command, words in commands.items():
+        assert set(run(*words, "--json").json) <= set(told[command]), command
+
+
 COLUMNS = {
     "## Columns of packs": documents.columns_of(PACK_SCHEMA),
     "## Columns of tokens": documents.columns_of(tokenized_schema(text=True, source_row=True)),

@@ -41,10 +41,14 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
         raise click.UsageError(f"{where}: a mapping of option names to values is needed")
     known = {_name_in_file(p): p for p in ctx.command.params if p is not param}
     defaults: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     for written, value in job.items():
         key = str(written).replace("-", "_")
         if key not in known:
             raise click.UsageError(f"{where}: unknown key {written!r}{did_you_mean(key, known)}")
+        if key in seen:
+            raise click.UsageError(f"{where}: {seen[key]!r} and {written!r} are the same option")
+        seen[key] = written
         option = known[key]
         if key in ("set", "column", "map"):
             as_flag = key == "map" and isinstance(value, str)

@@ -105,7 +105,7 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         "progress": TerminalBars(),
     }
     if values["dry_run"]:
-        planned = dry_run(values["inputs"], options, **more)
+        planned = dry_run(values["inputs"], options, output=values["output"], overwrite=values["overwrite"], **more)
         shown = _with_sources(ctx, values, options, planned.manifest)
         print_result(*dry_run_table(planned, shown), values["as_json"])
     elif values["output"] is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import ExitCode
+from pipeline.base.errors import ConfigError, ExitCode
 from pipeline.base.harness import flags, print_result, result_options
 from pipeline.base.progress import TerminalBars
 from pipeline.command.flags import RUN_FLAGS
@@ -37,6 +37,8 @@ def verify(directory: Path, source: tuple[str, ...], **values: Any) -> None:
     from pipeline.command.tables import verify_table
     from pipeline.verifying.verify import verify as run_verify
 
+    if values["cache_dir"] is not None and not source:
+        raise ConfigError("--cache-dir has no effect without --source")
     result = run_verify(
         directory,
         source=source,

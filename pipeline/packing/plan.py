@@ -13,6 +13,7 @@ from pipeline.base.arrays import load_arrays, save_arrays
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import StrategyError
 from pipeline.base.storage import FileFacts
+from pipeline.base.words import first_line
 from pipeline.embedding.vectors import Vectors
 from pipeline.format.counts import Counts, Loss
 from pipeline.format.options import PackOptions
@@ -31,6 +32,7 @@ from pipeline.reading.windows import SplitRows, Window
 from strategies import ContractError, Draws, Plan, Request
 from strategies.arrays import Int32Array, Int64Array
 from strategies.contract import check
+from strategies.registry import BUILT_IN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +171,17 @@ def _place(segments: Segments, strategy: ConfiguredStrategy, draws: Draws, task:
         preparation=vectors.preparation if vectors else {},
         num_threads=num_threads,
     )
+    name = strategy.strategy.name
     try:
-        return check(strategy.strategy.place(request), request, strategy.strategy.name)
+        return check(strategy.strategy.place(request), request, name)
     except ContractError as error:
         raise StrategyError(str(error)) from None
+    except Exception as error:
+        if strategy.strategy in BUILT_IN:
+            raise
+        raise StrategyError(
+            f"strategy {name!r}, a plug-in, failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _window_plan(

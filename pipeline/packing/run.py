@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Iterable
@@ -9,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.base.errors import TightpackError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.staging import Staging
 from pipeline.format.columns import PACK_SCHEMA
 from pipeline.format.dataset_files import finish_dataset, path_in_dataset
+from pipeline.format.identity import Identity
 from pipeline.format.manifest import PackManifest
 from pipeline.format.options import PackOptions
 from pipeline.packing.account import manifest_of
@@ -22,14 +25,17 @@ from pipeline.packing.samples import open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
 from pipeline.packing.setup import set_up
 from pipeline.packing.steps import cut_windows, embed_windows, plan_windows, write_shards
+from pipeline.publishing.existing import existing_run
 from pipeline.publishing.output import check_output
 from pipeline.publishing.publication import publication
 from pipeline.reading.content import content_hashes, origin_of
-from pipeline.reading.inputs import local_files, local_folders, resolve
+from pipeline.reading.inputs import Input, local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 
 if TYPE_CHECKING:
     from pipeline.tokenizing.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 Names = str | Path | Iterable[str | Path]
 """One input or several: directories, files, globs, URLs or Hub ids."""
@@ -113,12 +119,15 @@ def dry_run(
     *,
     tokenizer: str | Path | TextTokenizer | None = None,
     chat_template: str | Path | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """What `pack` would give. Nothing is written but temporary files, which are removed again.
 
-    Samples that are too long are reported, not refused. Raises as `pack`.
+    output: where `pack` would publish, so that what is in its way can be said; None where that is not decided.
+    Samples that are too long, and an output that is in the way, are reported, not refused. Raises as `pack`.
     """
     started = time.monotonic()
     setup = set_up(options, tokenizer, chat_template)
@@ -129,6 +138,8 @@ def dry_run(
         engine_of(run) as engine,
     ):
         identity = setup.identity(content_hashes(sources, cache, engine, progress), origin_of(sources))
+        if output is not None:
+            _tell_of_output(output, sources, identity, overwrite=overwrite)
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
         work.staging.open()
         samples = open_samples(sources, setup, work)
@@ -143,3 +154,13 @@ def dry_run(
         seconds=time.monotonic() - started,
         overlong=overlong_samples(plans),
     )
+
+
+def _tell_of_output(output: str | Path, sources: list[Input], identity: Identity, *, overwrite: bool) -> None:
+    """Say whether `pack` would have nothing to do, or would refuse its output."""
+    try:
+        target = check_output(output, files=local_files(sources), folders=local_folders(sources))
+        if existing_run(target, identity, overwrite=overwrite) is not None:
+            log.info("%s is up to date: without --dry-run there is nothing to do", output)
+    except TightpackError as error:
+        log.warning("without --dry-run this ends with exit code %d: %s", error.exit_code, error)

@@ -43,6 +43,14 @@ class Selection:
         return [*names, str(self.extra)] if has_extra else names
 
 
+class MissingColumn(DataError):
+    """An input lacks a column that is needed."""
+
+    def __init__(self, fault: str, way_out: str) -> None:
+        super().__init__(fault + way_out)
+        self.fault = fault
+
+
 def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Columns:
     """The columns of a tokenised input.
 
@@ -58,7 +66,7 @@ def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Col
             has = ", ".join(schema.names) or "none"
             way_out = "" if role in names else f"; name yours with --column {role}=NAME"
             hint = "; to pack raw rows add --tokenizer PATH_OR_ID" if role == TOKENS and _looks_raw(schema) else ""
-            raise DataError(f"{where}: no column {name!r} (the columns are: {has}){way_out}{hint}")
+            raise MissingColumn(f"{where}: no column {name!r} (the columns are: {has})", way_out + hint)
         return None
 
     if "position_ids" in schema.names and {"boundaries", "seq_lengths"} & set(schema.names):

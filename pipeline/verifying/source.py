@@ -6,15 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash
 from pipeline.format.manifest import PackManifest
-from pipeline.reading.columns import Selection
-from pipeline.reading.input_rows import open_inputs
-from pipeline.reading.inputs import resolve
+from pipeline.format.options import PackOptions
+from pipeline.reading.columns import MissingColumn, Selection
+from pipeline.reading.input_rows import InputRows, open_inputs
+from pipeline.reading.inputs import Input, resolve
 from pipeline.reading.workspace import Workspace
 from pipeline.tokenizing.for_packing import tokenize_inputs
 from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
+from pipeline.tokenizing.tokenizer import TextTokenizer
 from pipeline.verifying.account import Rules
 from pipeline.verifying.splits import Source
 
@@ -24,12 +26,14 @@ class SourceNames:
     """What a dataset is compared with, as the user names it."""
 
     inputs: tuple[str, ...]
-    tokenizer: str | None
+    tokenizer: str | TextTokenizer | None
     chat_template: Path | None
 
     @staticmethod
     def of(
-        source: str | Path | Iterable[str | Path], tokenizer: str | Path | None, chat_template: str | Path | None
+        source: str | Path | Iterable[str | Path],
+        tokenizer: str | Path | TextTokenizer | None,
+        chat_template: str | Path | None,
     ) -> SourceNames:
         """The names as they were given. Raises `ConfigError` for those that have no effect."""
         inputs = (str(source),) if isinstance(source, str | Path) else tuple(map(str, source))
@@ -38,7 +42,7 @@ class SourceNames:
                 raise ConfigError(f"--{flag} has no effect without --source")
         return SourceNames(
             inputs=inputs,
-            tokenizer=None if tokenizer is None else str(tokenizer),
+            tokenizer=str(tokenizer) if isinstance(tokenizer, Path) else tokenizer,
             chat_template=None if chat_template is None else Path(chat_template),
         )
 
@@ -53,7 +57,7 @@ def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> 
     inputs = resolve(names.inputs, config)
     work.staging.open()
     if tokenization is None:
-        rows = open_inputs(inputs, Selection(names=config.column), work)
+        rows = _open_tokens(inputs, config, work)
     else:
         rows = tokenize_inputs(inputs, tokenization, work).rows
     rules = Rules(
@@ -63,6 +67,14 @@ def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> 
         keep_untrainable=config.keep_untrainable,
     )
     return Source(splits=rows.splits, rules=rules)
+
+
+def _open_tokens(inputs: list[Input], config: PackOptions, work: Workspace) -> InputRows:
+    """Open inputs of tokens. Raises `DataError`, which says that tokens are needed."""
+    try:
+        return open_inputs(inputs, Selection(names=config.column), work)
+    except MissingColumn as error:
+        raise DataError(f"{error.fault}; the dataset was packed from tokens: give those as --source") from None
 
 
 def _tokenization(manifest: PackManifest, names: SourceNames) -> Tokenization | None:

@@ -26,6 +26,7 @@ from pipeline.format.manifest import (
     to_bytes,
 )
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
+from pipeline.tokenizing.tokenizer import TextTokenizer
 from pipeline.verifying.source import SourceNames, open_source
 from pipeline.verifying.splits import Content, Problems, check_splits, shards_of
 from strategies import find
@@ -63,7 +64,7 @@ def verify(
     directory: str | Path,
     *,
     source: str | Path | Iterable[str | Path] = (),
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | TextTokenizer | None = None,
     chat_template: str | Path | None = None,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,

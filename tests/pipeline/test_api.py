@@ -147,7 +147,7 @@ def test_tokenizing_with_a_path_and_with_what_was_loaded(tmp_path: Path, run: Ru
     assert tokenize([raw], tmp_path / "out", loaded, options, run=run).status == "up_to_date"
     packed = pack(raw, tmp_path / "packed", PackOptions(max_length=60, tokenize=options), tokenizer=loaded, run=run)
     assert packed.manifest.dropped_rows == {"empty_turn": 1}
-    assert verify(tmp_path / "packed", source=raw, tokenizer=tokenizer_dir, run=run).status == "verified"
+    assert verify(tmp_path / "packed", source=raw, tokenizer=loaded, run=run).status == "verified"
 
 
 def test_errors_are_of_one_family_and_told_in_one_message(tmp_path: Path, source: Path, run: RunOptions) -> None:

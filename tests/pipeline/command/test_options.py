@@ -93,6 +93,26 @@ def test_how_a_file_is_read_is_said_once(run: Run, tmp_path: Path, tokenizer_dir
     assert (ended.code, ended.err.count("format text")) == (0, 1), ended.err
 
 
+def test_a_dry_run_says_what_is_in_the_way_of_the_output(run: Run, tmp_path: Path, source: Path) -> None:
+    flags = ["pack", source, "--output", tmp_path / "out", "--max-length"]
+    assert run(*flags, 60).code == 0
+    before = left_behind(tmp_path)
+    assert "up to date" in run(*flags, 60, "--dry-run").err
+    for more, is_told in ([], True), (["--overwrite"], False):
+        ended = run(*flags, 61, "--dry-run", *more)
+        assert (ended.code, "exit code 2" in ended.err) == (0, is_told), ended.err
+    file = next((tmp_path / "out").glob("*.arrow"))
+    assert "is a file" in run("pack", source, "--output", file, "--max-length", 60, "--dry-run").err
+    assert left_behind(tmp_path) == before
+
+
+def test_an_option_that_stands_twice_in_a_job_file(run: Run, tmp_path: Path, source: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("max_length: 60\nmax-length: 50\n")
+    ended = run("pack", source, "--config", job, "--dry-run")
+    assert (ended.code, "the same option" in ended.err) == (2, True), ended.err
+
+
 def test_job_file_alone(run: Run, tmp_path: Path, source: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(

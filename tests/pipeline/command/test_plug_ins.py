@@ -34,8 +34,16 @@ def broken(request):
 def backwards(num_samples, draws, options):
     return np.arange(num_samples, dtype=np.int64)[::-1].copy()
 
+def failing(request):
+    raise RuntimeError("out of luck")
+
+def empty(request):
+    return None
+
 SOLO = Strategy(name="solo", place=place, summary="alone, last first", when="to test", options=Options)
 BROKEN = Strategy(name="broken", place=broken, summary="loses samples", when="never")
+FAILING = Strategy(name="failing", place=failing, summary="raises", when="never")
+EMPTY = Strategy(name="empty", place=empty, summary="gives nothing", when="never")
 TAPE = Strategy(name="tape", place=next_fit.place, stream_order=backwards, summary="cuts, last first", when="to test")
 """
 
@@ -46,7 +54,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     metadata = tmp_path / "site" / "elsewhere-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
-    points = [f"{name} = elsewhere:{name.upper()}\n" for name in ("solo", "broken", "tape")]
+    points = [f"{name} = elsewhere:{name.upper()}\n" for name in ("solo", "broken", "failing", "empty", "tape")]
     (metadata / "entry_points.txt").write_text("[pipeline.strategies]\n" + "".join(points) + "gone = nowhere:GONE\n")
     (tmp_path / "site" / "elsewhere.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -95,3 +103,15 @@ def test_samples_that_an_uninstalled_strategy_cut_are_compared_with_their_source
     manifest["self"] = hash_of_rest(manifest)
     (out / "manifest.json").write_bytes(canonical_json(manifest))
     assert run("verify", out, "--source", source).code == 4, "what the manifest says decides"
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("failing", "RuntimeError: out of luck"), ("empty", "must return a Plan"), ("broken", "stands in")],
+)
+def test_a_plug_in_that_fails_is_named(run: Run, tmp_path: Path, source: Path, name: str, told: str) -> None:
+    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 60, "--strategy", name)
+    assert ended.code == 70, ended.err
+    assert repr(name) in ended.err and told in ended.err
+    assert "bug of ours" not in ended.err and "Traceback" not in ended.err

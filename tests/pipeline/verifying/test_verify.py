@@ -322,6 +322,19 @@ def test_a_source_of_another_kind_shows(run: Run, packed: Path, tmp_path: Path) 
     assert not ended.json["ok"]
 
 
+def test_a_source_of_raw_rows_is_refused_by_a_way_out_that_there_is(run: Run, packed: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text('{"text": "a"}')
+    ended = run("verify", packed, "--source", raw)
+    assert (ended.code, "packed from tokens" in ended.err) == (3, True), ended.err
+    assert "--column" not in ended.err and "--tokenizer" not in ended.err
+
+
+def test_a_cache_has_no_effect_without_a_source(run: Run, packed: Path) -> None:
+    ended = run("verify", packed, "--cache-dir", packed.parent / "cache")
+    assert (ended.code, "no effect without --source" in ended.err) == (2, True), ended.err
+
+
 def test_a_copy_elsewhere_is_as_good(run: Run, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "copy")
     shutil.rmtree(packed)
