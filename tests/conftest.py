@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_configure() -> None:
-    """Put the tests' folders into memory, unless the user says where, or there is no room.
+    """Put the tests' folders into memory, unless the user says where, or there is no room; and listen to Ctrl-C.
 
-    Whatever is published is synced to its disk, some ten thousand times in all: in memory that costs nothing.
+    Whatever is published is synced to its disk, some ten thousand times in all: in memory that costs nothing. A shell
+    that starts the tests in the background ignores SIGINT for all they start, and some of that has to be interrupted.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     said = {"PYTEST_DEBUG_TEMPROOT", "TMPDIR"} & set(os.environ)
     if not said and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = IN_MEMORY
