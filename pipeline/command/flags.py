@@ -61,7 +61,7 @@ def size_text(size: int) -> str:
 
 def pairs_flag(name: str, help_text: str, metavar: str = "KEY=VALUE") -> Decorator:
     """A flag of a mapping, which may be repeated."""
-    return click.option(f"--{name}", name, multiple=True, metavar=metavar, help=help_text)
+    return click.option(f"--{name}", name.replace("-", "_"), multiple=True, metavar=metavar, help=help_text)
 
 
 def input_and_output(without: str) -> list[Decorator]:
@@ -107,6 +107,26 @@ TOKENIZE_FLAGS: list[Decorator] = [
         "Choose what becomes of rows that cannot be used; those dropped are listed in dropped.jsonl.",
         type=RenamedChoice(option_types(TokenizeOptions)["on_error"].choices, "skip", "drop"),
     ),
+    flag(TokenizeOptions, "history", "Choose what becomes of chats whose earlier turns the template rewrites."),
+    flag(TokenizeOptions, "reasoning", "Choose whether reasoning is trained, masked or taken out."),
+    flag(
+        TokenizeOptions,
+        "reasoning_inline",
+        "Put reasoning in front of the content, in think marks, where the template has no place for it.",
+    ),
+    flag(TokenizeOptions, "tool_calls", "Choose whether tool calls are trained."),
+    flag(
+        TokenizeOptions,
+        "inserted",
+        "Choose whether what the template inserts into a turn is trained; auto: what follows the generation prompt.",
+    ),
+    flag(TokenizeOptions, "turn_end", "Choose what ends turns for which the template writes no special token."),
+    flag(TokenizeOptions, "unsaid", "Choose whether a template may leave out tools, names and system turns."),
+    flag(TokenizeOptions, "special_in_text", "Choose what becomes of samples whose words hold special tokens."),
+    pairs_flag("template-kwargs", "Tell the chat template this too, as in enable_thinking=false; values are JSON."),
+    flag(TokenizeOptions, "template_date", "Have the chat template read this day.", metavar="YYYY-MM-DD"),
+    pairs_flag("keys", "Name the keys of a turn, as in role=speaker,content=text.", "KEY=NAME,..."),
+    pairs_flag("roles", "Name the speakers of a role, as in user=human|customer,assistant=bot.", "ROLE=NAMES,..."),
     flag(TokenizeOptions, "append_eos", "Put the end token after texts, pairs and turns that have none."),
     click.option(
         "--show",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -18,7 +19,23 @@ from pipeline.format.options import InputOptions, TokenizeOptions
 if TYPE_CHECKING:
     from pipeline.tokenizing.tokenizer import TextTokenizer
 
-_NEED_TOKENIZER = ("format", "train_on", "chat_template", "map", "on_error", "append_eos", "show")
+_CHOICES = (
+    "format",
+    "train_on",
+    "on_error",
+    "append_eos",
+    "history",
+    "reasoning",
+    "reasoning_inline",
+    "tool_calls",
+    "inserted",
+    "turn_end",
+    "unsaid",
+    "special_in_text",
+    "template_date",
+)
+_MAPPINGS = ("map", "keys", "roles")
+_NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "show")
 
 
 def run_options(values: dict[str, Any]) -> RunOptions:
@@ -45,14 +62,24 @@ def tokenize_options(ctx: click.Context, values: dict[str, Any]) -> TokenizeOpti
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for raw rows and has no effect without --tokenizer")
         return None
+    mappings: dict[str, Any] = {name: merged(ctx, name, split_pairs(values[name]))[0] for name in _MAPPINGS}
+    kwargs = merged(ctx, "template_kwargs", values["template_kwargs"])[0]
     return TokenizeOptions(
-        format=values["format"],
-        train_on=values["train_on"],
-        map=merged(ctx, "map", split_pairs(values["map"]))[0],
-        on_error=values["on_error"],
-        append_eos=values["append_eos"],
+        **{name: values[name] for name in _CHOICES},
+        **mappings,
+        template_kwargs={name: _as_json(value) for name, value in kwargs.items()},
         keep_text=values.get("keep_text", False),
     )
+
+
+def _as_json(value: Any) -> Any:
+    """A value of `--template-kwargs`: JSON where it parses, else the text; to Jinja the text "false" is true."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def split_pairs(texts: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,8 +17,17 @@ ATTENTION = "attention_mask"
 ROLES = (TOKENS, *TARGETS, ATTENTION)
 """What a column of a tokenised input can be for; a column of the same name is taken unless `column` names another."""
 
-FIELDS = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "text")
+FIELDS = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history", "text")
 """What a raw row can hold; a column of the same name is taken unless `map` names another."""
+
+
+KEYS = ("role", "content")
+"""What `keys` can name in a turn."""
+
+SPEAKERS = ("system", "user", "assistant", "tool")
+"""The roles to which `roles` can map other names."""
+
+_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +51,44 @@ class TokenizeOptions(Options):
     format: Literal["auto", "messages", "prompt-completion", "instruction", "text"] = "auto"
     """What a row is; auto tells by the columns."""
 
-    train_on: Literal["assistant", "completion", "all"] | None = None
+    train_on: Literal["assistant", "last", "completion", "all"] | None = None
     """Which tokens are targets; None takes what the format has by default."""
+
+    history: Literal["whole", "expand", "as-rendered"] = "whole"
+    """What becomes of a chat whose earlier turns the template renders otherwise once they are history."""
+
+    reasoning: Literal["auto", "mask", "drop"] = "auto"
+    """Whether reasoning is a target where the template writes it, is no target, or is taken out beforehand."""
+
+    reasoning_inline: bool = False
+    """Put reasoning in front of the content, in think marks, where the template has no place for it."""
+
+    tool_calls: Literal["train", "mask"] = "train"
+    """Whether tool calls are targets."""
+
+    inserted: Literal["auto", "train", "mask"] = "auto"
+    """Whether what a template inserts into a turn is a target; auto: what follows the generation prompt."""
+
+    turn_end: Literal["error", "next", "none"] = "error"
+    """What ends a turn for which the template writes no special token."""
+
+    unsaid: Literal["error", "allow"] = "error"
+    """What becomes of chats whose tools, names or system turn the template leaves out."""
+
+    special_in_text: Literal["warn", "error"] = "warn"
+    """What becomes of samples in whose words special tokens stand."""
+
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is told besides, such as enable_thinking."""
+
+    template_date: str | None = None
+    """The day, as 2026-11-20, for templates that read the clock."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """role or content -> the key of a turn that holds it."""
+
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Role -> the speakers, divided by |, that the data calls otherwise."""
 
     map: Mapping[str, str] = field(default_factory=dict)
     """Field -> the column that holds it."""
@@ -65,6 +111,14 @@ class TokenizeOptions(Options):
         for name in self.map:
             if name not in FIELDS:
                 raise ConfigError(f"--map {name}: no such field{did_you_mean(name, FIELDS)}")
+        for name in self.keys:
+            if name not in KEYS:
+                raise ConfigError(f"--keys {name}: no such key{did_you_mean(name, KEYS)}")
+        for name in self.roles:
+            if name not in SPEAKERS:
+                raise ConfigError(f"--roles {name}: no such role{did_you_mean(name, SPEAKERS)}")
+        if self.template_date is not None and not _DATE.fullmatch(self.template_date):
+            raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import numpy as np
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.formats import Format, RowFault, Sample
+from pipeline.tokenizing.chats.formats import Format
+from pipeline.tokenizing.chats.messages import RowFault
 from pipeline.tokenizing.chats.rendering import Renderer, Rendering
+from pipeline.tokenizing.chats.samples import Sample
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
 from pipeline.tokenizing.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array
@@ -39,7 +42,10 @@ class EncodedBlock:
 
     num_rows: int
     rows: list[int]
-    """The row of each sample, in the block.  # length: num_samples"""
+    """The row of each sample, in the block; a row may give several.  # length: num_samples"""
+
+    turns: list[int]
+    """The turn of its row that ends each sample.  # length: num_samples"""
 
     lengths: list[int]
     """Tokens of each sample.  # length: num_samples"""
@@ -49,6 +55,9 @@ class EncodedBlock:
 
     labels: Int32Array
     """-100 where not trained.  # shape: (num_tokens,)"""
+
+    kinds: Counter[str]
+    """Targets by kind; what no template wrote is an answer."""
 
     prompts: list[str]
     """What to embed each sample by; empty unless it is to be kept.  # length: num_samples"""
@@ -74,6 +83,11 @@ class Encoder:
         self._keep_text = options.keep_text
         self._appended = tokenizer.eos_id if options.append_eos else None
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools of a chat."""
+        return self._renderer.writes_tools
+
     def encode(self, block: RawBlock) -> EncodedBlock:
         """Encode a block; rows that cannot be used become faults."""
         faults: list[Fault] = []
@@ -85,18 +99,25 @@ class Encoder:
         lengths: list[int] = []
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
+        kinds: Counter[str] = Counter()
+        broken = {fault.row for fault in faults}
         for (row, sample), encoding in zip(rendered, encodings, strict=True):
             tokens = encoding.ids
+            if row in broken:
+                continue
             try:
                 ranges = self._target_ranges(sample, encoding, tokens)
             except RowFault as fault:
                 faults.append(Fault(row, fault.reason, str(fault)))
+                broken.add(row)
                 continue
             if not self._is_chat:
                 self._finish(tokens, ranges)
             if self._is_unfinished(sample, tokens):
                 sample.notes.append("unfinished")
-            targets += [(start + len(ids), stop + len(ids)) for start, stop in ranges]
+            for kind, (start, stop) in ranges:
+                kinds[kind] += stop - start
+                targets.append((start + len(ids), stop + len(ids)))
             ids.fromlist(tokens)
             lengths.append(len(tokens))
             kept.append((row, sample))
@@ -107,9 +128,11 @@ class Encoder:
         return EncodedBlock(
             num_rows=num_rows,
             rows=[row for row, _ in kept],
+            turns=[sample.source_turn for _, sample in kept],
             lengths=lengths,
             input_ids=input_ids,
             labels=labels,
+            kinds=kinds,
             prompts=[sample.prompt for _, sample in kept] if self._keep_text else [],
             faults=sorted(faults, key=lambda fault: fault.row),
             notes={
@@ -136,24 +159,37 @@ class Encoder:
         rendered = []
         for row, sample in samples:
             try:
-                one = self._renderer.render(sample, written.get(id(sample)))
-                one.text.encode()
+                several = self._renderer.render(sample, written.get(id(sample)))
+                for one in several:
+                    one.text.encode()
             except RowFault as fault:
                 faults.append(Fault(row, fault.reason, str(fault)))
             except UnicodeEncodeError as error:
                 half = ascii(error.object[error.start])
                 faults.append(Fault(row, "not_text", f"it holds half of a surrogate pair ({half}), which is no text"))
             else:
-                rendered.append((row, one))
+                rendered += [(row, one) for one in several]
         return rendered
 
-    def _target_ranges(self, sample: Rendering, encoding: Encoding, tokens: list[int]) -> list[tuple[int, int]]:
-        """The tokens that are trained, from..to-1, in order."""
+    def _target_ranges(
+        self, sample: Rendering, encoding: Encoding, tokens: list[int]
+    ) -> list[tuple[str, tuple[int, int]]]:
+        """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""
         if not tokens:
             raise RowFault("empty_turn", "the tokenizer gives no token for it")
         if sample.targets is None:
-            return [(0, len(tokens))]
-        ranges = [_overlapping(encoding, span) for span in sample.targets]
+            return [("all" if self._is_chat else "answer", (0, len(tokens)))]
+        ranges: list[tuple[str, tuple[int, int]]] = []
+        at = 0
+        for kind, span in sample.targets:
+            found = _overlapping(encoding, span)
+            if found is None:
+                continue
+            if found[1] > at:
+                ranges.append((kind, (max(at, found[0]), found[1])))
+                at = found[1]
+        if not ranges:
+            raise RowFault("empty_turn", "an assistant turn gives no token")
         for span in sample.end_tokens:
             token = encoding.char_to_token(span[0])
             if token is None or tokens[token] not in self._tokenizer.special_ids:
@@ -161,18 +197,19 @@ class Encoder:
                 raise RowFault("no_end_token", f"the tokenizer does not read the end token {text!r} as one token")
         return ranges
 
-    def _finish(self, tokens: list[int], ranges: list[tuple[int, int]]) -> None:
+    def _finish(self, tokens: list[int], ranges: list[tuple[str, tuple[int, int]]]) -> None:
         """One beginning and one end token around a sample that no template wrote; its targets go to the end."""
         bos = self._tokenizer.bos_id
+        (kind, (first, _)) = ranges[0]
         if bos is not None and tokens[:2] == [bos, bos]:  # the text brought its own
             del tokens[0]
-            ranges[0] = (max(0, ranges[0][0] - 1), ranges[0][1])
+            first = max(0, first - 1)
         eos = self._tokenizer.eos_id
         if eos is not None and tokens[-2:] == [eos, eos]:
             del tokens[-1]
         if self._appended is not None and tokens[-1:] != [self._appended]:
             tokens.append(self._appended)
-        ranges[-1] = (ranges[-1][0], len(tokens))
+        ranges[:] = [(kind, (first, len(tokens)))]
 
     def _is_unfinished(self, sample: Rendering, tokens: list[int]) -> bool:
         """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
@@ -180,16 +217,27 @@ class Encoder:
             return False
         if not self._is_chat and tokens[-1] in self._tokenizer.special_ids:
             return False
-        trained = sample.targets or [(0, len(sample.text))]
+        trained = _joined([span for _, span in sample.targets or []]) or [(0, len(sample.text))]
         return not all(self._ends_special.search(sample.text, start, stop) for start, stop in trained)
 
 
-def _overlapping(encoding: Encoding, span: Span) -> tuple[int, int]:
-    """The tokens that overlap some characters. Characters may have no token, or several."""
+def _joined(spans: list[Span]) -> list[Span]:
+    """Spans that touch, as one."""
+    joined: list[Span] = []
+    for begin, end in spans:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _overlapping(encoding: Encoding, span: Span) -> tuple[int, int] | None:
+    """The tokens that overlap some characters; None if there are none. Characters may have no token, or several."""
     begin, end = span
     first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
     if first is None:
-        raise RowFault("empty_turn", "an assistant turn gives no token")
+        return None
     stop = 1 + next(t for c in range(end - 1, begin - 1, -1) if (t := encoding.char_to_token(c)) is not None)
     while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
         stop += 1  # the last character has several tokens

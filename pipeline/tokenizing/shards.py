@@ -146,7 +146,7 @@ def _finished_shards(layout: ShardLayout, work: Workspace) -> list[TokenizedShar
 def _tasks(split: RawSplit, num_done: int, advance: Callable[[int], None]) -> Iterator[EncodeTask]:
     """The blocks of all files in order, without the first `num_done`."""
     for number, (file, format_) in enumerate(zip(split.files, split.formats, strict=True)):
-        for block in file.blocks(list(dict.fromkeys(format_.columns.values()))):
+        for block in file.blocks(format_.present(file.columns)):
             if num_done:
                 num_done -= 1
                 advance(block.bytes_read)
@@ -205,6 +205,7 @@ def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowT
         samples=len(encoded_block.rows),
         tokens=len(encoded_block.input_ids),
         targets=int(np.count_nonzero(encoded_block.labels != IGNORE)),
+        kinds=encoded_block.kinds,
         dropped=Counter(fault.reason for fault in encoded_block.faults),
         notes=Counter({note: len(rows) for note, rows in encoded_block.notes.items() if rows}),
         first_noted={note: f"{where}, row {first_row + rows[0]}" for note, rows in encoded_block.notes.items() if rows},

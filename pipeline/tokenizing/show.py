@@ -35,7 +35,7 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
         for file, format_ in zip(split.files, split.formats, strict=True):
             encoder = tokenization.encoder(format_)
             first_row = 0
-            for block in file.blocks(list(format_.columns.values())):
+            for block in file.blocks(format_.present(file.columns)):
                 encoded_block = encoder.encode(block)
                 for row, text in _of_block(encoded_block, tokenization.tokenizer, color):
                     is_sample = row in encoded_block.rows

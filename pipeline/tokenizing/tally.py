@@ -23,9 +23,14 @@ NOTES = {
     "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
     " one to text and pairs, and the marks of a template should go round it",
     "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
-    "gap": "the template writes something between a turn and its end token, which is not trained",
-    "encoded_twice": "the arguments of a tool call are JSON as text, and the template has encoded that text once more;"
-    " give them as objects",
+    "history_inserted": "the template writes the earlier turns otherwise once they are history (only what it inserts"
+    " itself differs); --history expand makes a sample of each answer as it is at inference",
+    "history_left_out": "the template leaves out the reasoning of earlier turns",
+    "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
+    "unsaid_tools": "the template does not write their tools, as allowed",
+    "unsaid_system": "the template does not write their system turn, as allowed",
+    "unsaid_names": "the template does not write the names of their speakers",
+    "no_turn_end": "no special token ends a trained turn, as allowed, so the model does not learn to stop there",
 }
 """What is said of samples that are used all the same."""
 
@@ -41,6 +46,9 @@ class RowTally:
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows left out, by reason."""
 
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Targets by kind."""
+
     notes: Counter[str] = field(default_factory=Counter)
     """Samples about which something is to be said, by what."""
 
@@ -55,6 +63,7 @@ class RowTally:
         for name in ("rows", "samples", "tokens", "targets"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped += other.dropped
+        self.kinds += other.kinds
         self.notes += other.notes
         self.file_rows += other.file_rows
         self.first_noted = other.first_noted | self.first_noted
@@ -74,7 +83,7 @@ class RowTally:
     def from_json(value: dict[str, Any]) -> RowTally:
         """Read what `vars` gave, from JSON."""
         file_rows = Counter({int(number): rows for number, rows in value["file_rows"].items()})
-        counters = {name: Counter(value[name]) for name in ("dropped", "notes")} | {"file_rows": file_rows}
+        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "notes")} | {"file_rows": file_rows}
         return RowTally(**value | counters)
 
     @staticmethod

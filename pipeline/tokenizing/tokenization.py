@@ -12,6 +12,7 @@ from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash, Origin
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
 from pipeline.tokenizing.chats.formats import Format, choose_format
+from pipeline.tokenizing.chats.messages import TurnReader
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
@@ -33,7 +34,12 @@ class Tokenization:
         self.options = options
         self._template_was_given = template is not None
         has_template = template is not None or self.tokenizer.whole.chat_template
-        self.template = ChatTemplate(self.tokenizer, template) if has_template else None
+        self.template = (
+            ChatTemplate(self.tokenizer, template, options.template_kwargs, options.template_date)
+            if has_template
+            else None
+        )
+        self._reader = turn_reader(options)
         self._template_file = template.name if template else None
         if options.append_eos and self.tokenizer.eos_id is None:
             raise ConfigError(
@@ -79,7 +85,14 @@ class Tokenization:
 
     def _format_of(self, file: RawFile) -> Format:
         options = self.options
-        format_ = choose_format(file.columns, options.format, options.map, file.where, more_later=file.is_open_ended)
+        format_ = choose_format(
+            file.columns,
+            options.format,
+            options.map,
+            file.where,
+            more_later=file.is_open_ended,
+            reader=self._reader,
+        )
         if format_.name == "messages" and self._template_for(format_) is None:
             raise ConfigError(
                 f"{file.where} holds chats, and {self.tokenizer.name} has no chat template;"
@@ -107,6 +120,8 @@ class Tokenization:
             for name, column in format_.columns.items()
             if column in file.columns
         ]
+        if "tools" in format_.columns and template and not self.encoder(format_).writes_tools:
+            log.warning("%s: %s does not write the tools of chats (column tools)", file.where, template.name)
         unread = [name for name in file.columns if name not in format_.columns.values()]
         log.info(
             "%s: format %s (%s), %s, trained on %s%s",
@@ -132,6 +147,16 @@ class Tokenization:
         """Raise `BusyError` if midnight passed while a template wrote the day."""
         if self.rendered_on and self.rendered_on != _today():
             raise BusyError("the chat template writes the day, and midnight has passed since it began; run again")
+
+
+def turn_reader(options: TokenizeOptions) -> TurnReader:
+    """How turns are written, by `--keys` and `--roles`. Raises `ConfigError` for a speaker with two roles."""
+    speakers: dict[str, str] = {}
+    for role, names in options.roles.items():
+        for name in names.split("|"):
+            if speakers.setdefault(name, role) != role:
+                raise ConfigError(f"--roles: {name} cannot be {speakers[name]} and {role}")
+    return TurnReader(role_key=options.keys.get("role"), content_key=options.keys.get("content"), speakers=speakers)
 
 
 def load_tokenization(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import DataError
+from pipeline.tokenizing.chats.messages import RowFault, TurnReader, function_of, kind_of, name_of
+from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
 from pipeline.tokenizing.chats.template import Message
 
 _REQUIRED = {
@@ -19,68 +21,21 @@ _REQUIRED = {
 _OPTIONAL = {
     "messages": ("system", "tools"),
     "prompt-completion": ("system", "tools"),
-    "instruction": ("system", "input"),
+    "instruction": ("system", "input", "history"),
     "text": (),
 }
-_ALIASES = {"messages": ("messages", "conversations")}
+_ALIASES = {"messages": ("messages", "conversations"), "system": ("system", "system_prompt")}
 
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
+_UNUSABLE = {
+    "label": "it is a preference (KTO): an answer that is not wanted would be trained",
+    "chosen": "these are preferences; rename the wanted answer with --map completion=chosen, if it is a text",
+    "rejected": "these are preferences; drop the column to train the other answer",
+    "images": "pictures cannot be tokenised as text",
+    "image": "pictures cannot be tokenised as text",
+    "videos": "videos cannot be tokenised as text",
+    "audios": "sound cannot be tokenised as text",
 }
-"""What the speakers of from/value turns are called as roles."""
-
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-
-
-class RowFault(Exception):
-    """A row that cannot be used. `reason` is what it is counted under."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """Turns to be rendered by a chat template."""
-
-    messages: list[Message]
-    tools: list[Any] | None = None
-    num_prompt: int = 0
-    """Turns at the beginning that are prompt whoever speaks."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is nothing but roles and texts, so that only those decide how it is rendered."""
-        return self.tools is None and all(
-            len(turn) == 2 and isinstance(turn.get("content"), str) for turn in self.messages
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A prompt and what is to follow it, end to end."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Plain text, all of it trained."""
-
-    text: str
-
-
-Sample = Chat | Pair | Text
+"""Columns with content that change what should be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,35 +46,112 @@ class Format:
     columns: Mapping[str, str]
     """Field -> column, of the fields that are there."""
 
+    reader: TurnReader = field(default_factory=TurnReader)
+    guards: tuple[str, ...] = ()
+    """Columns that must not have content."""
+
     @property
     def default_train_on(self) -> str:
         """Targets, unless the user says otherwise."""
         return {"messages": "assistant", "text": "all"}.get(self.name, "completion")
 
+    def present(self, columns: Sequence[str]) -> list[str]:
+        """The columns of a file that are looked at."""
+        wanted = dict.fromkeys([*self.columns.values(), *self.guards])
+        return [column for column in wanted if column in columns]
+
     def sample(self, row: Mapping[str, Any], *, as_chat: bool) -> Sample:
         """Read a row. as_chat: make pairs into chats of two turns. Raises `RowFault`."""
+        self._guard(row)
         if self.name == "text":
             return Text(self._text(row, "text"))
         if self.name == "messages":
-            messages = self._system(row) + turns(self._value(row, "messages"), self.columns["messages"])
-            return Chat(_one_system(messages), self._tools(row))
+            messages, marks = self._turns(self._value(row, "messages"), self.columns["messages"])
+            return self._chat(self._system(row), messages, marks, self._tools(row))
         if self.name == "instruction":
             parts = [self._text(row, "instruction"), self._optional_text(row, "input")]
             prompt, completion = "\n".join(part for part in parts if part), self._text(row, "output")
         else:
             prompt, completion = (self._value(row, name) for name in ("prompt", "completion"))
             if isinstance(prompt, list) or isinstance(completion, list):
-                before = _one_system(self._system(row) + _as_turns(prompt, "user", self.columns["prompt"]))
-                after = _as_turns(completion, "assistant", self.columns["completion"])
-                return Chat(before + after, self._tools(row), num_prompt=len(before))
+                return self._pair_of_turns(row, prompt, completion)
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
+        system, earlier, tools = self._system(row), self._history(row), self._tools(row)
         if as_chat:
             pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            before = self._system(row)
-            return Chat(before + pair, self._tools(row), num_prompt=len(before) + 1)
+            before = [*system, *earlier]
+            return Chat([*before, *pair], tools, num_prompt=len(before) + 1)
+        if tools:
+            names = ", ".join(str(name_of(tool)) for tool in tools)
+            raise RowFault(
+                "no_template",
+                f"column {self.columns['tools']!r}: tools ({names}) need a chat template; give one with"
+                " --chat-template FILE",
+            )
         if self.name == "instruction":
             prompt += "\n"
-        return Pair(prompt, completion)
+        return Pair("".join(turn["content"] + "\n" for turn in (*system, *earlier)) + prompt, completion)
+
+    def _chat(
+        self, system: list[Message], messages: list[Message], marks: list[bool | None], tools: list[Any] | None
+    ) -> Chat:
+        whole = _one_system([*system, *messages])
+        added = len(whole) - len(messages)
+        said = [*[None] * added, *marks[max(0, -added) :]]
+        return Chat(whole, tools, marks=said if any(mark is not None for mark in said) else ())
+
+    def _pair_of_turns(self, row: Mapping[str, Any], prompt: Any, completion: Any) -> Chat:
+        asked, asked_marks = self._as_turns(prompt, "user", self.columns["prompt"])
+        told, told_marks = self._as_turns(completion, "assistant", self.columns["completion"])
+        before = self._chat(self._system(row), asked, asked_marks, None)
+        marks = [*(before.marks or [None] * len(before.messages)), *told_marks]
+        return Chat(
+            [*before.messages, *told],
+            self._tools(row),
+            num_prompt=len(before.messages),
+            marks=marks if any(mark is not None for mark in marks) else (),
+        )
+
+    def _guard(self, row: Mapping[str, Any]) -> None:
+        """Raise `RowFault` for content that changes what should be trained, and is not read."""
+        for column in self.guards:
+            value = row.get(column)
+            is_there = value in (False, 0) if column == "label" else value not in (None, "", [])
+            if is_there:
+                raise RowFault("not_text", f"column {column!r} has content: {_UNUSABLE[column]}")
+
+    def _turns(self, value: Any, column: str) -> tuple[list[Message], list[bool | None]]:
+        """The turns of a conversation, and whether each says that it is trained. Raises `RowFault`."""
+        value = parsed(value)
+        if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+            raise RowFault(
+                "not_text", f"column {column!r} is no list of turns with role and content (or from and value)"
+            )
+        found = [self.reader.message(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
+        if not found:
+            raise RowFault("no_assistant_turn", f"column {column!r} has no turns")
+        return [message for message, _ in found], [mark for _, mark in found]
+
+    def _as_turns(self, value: Any, role: str, column: str) -> tuple[list[Message], list[bool | None]]:
+        if isinstance(value, str):
+            return [{"role": role, "content": value}], [None]
+        return self._turns(value, column)
+
+    def _history(self, row: Mapping[str, Any]) -> list[Message]:
+        """The earlier turns that a column of [question, answer] pairs gives."""
+        history = parsed(row.get(self.columns.get("history", "")))
+        if not history:
+            return []
+        if not isinstance(history, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+            for pair in history
+        ):
+            raise RowFault("not_text", f"column {self.columns['history']!r} is no list of [question, answer] pairs")
+        return [
+            {"role": role, "content": text}
+            for pair in history
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         column = self.columns[name]
@@ -131,7 +163,7 @@ class Format:
     def _text(self, row: Mapping[str, Any], name: str) -> str:
         value = self._value(row, name)
         if not isinstance(value, str):
-            raise RowFault("not_text", f"column {self.columns[name]!r} holds {_kind(value)}; a text is needed")
+            raise RowFault("not_text", f"column {self.columns[name]!r} holds {kind_of(value)}; a text is needed")
         if not value.strip() and name not in ("input", "system"):
             raise RowFault("empty_turn", f"column {self.columns[name]!r} is empty")
         return value
@@ -158,11 +190,17 @@ class Format:
             raise RowFault(
                 "not_text", f"column {self.columns['tools']!r} is no list of tool descriptions (JSON schemas)"
             )
-        return found or None
+        return [_as_function(tool) for tool in found] or None
 
 
 def choose_format(
-    columns: Sequence[str], forced: str, mapped: Mapping[str, str], where: str, *, more_later: bool = False
+    columns: Sequence[str],
+    forced: str,
+    mapped: Mapping[str, str],
+    where: str,
+    *,
+    more_later: bool = False,
+    reader: TurnReader | None = None,
 ) -> Format:
     """The format of a file by its columns.
 
@@ -183,20 +221,25 @@ def choose_format(
     if len(fits) != 1:
         raise DataError(f"{where}: {_misfit(fits, forced, columns, mapped)}")
     found = {}
-    for field in (*_REQUIRED[fits[0]], *_OPTIONAL[fits[0]]):
-        candidates = _columns_of(field, columns, mapped)
+    for wanted in (*_REQUIRED[fits[0]], *_OPTIONAL[fits[0]]):
+        candidates = _columns_of(wanted, columns, mapped)
         if len(candidates) > 1:
             raise DataError(
-                f"{where}: {' and '.join(map(repr, candidates))} could both be the {field};"
-                f" choose one with --map {field}={candidates[0]}"
+                f"{where}: {' and '.join(map(repr, candidates))} could both be the {wanted};"
+                f" choose one with --map {wanted}={candidates[0]}"
             )
         if candidates and columns.count(candidates[0]) > 1:
             raise DataError(f"{where}: there are {columns.count(candidates[0])} columns called {candidates[0]!r}")
         if candidates:
-            found[field] = candidates[0]
+            found[wanted] = candidates[0]
         elif more_later:
-            found[field] = field
-    return Format(name=fits[0], columns=found)
+            found[wanted] = wanted
+    guards = [
+        column
+        for column in _UNUSABLE
+        if (column in columns or more_later) and column not in found.values() and fits[0] != "text"
+    ]
+    return Format(name=fits[0], columns=found, reader=reader or TurnReader(), guards=tuple(guards))
 
 
 def _columns_of(field: str, columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
@@ -227,76 +270,14 @@ def _misfit(fits: list[str], forced: str, columns: Sequence[str], mapped: Mappin
     )
 
 
-def turns(value: Any, column: str) -> list[Message]:
-    """The turns of a conversation as role and content. Raises `RowFault`."""
-    if isinstance(value, str):  # JSON in a text column
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise RowFault("not_text", f"column {column!r} is no list of turns with role and content (or from and value)")
-    found = [_turn(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
-    if not found:
-        raise RowFault("no_assistant_turn", f"column {column!r} has no turns")
-    return found
-
-
-def _turn(turn: Mapping[str, Any], where: str) -> Message:
-    if "from" in turn and "role" not in turn:
-        speaker = turn["from"].lower() if isinstance(turn["from"], str) else None
-        if speaker not in _ROLES:
-            raise RowFault("unknown_role", f"{where}: from {turn['from']!r} is not known (known: {', '.join(_ROLES)})")
-        message = {"role": _ROLES[speaker], "content": turn.get("value")}
-    else:
-        message = {key: value for key, value in turn.items() if value is not None}  # as transformers does
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise RowFault("unknown_role", f"{where}: it has no role")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = message["content"] = _joined(content, f"{where} ({role})")
-    says_more = role == "assistant" and bool(said_besides(message))
-    if content is None:
-        if not says_more:
-            raise RowFault("null_content", f"{where} ({role}): its content is null or missing")
-    elif not isinstance(content, str):
-        raise RowFault("not_text", f"{where} ({role}): its content is {_kind(content)}; a text is needed")
-    elif role in ("user", "assistant") and not says_more and not content.strip():
-        raise RowFault("empty_turn", f"{where} ({role}): it is empty")
-    return message
-
-
-def said_besides(turn: Message) -> list[str]:
-    """What an assistant turn says besides its content: reasoning, and the names of functions called."""
-    said = [turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key].strip()]
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        name = function.get("name") if isinstance(function, dict) else None
-        said.append(str(name or call))
-    return said
-
-
-def unsaid(turn: Message, turn_text: str) -> str | None:
-    """What of `said_besides` is missing in the text of the turn, the first of it; words of the content do not count."""
-    content = turn.get("content")
-    rest = turn_text.replace(content.strip(), "", 1) if isinstance(content, str) else turn_text
-    return next((said for said in said_besides(turn) if said.strip() not in rest), None)
-
-
-def _joined(parts: list[Any], where: str) -> str:
-    """A content given in parts, as one text; most templates would write a list as Python shows it."""
-    texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in parts
-    ]
-    if not all(isinstance(text, str) for text in texts):
-        raise RowFault("not_text", f"{where}: its content has parts that are no text")
-    return "".join(map(str, texts))
-
-
-def _as_turns(value: Any, role: str, column: str) -> list[Message]:
-    return turns([{"role": role, "content": value}] if isinstance(value, str) else value, column)
+def parsed(value: Any) -> Any:
+    """What a text column holds as JSON; the value itself where it holds none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _one_system(messages: list[Message]) -> list[Message]:
@@ -308,7 +289,8 @@ def _one_system(messages: list[Message]) -> list[Message]:
     return messages[1:]
 
 
-def _kind(value: Any) -> str:
-    return {list: "a list", dict: "an object", bool: "a boolean", int: "a number", float: "a number"}.get(
-        type(value), type(value).__name__
-    )
+def _as_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as OpenAI's format has it; some data has the function alone."""
+    if "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": function_of(tool)}

@@ -1,18 +1,28 @@
-"""A sample → its text, with the characters that are to be trained."""
+"""A sample → its text, with the characters that are to be trained, by kind."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.formats import Chat, Format, RowFault, Sample, Text, unsaid
-from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
-from pipeline.tokenizing.chats.turns import Turn, TurnFinder
+from pipeline.tokenizing.chats.formats import Format
+from pipeline.tokenizing.chats.messages import (
+    RowFault,
+    inline_of,
+    name_of,
+    reasoning_of,
+    said_besides,
+    without_reasoning,
+)
+from pipeline.tokenizing.chats.samples import Chat, Sample, Text
+from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, TemplateRefusal
+from pipeline.tokenizing.chats.turns import FoundTurns, Kind, Turn, TurnFinder, unlocated
 from pipeline.tokenizing.tokenizer import TextTokenizer
+
+Targets = list[tuple[Kind, Span]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,7 +30,7 @@ class Rendering:
     """A sample as text."""
 
     text: str
-    targets: list[Span] | None
+    targets: Targets | None
     """Characters to be trained, in order; None trains every token."""
 
     end_tokens: list[Span] = field(default_factory=list)
@@ -31,6 +41,9 @@ class Rendering:
 
     notes: list[str]
     """What is to be said about it; see `tally.NOTES`."""
+
+    source_turn: int = 0
+    """The last turn of its row that it has."""
 
 
 class Renderer:
@@ -43,16 +56,21 @@ class Renderer:
         train_on = options.train_on or format_.default_train_on
         if format_.name == "text" and train_on != "all":
             raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
-        self._train_on = train_on
+        self._train_on, self._options = train_on, options
         self._template, self._special_texts = template, tokenizer.special_texts
-        self._turns = TurnFinder(template, tokenizer.special_texts) if template else None
+        self._turns = TurnFinder(template, tokenizer) if template else None
         self._eos = tokenizer.eos_text if options.append_eos else None
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools of a chat."""
+        return self._turns is not None and self._turns.probes.writes_tools
+
     def together(self, samples: Sequence[Sample]) -> dict[int, str]:
-        """What a template writes for chats without tools, by their identity; nothing if it refuses one of them."""
+        """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
         if self._template is None or self._uses_marks:
             return {}
-        chats = [sample for sample in samples if isinstance(sample, Chat) and sample.tools is None]
+        chats = [sample for sample in samples if isinstance(sample, Chat) and sample.plain_roles is not None]
         try:
             texts = self._template.render_all([chat.messages for chat in chats])
         except TemplateRefusal:
@@ -63,25 +81,85 @@ class Renderer:
     def _uses_marks(self) -> bool:
         return self._template is not None and self._template.has_marks and self._train_on != "all"
 
-    def render(self, sample: Sample, chat_text: str | None) -> Rendering:
-        """Render one sample; chat_text: what `together` gave for it. Raises `RowFault`."""
+    def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
+        """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
             return self._chat(sample, chat_text)
         if isinstance(sample, Text):
-            return Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))
+            return [Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))]
         text = sample.prompt + sample.completion
-        targets = None if self._train_on == "all" else [(len(sample.prompt), len(text))]
-        return Rendering(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))
+        targets: Targets | None = None if self._train_on == "all" else [("answer", (len(sample.prompt), len(text)))]
+        return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))]
 
-    def _chat(self, chat: Chat, chat_text: str | None) -> Rendering:
-        template = self._template
-        if template is None or self._turns is None:
+    def _chat(self, chat: Chat, chat_text: str | None) -> list[Rendering]:
+        template, finder = self._template, self._turns
+        if template is None or finder is None:
             raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
-        answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
-        trained = self._trained(chat, answers)
+        trained = self._trained(chat)
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
+        notes: list[str] = []
+        if chat.plain_roles is None:
+            chat = self._with_reasoning(chat, finder, notes)
+        rewritten = [] if self._train_on == "all" else finder.rewritten(chat)
+        rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
+        if not rewritten or self._options.history != "expand":
+            loses = [one for one in rewritten if one.loses]
+            if loses and self._options.history == "whole":
+                raise RowFault(
+                    "history_rewritten",
+                    f"{template.name} leaves out reasoning of {counted(len(loses), 'turn')} once it is history, so one"
+                    " sample cannot be what the model sees when it is used: --history expand makes a sample of each"
+                    " such answer, --history as-rendered trains what is written, and a template that keeps history"
+                    " (--chat-template FILE) keeps it whole",
+                )
+            if rewritten:
+                notes.append("history_left_out" if loses else "history_inserted")
+            return [self._rendering(chat, trained, chat_text, template, finder, notes)]
+        renderings = []
+        for one in rewritten:
+            own = [number for number in trained if number in one.turns]
+            cut = chat.up_to(one.turns.stop)
+            renderings.append(self._rendering(cut, own, None, template, finder, list(notes)))
+        rest = [number for number in trained if not any(number in one.turns for one in rewritten)]
+        if rest:
+            renderings.append(self._rendering(chat, rest, chat_text, template, finder, list(notes)))
+        return renderings
+
+    def _trained(self, chat: Chat) -> list[int]:
+        """The assistant turns that are trained, as the data's own marks and `--train-on` have it."""
+        answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
+        if self._train_on in ("completion", "last"):
+            told = chat.num_prompt if self._train_on == "completion" else 0
+            answers = [number for number in answers if number >= told] if told else answers[-1:]
+        return [number for number in answers if chat.marked(number) is not False]
+
+    def _with_reasoning(self, chat: Chat, finder: TurnFinder, notes: list[str]) -> Chat:
+        """The chat without its reasoning, or with it in front of the content, where that is asked for."""
+        if self._options.reasoning == "drop":
+            told = [without_reasoning(turn) if turn["role"] == "assistant" else (turn, False) for turn in chat.messages]
+            if any(had for _, had in told):
+                notes.append("reasoning_dropped")
+            for number, (turn, had) in enumerate(told):
+                if had and not str(turn.get("content") or "").strip() and not said_besides(turn):
+                    raise RowFault(
+                        "empty_turn", f"turn {number} (assistant) is nothing but reasoning, which is dropped"
+                    )
+            return Chat([turn for turn, _ in told], chat.tools, chat.num_prompt, chat.marks)
+        if self._options.reasoning_inline and not finder.probes.has_reasoning:
+            return Chat([_inlined(turn) for turn in chat.messages], chat.tools, chat.num_prompt, chat.marks)
+        return chat
+
+    def _rendering(
+        self,
+        chat: Chat,
+        trained: list[int],
+        chat_text: str | None,
+        template: ChatTemplate,
+        finder: TurnFinder,
+        notes: list[str],
+    ) -> Rendering:
         marks: list[Span] = []
         try:
             if self._uses_marks:
@@ -91,91 +169,221 @@ class Renderer:
                 text = template.render(chat.messages, chat.tools) if chat_text is None else chat_text
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
-        self._turns.require_all(chat)
+        found = finder.find(chat, text)
+        self._require_all(chat, trained, text, found, template, finder, notes)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
         rendering = Rendering(
             text=text,
             targets=None,
             prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
-            notes=self._notes([turn["content"] for turn in spoken]) + _notes_of_calls(chat, text),
+            notes=notes + self._notes([turn["content"] for turn in spoken]),
+            source_turn=len(chat.messages) - 1,
         )
         if self._uses_marks:
-            rendering.targets = self._marked(template, chat, answers, trained, marks, text)
+            rendering.targets = self._marked(template, chat, trained, marks, text, found)
         elif self._train_on != "all":
-            self._add_turns(rendering, template, self._turns.find(chat, trained, text))
+            if found is None:
+                raise unlocated(trained[0], template, "renders the texts of this chat otherwise than others")
+            self._add_turns(rendering, template, finder, chat, trained, found)
         return rendering
 
-    def _trained(self, chat: Chat, answers: list[int]) -> list[int]:
-        """The assistant turns that are trained; those of weight 0, as OpenAI's format has it, are not."""
-        if self._train_on == "completion":
-            answers = [number for number in answers if number >= chat.num_prompt] if chat.num_prompt else answers[-1:]
-        return [number for number in answers if chat.messages[number].get("weight") != 0]
+    def _require_all(
+        self,
+        chat: Chat,
+        trained: list[int],
+        text: str,
+        found: FoundTurns | None,
+        template: ChatTemplate,
+        finder: TurnFinder,
+        notes: list[str],
+    ) -> None:
+        """Raise `RowFault` if the template leaves out what somebody says, unless that is allowed; note it then."""
+        allows = self._options.unsaid == "allow"
+        if not all((name_of(tool) or "") in text for tool in chat.tools or []):
+            if not allows:
+                raise RowFault(
+                    "template_mismatch",
+                    f"{template.name} leaves out the tools; give a template that writes them, or allow it with"
+                    " --unsaid allow",
+                )
+            notes.append("unsaid_tools")
+        last_user = max((number for number, turn in enumerate(chat.messages) if turn["role"] == "user"), default=0)
+        for leaf in found.missing if found else []:
+            role = chat.messages[leaf.message]["role"]
+            what = {"reasoning": "reasoning", "call": "tool call"}.get(leaf.kind, "text")
+            if leaf.kind == "name":
+                notes.append("unsaid_names")
+            elif leaf.kind == "reasoning" and (leaf.message < last_user or leaf.message not in trained):
+                notes.append("history_left_out")
+            elif leaf.kind == "content" and role in ("system", "developer") and allows:
+                notes.append("unsaid_system")
+            elif leaf.kind == "content":
+                way = "; --unsaid allow takes such chats all the same" if role in ("system", "developer") else ""
+                raise RowFault("template_mismatch", f"{template.name} leaves out turn {leaf.message} ({role}){way}")
+            else:
+                way = (
+                    "; --reasoning-inline puts it in front of the content, --reasoning drop takes it out"
+                    if leaf.kind == "reasoning" and not finder.probes.has_reasoning
+                    else ""
+                )
+                raise RowFault(
+                    "template_mismatch",
+                    f"turn {leaf.message} ({role}): {template.name} does not write its {what}"
+                    f" {leaf.text.strip()[:40]!r}{way}",
+                )
+        notes[:] = list(dict.fromkeys(notes))
 
     def _marked(
-        self, template: ChatTemplate, chat: Chat, answers: list[int], trained: list[int], marks: list[Span], text: str
-    ) -> list[Span]:
-        """The marks of the trained turns, all of them if every turn is trained.
-
-        Raises `RowFault` for marks that are not the turns', or lack what a turn says.
-        """
-        if len(marks) != len(answers) and (trained != answers or not marks):
+        self,
+        template: ChatTemplate,
+        chat: Chat,
+        trained: list[int],
+        marks: list[Span],
+        text: str,
+        found: FoundTurns | None,
+    ) -> Targets:
+        """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
+        answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
+        owners = _owners(marks, answers, found)
+        bare = [number for number in trained if number not in owners]
+        if None in owners or bare:
             told = f"{counted(len(marks), 'generation')} in {counted(len(answers), 'assistant turn')}"
             raise RowFault(
                 "template_mismatch", f"{template.name} marks {told}, so what is to be trained cannot be told"
             )
-        if len(marks) != len(answers):
-            return marks
-        for number, mark in zip(answers, marks, strict=True):
-            turn, marked = chat.messages[number], text[slice(*mark)]
-            is_blank = (
-                not self._special_texts.sub("", marked).strip() and str(turn.get("content")).strip() not in marked
-            )
-            missing = unsaid(turn, marked)
-            if is_blank or missing is not None:
-                what = "text" if missing is None else f"reasoning or tool call {missing.strip()[:40]!r}"
+        targets: Targets = []
+        for number, mark in zip(owners, marks, strict=True):
+            if number not in trained:
+                continue
+            turn = found.turns.get(number) if found and number is not None else None
+            targets += self._chosen(_within(mark, turn))
+        for number in trained:
+            own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
+            content = chat.messages[number].get("content")
+            answer = content.strip() if isinstance(content, str) else ""
+            is_blank = not self._special_texts.sub("", own).strip()
+            if (is_blank or found is None) and (not answer or answer not in own):
                 raise RowFault(
-                    "template_mismatch", f"turn {number} (assistant): {template.name} does not write its {what}"
+                    "template_mismatch", f"turn {number} (assistant): {template.name} does not write its text"
                 )
-        return [mark for number, mark in zip(answers, marks, strict=True) if number in trained]
+        return targets
 
-    def _add_turns(self, rendering: Rendering, template: ChatTemplate, turns: list[Turn]) -> None:
-        """Make targets of turns, each with its end token. Raises `RowFault` for one that has none."""
-        targets: list[Span] = []
+    def _chosen(self, parts: Targets) -> Targets:
+        """The parts of a turn that are trained."""
+        options = self._options
+        masked = {
+            "reasoning": options.reasoning == "mask",
+            "call": options.tool_calls == "mask",
+            "inserted": options.inserted == "mask",
+        }
+        return [(kind, span) for kind, span in parts if not masked.get(kind) and span[0] < span[1]]
+
+    def _add_turns(
+        self,
+        rendering: Rendering,
+        template: ChatTemplate,
+        finder: TurnFinder,
+        chat: Chat,
+        trained: list[int],
+        found: FoundTurns,
+    ) -> None:
+        """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""
+        targets: Targets = []
         text = rendering.text
         shift = 0  # characters of end tokens put in so far
-        for turn in turns:
-            begin, end = turn.content[0] + shift, turn.content[1] + shift
-            if turn.end_token is not None:
-                token = turn.end_token[0] + shift, turn.end_token[1] + shift
-            elif self._eos is not None:
-                text = text[:end] + self._eos + text[end:]
-                token = end, end + len(self._eos)
-                shift += len(self._eos)
-            else:
-                written = f" ({turn.after[:20]!r} is none to the tokenizer)" if turn.after.strip() else ""
-                raise RowFault(
-                    "no_end_token",
-                    f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
-                    " model would not learn to stop; --append-eos puts the tokenizer's end token there",
-                )
-            if token[0] == end:
-                targets.append((begin, token[1]))
-            else:  # the template writes something in between, which is nobody's to learn
-                targets += [(begin, end), token]
-                rendering.notes.append("gap")
-            rendering.end_tokens.append(token)
+        for number in trained:
+            turn = found.turns.get(number)
+            if turn is None:
+                raise unlocated(number, template, found.untold.get(number, "does not write it"))
+            parts = list(turn.parts)
+            if self._options.inserted == "train" and parts and turn.begin_least < parts[0][1][0]:
+                parts.insert(0, ("inserted", (turn.begin_least, parts[0][1][0])))
+            chosen = self._chosen(parts)
+            end = turn.end
+            put, token = "", turn.end_tokens
+            if token is None and self._eos is not None:
+                put, token = self._eos, (end, end + len(self._eos))
+            elif token is None and self._options.turn_end == "next":
+                token = turn.opener
+                opener = finder.probes.user_opener
+                if token is None and opener is not None:
+                    end = max(end, turn.end + len(turn.after)) if number == len(chat.messages) - 1 else end
+                    put, token = opener, (end, end + len(opener))
+            elif token is None and self._options.turn_end == "none":
+                rendering.notes.append("no_turn_end")
+            if token is None and self._options.turn_end != "none":
+                raise self._endless(turn, template)
+            targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
+            if put:
+                text = text[: end + shift] + put + text[end + shift :]
+            if token is not None:
+                token = token[0] + shift, token[1] + shift
+                targets.append(("end", token))
+                rendering.end_tokens.append(token)
+            shift += len(put)
         rendering.text, rendering.targets = text, targets
+        rendering.notes[:] = list(dict.fromkeys(rendering.notes))
+
+    def _endless(self, turn: Turn, template: ChatTemplate) -> RowFault:
+        after = turn.after
+        written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
+        if turn.opener is not None:
+            written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
+        return RowFault(
+            "no_end_token",
+            f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
+            " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
+            " trains what is written alone",
+        )
 
     def _notes(self, texts: list[str]) -> list[str]:
-        return ["holds_special"] if any(self._special_texts.search(text) for text in texts) else []
+        if not any(self._special_texts.search(text) for text in texts):
+            return []
+        if self._options.special_in_text == "error":
+            raise RowFault("special_in_text", "special tokens stand in the sample's own words")
+        return ["holds_special"]
 
 
-def _notes_of_calls(chat: Chat, text: str) -> list[str]:
-    """Whether arguments of a call are JSON as text, and the template has written that text as JSON again."""
-    for turn in chat.messages:
-        for call in turn.get("tool_calls") or []:
-            function = call.get("function", call) if isinstance(call, dict) else None
-            arguments = function.get("arguments") if isinstance(function, dict) else None
-            if isinstance(arguments, str) and '"' in arguments and json.dumps(arguments, ensure_ascii=False) in text:
-                return ["encoded_twice"]
-    return []
+def _inlined(turn: Message) -> Message:
+    """A turn with its reasoning in front of its content, in think marks."""
+    reasoning = reasoning_of(turn)
+    if turn["role"] != "assistant" or reasoning is None or inline_of(turn.get("content")) is not None:
+        return turn
+    rest = without_reasoning(turn)[0]
+    return rest | {"content": f"<think>\n{reasoning.strip()}\n</think>\n\n{rest.get('content') or ''}"}
+
+
+def _owners(marks: list[Span], answers: list[int], found: FoundTurns | None) -> list[int | None]:
+    """The turn that each mark is in; None where that cannot be told."""
+    if len(marks) == len(answers):
+        return list(answers)
+    spans = {
+        number: (turn.parts[0][1][0] if turn.parts else turn.end, (turn.end_tokens or (0, turn.end))[1])
+        for number, turn in (found.turns if found else {}).items()
+    }
+    return [
+        next((number for number, span in spans.items() if mark[0] < span[1] and mark[1] > span[0]), None)
+        for mark in marks
+    ]
+
+
+def _within(mark: Span, turn: Turn | None) -> Targets:
+    """What a mark holds, by kind."""
+    if turn is None:
+        return [("answer", mark)]
+    parts = [(kind, span) for kind, span in turn.parts]
+    if turn.end_tokens is not None:
+        parts.append(("end", turn.end_tokens))
+    found: Targets = []
+    at = mark[0]
+    for kind, span in parts:
+        begin, end = max(span[0], at), min(span[1], mark[1])
+        if begin >= end:
+            continue
+        if begin > at:
+            found.append(("inserted", (at, begin)))
+        found.append((kind, (begin, end)))
+        at = end
+    if at < mark[1]:
+        found.append(("end" if found and found[-1][0] == "end" else "inserted", (at, mark[1])))
+    return found

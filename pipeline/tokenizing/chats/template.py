@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,24 @@ class TemplateRefusal(Exception):
 class ChatTemplate:
     """The tokenizer's template, or one from a file, with the special tokens that it may name."""
 
-    def __init__(self, tokenizer: TextTokenizer, path: Path | None) -> None:
-        """path: of a Jinja file; None takes the tokenizer's own.
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        path: Path | None,
+        kwargs: Mapping[str, Any] | None = None,
+        date: str | None = None,
+    ) -> None:
+        """path: of a Jinja file, None for the tokenizer's own; kwargs: what it is told besides; date: the day it reads.
 
         Raises `ConfigError` if there is none, it cannot be read, or is not valid Jinja.
         """
         from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - heavy
 
         self._render = render_jinja_template
-        self._special_tokens: dict[str, Any] = dict(tokenizer.whole.special_tokens_map)
+        self._variables: dict[str, Any] = dict(tokenizer.whole.special_tokens_map) | dict(kwargs or {})
+        if date is not None:
+            day = datetime.datetime.fromisoformat(date)
+            self._variables["strftime_now"] = day.strftime
         self.name = f"--chat-template {path}" if path else f"the chat template of {tokenizer.name}"
         plain, with_tools = _sources(tokenizer, path)
         self._source, self._source_with_tools = plain, with_tools
@@ -49,9 +60,23 @@ class ChatTemplate:
 
         self._check_syntax()
 
-    def render(self, messages: Sequence[Message], tools: list[Any] | None, *, generation_prompt: bool = False) -> str:
-        """The text of a chat; with `generation_prompt`, opened for the assistant. Raises `TemplateRefusal`."""
-        return self._run([messages], tools, generation_prompt, marks=False)[0][0]
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        *,
+        generation_prompt: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a chat; with `generation_prompt`, opened for the assistant. Raises `TemplateRefusal`.
+
+        kwargs: what the template is told in place of its own for the same names.
+        """
+        return self._run([messages], tools, generation_prompt, marks=False, kwargs=kwargs)[0][0]
+
+    def reads(self, name: str) -> bool:
+        """Whether the name of a variable stands in the template."""
+        return re.search(rf"\b{re.escape(name)}\b", self._source + self._source_with_tools) is not None
 
     def render_all(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """The texts of chats without tools. Raises `TemplateRefusal`, not saying which chat it was."""
@@ -64,7 +89,13 @@ class ChatTemplate:
         return texts[0], spans[0]
 
     def _run(
-        self, chats: Sequence[Sequence[Message]], tools: list[Any] | None, generation_prompt: bool, *, marks: bool
+        self,
+        chats: Sequence[Sequence[Message]],
+        tools: list[Any] | None,
+        generation_prompt: bool,
+        *,
+        marks: bool,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[list[Span]]]:
         try:
             return self._render(
@@ -73,7 +104,7 @@ class ChatTemplate:
                 chat_template=self._source if tools is None else self._source_with_tools,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=generation_prompt,
-                **self._special_tokens,
+                **(self._variables | dict(kwargs or {})),
             )  # type: ignore[return-value]
         except Exception as error:  # a template is a program: anything can come out of it
             raise TemplateRefusal(in_one_line(error)) from None
@@ -96,16 +127,35 @@ def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise ConfigError(f"--chat-template {path}: {reason}") from None
-        return source, source
+        source = source.removeprefix("\ufeff")
+        return _of_json(source, path) if source.lstrip().startswith(("{\n", '{"', '{ "', "{\r")) else (source, source)
     own = tokenizer.whole.chat_template
-    if isinstance(own, dict):  # several, by purpose
-        plain = own.get("default")
-        if plain is None:
-            raise ConfigError(
-                f"{tokenizer.name} has chat templates for {', '.join(sorted(own))} and no default;"
-                " choose one with --chat-template FILE"
-            )
-        return str(plain), str(own.get("tool_use", plain))
     if not own:
         raise ConfigError(f"{tokenizer.name} has no chat template; give one with --chat-template FILE")
-    return own, own
+    return _by_purpose(own, tokenizer.name)
+
+
+def _of_json(text: str, path: Path) -> tuple[str, str]:
+    """The templates of a chat_template.json, or a tokenizer_config.json."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text, text  # a template may begin with a brace
+    own = value.get("chat_template") if isinstance(value, dict) else None
+    if isinstance(own, list) and all(isinstance(one, dict) for one in own):
+        own = {str(one.get("name")): one.get("template") for one in own}
+    if not isinstance(own, str | dict) or not own:
+        raise ConfigError(f"--chat-template {path}: it is JSON without a chat_template; a Jinja template is needed")
+    return _by_purpose(own, f"--chat-template {path}")
+
+
+def _by_purpose(own: str | dict[str, Any], where: str) -> tuple[str, str]:
+    if isinstance(own, str):
+        return own, own
+    plain = own.get("default")
+    if plain is None:
+        raise ConfigError(
+            f"{where} has chat templates for {', '.join(sorted(own))} and no default;"
+            " choose one with --chat-template FILE"
+        )
+    return str(plain), str(own.get("tool_use", plain))

@@ -1,243 +1,399 @@
-"""Where the assistant's texts stand in a rendered chat, for templates that do not mark them.
+"""What the model has to write in each assistant turn of a rendered chat, by kind.
 
-Never by searching for a text in the whole: it may stand there twice. Each way is exact, or the row is refused:
+Never by searching for a text in the whole: it may stand there twice. `layout` says where each text stands; this module
+says where a turn begins and ends around them:
 
-1. *Layout*. Chats that are nothing but roles and texts are rendered once for each sequence of roles with stand-ins
-   for the texts, which gives what the template writes between them. A row's rendering must then be exactly
-   these pieces with its texts in between (trimmed, where the template trims), which says where each text stands.
-2. *Substitution*, where a chat has tools or other keys, or the template looks into some text: the chat with a stand-in
-   for one text must be rendered as the chat itself but for that text.
-3. *Increments*, for turns that say more than a text, or whose text the template looks into: the chat up to the turn
-   must be a prefix of the whole. What it adds to the turn's header is what the model has to write, and all that the
-   turn says must stand in it.
+- A turn begins where the template's generation prompt ends. What stands between the text before the turn and the first
+  text of the turn must begin as the template opens a turn for the assistant (`probes.Context`); what follows that is
+  the model's to write, also what nobody said, such as the header of a channel or an empty think block.
+- It ends with the special tokens that follow its last text, up to and including the tokenizer's end token, as far as
+  the template ends turns with them; the first other special token begins the next turn.
 
-The end token of a turn is the first special token after its content, inside what the template writes for the turn.
-Cost: one rendering a sequence of roles and turn, then none but the row's own; otherwise two to four a turn.
+Cost: one rendering for each shape of chat (roles, keys, number of calls), then the chat's own, and one more where it
+has tools, arguments or ids.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from pipeline.tokenizing.chats.formats import Chat, RowFault, said_besides, unsaid
+from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
+from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of
+from pipeline.tokenizing.chats.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.samples import Chat
 from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, TemplateRefusal
+from pipeline.tokenizing.tokenizer import TextTokenizer
 
-_MOST_LAYOUTS = 4096
-_STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private use: no text of anybody's language
+_MOST_SHAPES = 4096
+
+Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
 
 
 @dataclass(frozen=True, slots=True)
+class _TurnShape:
+    """Where an assistant turn stands among the slots of a shape."""
+
+    message: int
+    slots: tuple[int, ...]
+    """Its slots, in order; what stands between them is its own too."""
+
+    begin: int
+    """Characters of the piece before its first slot that are not its own; least: with thinking or without."""
+
+    begin_least: int
+    end: int
+    """Characters of the piece after its last slot up to where its end begins."""
+
+    end_tokens: int
+    """The same, up to where the special tokens of its end end."""
+
+    opener: Span | None
+    """In that piece, the special token that begins what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """An answer (the turns between two user turns) that is rendered otherwise once it is history."""
+
+    turns: range
+    """Its messages."""
+
+    loses: bool
+    """Whether reasoning is left out; otherwise only what the template inserts differs."""
+
+
+@dataclass(slots=True)
+class Shape:
+    """A kind of chat: all that have the same roles, keys and number of calls."""
+
+    layout: Layout
+    leaves: list[Leaf]
+    turns: dict[int, _TurnShape]
+    """By message."""
+
+    untold: dict[int, str]
+    """Why it cannot be told where a turn begins, by message."""
+
+    rewritten: list[Rewriting] | None = None
+    """None until somebody asked."""
+
+    @property
+    def missing(self) -> list[Leaf]:
+        """The leaves that stand nowhere."""
+        there = set(self.layout.slots)
+        return [leaf for number, leaf in enumerate(self.leaves) if number not in there]
+
+    def up_to(self, message: int) -> str | None:
+        """What is written up to the end of what an assistant turn says, with stand-ins."""
+        turn = self.turns.get(message)
+        if turn is None:
+            return None
+        last = turn.slots[-1]
+        parts = [
+            piece + f"\ue000{number}\ue001"
+            for piece, number in zip(self.layout.pieces[: last + 1], self.layout.slots[: last + 1], strict=True)
+        ]
+        return "".join(parts) + self.layout.pieces[last + 1][: turn.end]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """An assistant turn in a rendered chat."""
 
     message: int
-    """Its number in the chat."""
+    parts: list[tuple[Kind, Span]]
+    """What the model has to write, in order and without gaps, up to its end."""
 
-    content: Span
-    end_token: Span | None
-    """The first special token after the content; None if the template writes none."""
+    end: int
+    """Where the last of its parts ends."""
 
-    after: str = ""
-    """What the template writes after the content, in this turn."""
+    end_tokens: Span | None
+    """The special tokens that end it, and what stands between them; None if there is none."""
+
+    opener: Span | None
+    """The special token that begins what follows."""
+
+    after: str
+    """What follows what it says."""
+
+    begin_least: int
+    """Where it would begin if it were opened without thinking and with, whichever is earlier."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What a template writes around the texts of a sequence of roles."""
+@dataclass(slots=True)
+class FoundTurns:
+    """The assistant turns of a rendered chat."""
 
-    pieces: list[str]
-    """Before each slot, and after the last.  # length: num_slots + 1"""
+    turns: dict[int, Turn]
+    """By message."""
 
-    slots: list[int]
-    """Number of the message whose text stands there."""
+    untold: dict[int, str] = field(default_factory=dict)
+    """Why a turn is not among them, by message."""
 
-    own_ends: dict[int, int]
-    """Assistant message -> characters after its text that belong to its own turn."""
-
-    left_out: int | None
-    """The first message whose text stands nowhere."""
+    missing: list[Leaf] = field(default_factory=list)
+    """What stands nowhere."""
 
 
 class TurnFinder:
     """Finds assistant turns in the renderings of one template."""
 
-    def __init__(self, template: ChatTemplate, special_texts: re.Pattern[str]) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer) -> None:
         self._template = template
-        self._special_texts = special_texts
-        self._layouts: dict[tuple[str, ...], _Layout | None] = {}
+        self._special_texts, self._eos = tokenizer.special_texts, tokenizer.eos_text
+        self.probes = Probes(template, tokenizer.special_texts)
+        self._shapes: dict[str | tuple[str, ...], Shape | None] = {}
 
-    def require_all(self, chat: Chat) -> None:
-        """Raise `RowFault` if the template leaves out what somebody says, as far as roles and texts tell."""
-        if not chat.is_plain:
-            return
-        layout = self._layout(_roles(chat.messages))
-        if layout is not None and layout.left_out is not None:
-            turn = f"turn {layout.left_out} ({chat.messages[layout.left_out]['role']})"
-            raise RowFault("template_mismatch", f"{self._template.name} leaves out {turn}")
+    def shape(self, chat: Chat) -> Shape | None:
+        """The shape of a chat; None where the template refuses the stand-ins."""
+        plain = chat.plain_roles
+        if plain is not None and plain in self._shapes:
+            return self._shapes[plain]
+        messages, leaves = with_stand_ins(chat.messages, is_shape=True)
+        key = plain or f"{bool(chat.tools)}{messages}"
+        if key not in self._shapes:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = self._make_shape(messages, leaves, has_tools=bool(chat.tools))
+        return self._shapes[key]
 
-    def find(self, chat: Chat, answers: Sequence[int], chat_text: str) -> list[Turn]:
-        """The wanted assistant turns, by their numbers in the chat, in order.
+    def rewritten(self, chat: Chat) -> list[Rewriting]:
+        """The answers of a chat that the template would render otherwise if the chat ended with them."""
+        shape = self.shape(chat)
+        if shape is None:
+            return []
+        if shape.rewritten is None:
+            shape.rewritten = self._rewritten(chat, shape)
+        return shape.rewritten
 
-        Raises `RowFault` where content and rendering disagree.
-        """
-        if chat.is_plain:
-            layout = self._layout(_roles(chat.messages))
-            found = self._by_layout(chat.messages, chat_text, layout) if layout else None
-            wanted_found = [turn for turn in found or [] if turn.message in answers]
-            if len(wanted_found) == len(answers):
-                return wanted_found
-        turns = []
-        for number in answers:
-            try:
-                turn = self._by_substitution(chat, number, chat_text) or self._by_increment(chat, number, chat_text)
-            except TemplateRefusal as refusal:
-                raise self._mismatch(number, f"refuses a part of the chat ({refusal})") from None
-            turns.append(turn)
-        return turns
-
-    def _by_layout(self, messages: list[Message], chat_text: str, layout: _Layout) -> list[Turn] | None:
-        """None where the rendering is not made of the layout's pieces and the texts."""
-        at = len(layout.pieces[0])
-        if not chat_text.startswith(layout.pieces[0]):
-            return None
+    def _rewritten(self, chat: Chat, shape: Shape) -> list[Rewriting]:
         found = []
-        for slot, number in enumerate(layout.slots):
-            after = layout.pieces[slot + 1]
-            text = messages[number]["content"]
-            end = next(
-                (at + len(form) for form in _trimmed_forms(text) if chat_text.startswith(form + after, at)), None
-            )
-            if end is None:
-                return None
-            own_end = layout.own_ends.get(number)
-            if own_end is not None:
-                found.append(self._turn(number, chat_text, (at, end), end + own_end))
-            at = end + len(after)
-        return found if at == len(chat_text) else None
+        begin = 0
+        lost = {(leaf.message, leaf.kind) for leaf in shape.missing}
+        for stop, turn in enumerate(chat.messages):
+            if turn["role"] != "user":
+                continue
+            answers = [n for n in range(begin, stop) if chat.messages[n]["role"] == "assistant"]
+            at_inference = self.shape(chat.up_to(stop)) if answers else None
+            if at_inference is not None and at_inference.up_to(answers[-1]) != shape.up_to(answers[-1]):
+                kept = lost - {(leaf.message, leaf.kind) for leaf in at_inference.missing}
+                found.append(Rewriting(range(begin, stop), any(message < stop for message, _ in kept)))
+            begin = stop + 1
+        return found
 
-    def _layout(self, roles: tuple[str, ...]) -> _Layout | None:
-        """None where the template refuses the stand-ins."""
-        try:
-            return self._layouts[roles]
-        except KeyError:
-            layout = self._make_layout(roles)
-        if len(self._layouts) >= _MOST_LAYOUTS:
-            self._layouts.clear()
-        self._layouts[roles] = layout
-        return layout
+    def find(self, chat: Chat, chat_text: str) -> FoundTurns | None:
+        """All assistant turns. None where the rendering is not made of the chat's texts and what surrounds them."""
+        shape = self.shape(chat)
+        if shape is None:
+            return None
+        layout = shape.layout
+        if chat.plain_roles is not None:
+            leaves = [Leaf(number, "content", turn["content"]) for number, turn in enumerate(chat.messages)]
+        else:
+            messages, leaves = with_stand_ins(chat.messages, is_shape=False)
+            if chat.tools or any(turn.get("tool_calls") or "tool_call_id" in turn for turn in chat.messages):
+                try:
+                    layout = layout_of(self._template.render(messages, chat.tools))
+                except TemplateRefusal:
+                    return None
+        spans = slot_spans(chat_text, layout, leaves) if layout.slots == shape.layout.slots else None
+        if spans is None:
+            return self._find_without_others(chat, chat_text)
+        return self._found(shape, layout, spans, chat, chat_text)
 
-    def _make_layout(self, roles: tuple[str, ...]) -> _Layout | None:
-        messages = [{"role": role, "content": _stand_in(number)} for number, role in enumerate(roles)]
+    def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
+        """As `find`, for templates that look into what others than the assistant say."""
+        messages, leaves = with_stand_ins(chat.messages, is_shape=False, of_assistant_alone=True)
         try:
-            pieces, slots = _parts(self._template.render(messages, None))
-            own_ends = {
-                number: self._own_end(messages[: number + 1], None, pieces[slots.index(number) + 1])
-                for number, role in enumerate(roles)
-                if role == "assistant" and slots.count(number) == 1
-            }
+            layout = layout_of(self._template.render(messages, chat.tools))
         except TemplateRefusal:
             return None
-        left_out = next((number for number in range(len(roles)) if number not in slots), None)
-        return _Layout(pieces, slots, own_ends, left_out)
+        spans = slot_spans(chat_text, layout, leaves)
+        if spans is None:
+            return None
+        shape = self._shape_of(layout, messages, leaves, has_tools=bool(chat.tools))
+        found = self._found(shape, layout, spans, chat, chat_text)
+        found.missing += [
+            Leaf(number, "content", turn["content"])
+            for number, turn in enumerate(chat.messages)
+            if turn["role"] != "assistant"
+            and isinstance(turn.get("content"), str)
+            and turn["content"].strip() not in chat_text
+        ]
+        return found
 
-    def _own_end(self, upto: list[Message], tools: list[object] | None, after: str) -> int:
-        """How much of what stands after the last text belongs to that turn and not to the next.
+    def _make_shape(self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape | None:
+        try:
+            layout = layout_of(self._template.render(messages, TOOLS if has_tools else None))
+        except TemplateRefusal:
+            return None
+        return self._shape_of(layout, messages, leaves, has_tools=has_tools)
 
-        upto: the chat up to the turn, with a stand-in for its text; after: what stands there in the whole.
+    def _shape_of(self, layout: Layout, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape:
+        turns: dict[int, _TurnShape] = {}
+        untold: dict[int, str] = {}
+        slots_of: dict[int, list[int]] = {}
+        seen: set[int] = set()
+        for slot, number in enumerate(layout.slots):
+            if number not in seen and number < len(leaves):
+                seen.add(number)
+                slots_of.setdefault(leaves[number].message, []).append(slot)
+        for number, turn in enumerate(messages):
+            if turn["role"] != "assistant":
+                continue
+            slots = slots_of.get(number)
+            if not slots:
+                untold[number] = "does not write it"
+                continue
+            own = [layout.slots[slot] for slot in slots]
+            if any(leaves[leaf].kind in ("content", "reasoning") and layout.slots.count(leaf) > 1 for leaf in own):
+                untold[number] = "writes what it says twice"
+                continue
+            between = range(slots[0], slots[-1] + 1)
+            if any(leaves[layout.slots[slot]].message > number for slot in between):
+                untold[number] = "writes it in the midst of another turn"
+                continue
+            begins = self._begins(layout.pieces[slots[0]], messages[:number], slots[0], has_tools=has_tools)
+            if begins is None:
+                untold[number] = "does not tell where it begins"
+                continue
+            after = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
+            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after)
+            turns[number] = _TurnShape(number, tuple(slots), *begins, end, end_tokens, opener)
+        return Shape(layout, leaves, turns, untold)
+
+    def _begins(self, piece: str, before: list[Message], slot: int, *, has_tools: bool) -> tuple[int, int] | None:
+        """How much of the piece before a turn's first text is not its own: as it is opened, and at the least."""
+        context = self.probes.context(before, has_tools=has_tools)
+        opened, closed, prompt = context.opened, context.closed, context.prompt
+        if not prompt or opened is None:
+            header = context.before_answer
+            if header is None:
+                return None
+            begin = common(piece, header)
+            begin = begin if begin or not slot else len(piece)
+            begin = len(piece) if piece.endswith(header) or not slot else begin
+            return begin, begin
+        begin = common(piece, opened)
+        header_from = common(opened, closed or "")
+        rest = opened[begin:]
+        if begin > header_from and not rest[:1].isalnum():
+            return begin, min(begin, common(piece, context.opened_least or opened))
+        least = (context.opened_least or opened)[header_from:]
+        for header in (prompt, least, prompt.partition("<think>")[0], prompt.rstrip()):
+            at = piece.rfind(header) if header else -1
+            if at >= 0:
+                return at + len(header), at + min(len(header), len(least))
+        return None
+
+    def _ending(self, tail: str, closed: str) -> tuple[int, int, Span | None]:
+        """Where in what follows a turn's last text its end begins, where its special tokens end, and the next opener.
+
+        closed: what follows it at the end of a chat.
         """
-        pieces, slots = _parts(self._template.render(upto, tools))
-        # A template may end the last turn otherwise than one in the middle; what both have is the turn's.
-        if slots[-1:] != [len(upto) - 1]:
-            return 0
-        pairs = enumerate(zip(pieces[-1], after, strict=False))
-        return next((at for at, (one, other) in pairs if one != other), min(len(pieces[-1]), len(after)))
+        first = stop = None
+        opener = None
+        for match in self._special_texts.finditer(tail):
+            if match[0] not in self.probes.endings and match[0] != self._eos:
+                opener = match.span()
+                break
+            if stop is not None and tail[stop : match.start()].strip():
+                break  # a text stands between: what follows is another's
+            first = match.start() if first is None else first
+            stop = match.end()
+            if match[0] == self._eos:
+                break
+        if first is None or stop is None:
+            written = tail[: common(tail, closed)].rstrip()
+            end = len(written) if opener is None else min(len(written), opener[0])
+            return end, end, opener
+        return first, stop, opener
 
-    def _by_substitution(self, chat: Chat, number: int, chat_text: str) -> Turn | None:
-        """None where the turn says more than a text, or that text decides how the rest is rendered."""
-        turn = chat.messages[number]
-        if not isinstance(turn.get("content"), str) or said_besides(turn):
-            return None
-        instead = {**turn, "content": _stand_in(number)}
-        messages = [*chat.messages[:number], instead, *chat.messages[number + 1 :]]
-        parts = self._template.render(messages, chat.tools).split(instead["content"])
-        if len(parts) != 2:
-            return None
-        before, after = parts
-        form = next((form for form in _trimmed_forms(turn["content"]) if chat_text == before + form + after), None)
-        if form is None:
-            return None
-        content = len(before), len(before) + len(form)
-        own_end = self._own_end(messages[: number + 1], chat.tools, after)
-        return self._turn(number, chat_text, content, content[1] + own_end)
+    def _found(self, shape: Shape, layout: Layout, spans: list[Span], chat: Chat, chat_text: str) -> FoundTurns:
+        turns = {}
+        for number, turn in shape.turns.items():
+            found = self._turn(turn, shape, layout, spans, chat_text)
+            turns[number] = found
+        untold = dict(shape.untold)
+        missing = list(shape.missing)
+        for number, found in turns.items():
+            whole = chat_text[found.parts[0][1][0] : found.end] if found.parts else ""
+            for call in calls_of(chat.messages[number]):
+                arguments = function_of(call).get("arguments")
+                keys = list(arguments) if isinstance(arguments, dict) else [str(arguments).strip()]
+                missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
+        return FoundTurns(turns, untold, missing)
 
-    def _by_increment(self, chat: Chat, number: int, chat_text: str) -> Turn:
-        upto = self._template.render(chat.messages[: number + 1], chat.tools)
-        if not chat_text.startswith(upto):
-            raise self._mismatch(number, "renders the chat up to it otherwise than within the whole")
-        start = self._header_end(chat, number, upto)
-        written = upto[start:]
-        turn = chat.messages[number]
-        text = turn.get("content")
-        end = start + len(written.rstrip())
-        if isinstance(text, str) and text.strip() and not written.startswith(text):
-            start += len(written) - len(written.lstrip())  # white space that the template puts before a text
-        token = next((m.span() for m in self._special_texts.finditer(upto, start, end) if m.end() == end), None)
-        content = upto[start : token[0] if token else end]
-        missing = unsaid(turn, content)
-        if isinstance(text, str) and missing is None:
-            is_there = text.strip() in content if said_besides(turn) else text.strip() == content.strip()
-            missing = None if is_there and content else text
-        if missing is not None:
-            what = "text" if missing == text else "reasoning or tool call"
-            raise RowFault(
-                "template_mismatch",
-                f"turn {number} (assistant): {self._template.name} does not write its {what} {missing.strip()[:40]!r}",
-            )
-        return Turn(number, (start, start + len(content)), token)
+    def _turn(self, turn: _TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
+        first, last = turn.slots[0], turn.slots[-1]
+        piece, own_piece = shape.layout.pieces[first], layout.pieces[first]
+        piece_start = spans[first][0] - len(own_piece)
 
-    def _header_end(self, chat: Chat, number: int, upto: str) -> int:
-        """Where a turn's header ends in the chat up to it: as the template opens a turn for the assistant."""
-        before, tools = chat.messages[:number], chat.tools
-        if number:
-            opened = self._template.render(before, tools, generation_prompt=True)
-            if opened != self._template.render(before, tools) and upto.startswith(opened):
-                return len(opened)
-        plain = {"role": "assistant", "content": _stand_in(number)}
-        header = self._template.render([*before, plain], tools).partition(plain["content"])[0]
-        for form in (header, header.rstrip()):
-            if upto.startswith(form):
-                return len(form)
-        raise self._mismatch(number, "does not tell where it begins")
+        def begin_of(at: int) -> int:
+            same = own_piece.startswith(piece[:at])
+            return piece_start + at if same else spans[first][0] - (len(piece) - at)
 
-    def _turn(self, number: int, chat_text: str, content: Span, stop: int) -> Turn:
-        token = self._special_texts.search(chat_text, content[1], stop)
-        return Turn(number, content, token.span() if token else None, chat_text[content[1] : stop])
-
-    def _mismatch(self, number: int, reason: str) -> RowFault:
-        return RowFault(
-            "template_mismatch",
-            f"turn {number} (assistant) cannot be located: {self._template.name} {reason}; marking the turns with"
-            " {% generation %} in a copy of the template settles where they are",
+        tail, own_tail = shape.layout.pieces[last + 1], layout.pieces[last + 1]
+        end, stop, opener = turn.end, turn.end_tokens, turn.opener
+        if tail != own_tail:  # arguments stand in it, or ids
+            end, stop, opener = self._moved(tail, own_tail, end, stop, opener)
+        at = spans[last][1]
+        kinds = [shape.leaves[shape.layout.slots[slot]].kind for slot in turn.slots]
+        parts = self._parts(turn, kinds, spans, begin_of(turn.begin), at + end)
+        return Turn(
+            message=turn.message,
+            parts=parts,
+            end=at + end,
+            end_tokens=(at + end, at + stop) if stop > end else None,
+            opener=None if opener is None else (at + opener[0], at + opener[1]),
+            after=chat_text[at : at + len(own_tail)],
+            begin_least=begin_of(turn.begin_least),
         )
 
+    def _moved(
+        self, tail: str, own_tail: str, end: int, stop: int, opener: Span | None
+    ) -> tuple[int, int, Span | None]:
+        """Places in the tail of a shape as places in the tail that has arguments."""
+        same = common(tail, own_tail)
+        if stop <= same:
+            return end, stop, opener if opener is None or opener[1] <= same else None
+        rest = tail[same:stop]
+        at = own_tail.rfind(rest)
+        if at < 0:
+            return self._ending(own_tail, "")
+        moved = at - same
+        return end + moved, stop + moved, None if opener is None else (opener[0] + moved, opener[1] + moved)
 
-def _stand_in(number: int) -> str:
-    return f"\ue000{number}\ue001"
+    @staticmethod
+    def _parts(
+        turn: _TurnShape, kinds: Sequence[str], spans: list[Span], begin: int, end: int
+    ) -> list[tuple[Kind, Span]]:
+        """What the model writes, cut at the texts."""
+        own: dict[str, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}
+        parts: list[tuple[Kind, Span]] = []
+        at = begin
+        before: Kind | None = None
+        for slot, kind in zip(turn.slots, kinds, strict=True):
+            span, this = spans[slot], own[kind]
+            if this == "call" or before == "call":
+                around: Kind = "call"
+            else:
+                around = "reasoning" if "reasoning" in (this, before) else "inserted"
+            if span[0] > at:
+                parts.append((around, (at, span[0])))
+            if span[1] > span[0]:
+                parts.append((this, span))
+            at, before = max(at, span[1]), this
+        if end > at:
+            parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
+        return parts
 
 
-def _parts(chat_text: str) -> tuple[list[str], list[int]]:
-    """What stands between the stand-ins, and whose stand-ins they are."""
-    parts = _STAND_IN.split(chat_text)
-    return parts[::2], [int(number) for number in parts[1::2]]
-
-
-def _roles(messages: list[Message]) -> tuple[str, ...]:
-    return tuple(turn["role"] for turn in messages)
-
-
-def _trimmed_forms(text: str) -> list[str]:
-    """A text as it is, and as templates trim it."""
-    forms = [text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")]
-    return list(dict.fromkeys(forms)) if forms[1] != text else [text]
+def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
+    """What is wrong with a turn whose place cannot be told."""
+    return RowFault(
+        "template_mismatch",
+        f"turn {number} (assistant) cannot be located: {template.name} {why}; marking the turns with"
+        " {% generation %} in a copy of the template settles where they are",
+    )

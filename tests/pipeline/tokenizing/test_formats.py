@@ -9,7 +9,9 @@ import datasets
 import pytest
 
 from pipeline.base.errors import DataError
-from pipeline.tokenizing.chats.formats import Chat, Format, Pair, RowFault, Sample, Text, choose_format
+from pipeline.tokenizing.chats.formats import Format, choose_format
+from pipeline.tokenizing.chats.messages import RowFault
+from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
 from tests.conftest import Run
 from tests.pipeline.chats import chat
 from tests.pipeline.tokenizing.conftest import Lines

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.formats import Format
+from pipeline.tokenizing.chats.turns import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.tokenization import load_tokenization
 from tests.pipeline.chats import STYLES, chat, template
@@ -79,14 +80,13 @@ def test_all_ways_find_the_same(
 ) -> None:
     rows = [chat(*(turn if turn.strip() else "x" for turn in turns))]
     source = template(style, marks=False)
-    by_layout = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
+    plain = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
+    keyed = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), [[{**turn, "id": 7} for turn in rows[0]]]))
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.tokenizing.chats.turns.TurnFinder._layout", lambda *_: None)
-        by_substitution = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
-        patched.setattr("pipeline.tokenizing.chats.turns.TurnFinder._by_substitution", lambda *_: None)
-        by_increment = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
-    assert by_layout == by_substitution == by_increment
-    assert len(by_layout) == 1
+        patched.setattr(TurnFinder, "find", TurnFinder._find_without_others)
+        alone = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), rows))
+    assert plain == keyed == alone
+    assert len(plain) == 1
 
 
 def test_a_text_that_stands_elsewhere_too_is_not_mistaken(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_a_template_that_looks_into_the_text(tokenizer_dir: Path, whole: Any, tm
     one = encoder(tokenizer_dir, THINKING, tmp_path)
     thought = "<think>\nbecause\n</think>\n\nyes"
     found = encode(one, [chat("q", thought), chat("q", thought, "more", "no"), chat("q", "because</think>yes")])
-    (sample,) = samples_of(found)
+    sample, opened = samples_of(found)
     assert [whole.decode(run) for run in trained_runs(*sample)] == [thought + "<|im_end|>"]
-    # In the second the first turn is rendered otherwise within the whole, in the third it is not what was said.
-    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "template_mismatch"), (2, "template_mismatch")]
-    assert "turn 1" in found.faults[0].detail
+    assert [whole.decode(run) for run in trained_runs(*opened)] == [thought + "<|im_end|>"]
+    # In the second the first turn is rendered otherwise within the whole.
+    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "history_rewritten")]
     # It does not have to be told where only the last turn is trained.
     one = encoder(tokenizer_dir, THINKING, tmp_path, train_on="completion")
     last = encode(one, [chat("q", thought, "r", "no")])
@@ -140,13 +140,15 @@ def test_a_template_without_end_tokens(tokenizer_dir: Path, whole: Any, tmp_path
     assert [straddle_free(run, text, whole) for run, text in zip(runs, wanted, strict=True)] == wanted
 
 
-def test_what_stands_between_text_and_end_token_is_not_trained(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+def test_what_the_template_inserts_is_trained_unless_masked(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
     source = template("chatml", marks=False).replace(
         "message.content + '<|im_end|>'", "message.content + '@@<|im_end|>'"
     )
-    (sample,) = samples_of(encode(encoder(tokenizer_dir, source, tmp_path), [chat("q", "yes")]))
-    assert whole.decode(sample[0]).count("@@") == 2
-    assert [whole.decode(run) for run in trained_runs(*sample)] == ["yes", "<|im_end|>"]
+    for inserted, wanted in (("auto", ["yes@@<|im_end|>"]), ("mask", ["yes", "<|im_end|>"])):
+        one = encoder(tokenizer_dir, source, tmp_path, inserted=inserted)
+        (sample,) = samples_of(encode(one, [chat("q", "yes")]))
+        assert whole.decode(sample[0]).count("@@") == 2
+        assert [whole.decode(run) for run in trained_runs(*sample)] == wanted
 
 
 TOOLS = """{%- if tools -%}{{- 'tools: ' + (tools | tojson) + '\\n' -}}{%- endif -%}
@@ -231,7 +233,7 @@ def test_a_tool_call_that_the_template_ignores(tokenizer_dir: Path, tmp_path: Pa
     for marks in (False, True):
         found = encode(encoder(tokenizer_dir, template("chatml", marks=marks), tmp_path), [conversation])
         (fault,) = found.faults
-        assert (fault.reason, "reasoning or tool call 'add'" in fault.detail) == ("template_mismatch", True)
+        assert (fault.reason, "tool call 'add'" in fault.detail) == ("template_mismatch", True)
 
 
 def test_white_space_before_a_tool_call_is_trained(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
@@ -274,15 +276,16 @@ def test_turns_of_weight_zero_are_not_trained(tokenizer_dir: Path, whole: Any, t
         assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == ["good<|im_end|>"]
 
 
-def test_a_gap_before_the_end_token_is_noted(tokenizer_dir: Path, tmp_path: Path) -> None:
-    source = "{% for m in messages %}{{ m.role + ': ' + m.content + ' <|im_end|>' }}{% endfor %}"
-    assert encode(encoder(tokenizer_dir, source, tmp_path), [chat("q", "a")]).notes == {"gap": [0]}
-
-
-def test_arguments_that_are_encoded_twice_are_noted(tokenizer_dir: Path, tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    conversation = [*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert encode(encoder(tokenizer_dir, TOOLS, tmp_path), [conversation]).notes == {"encoded_twice": [0]}
+def test_arguments_as_text_are_decoded(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
+    one = encoder(tokenizer_dir, TOOLS, tmp_path)
+    for arguments, written in (('{"a": 1}', '{"a": 1}'), ("", "{}"), ("not JSON", '"not JSON"')):
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+        found = encode(one, [[*chat("1+1?"), {"role": "assistant", "content": "", "tool_calls": [call]}]])
+        ((ids, labels),) = samples_of(found)
+        assert [whole.decode(run) for run in trained_runs(ids, labels)] == [
+            '<call>{"name": "add", "arguments": ' + written + "}</call><|im_end|>"
+        ]
+        assert found.kinds.total() == sum(label != -100 for label in labels)
 
 
 def test_content_in_parts_is_one_text(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""What a raw row becomes before it is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.tokenizing.chats.template import Message
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns to be rendered by a chat template."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    num_prompt: int = 0
+    """Turns at the beginning that are prompt whoever speaks."""
+
+    marks: Sequence[bool | None] = field(default=())
+    """Whether the data says of a turn that it is trained.  # length: num_messages, or none"""
+
+    @cached_property
+    def plain_roles(self) -> tuple[str, ...] | None:
+        """The roles of a chat that is nothing but roles and texts, so that only they decide how it is rendered."""
+        if self.tools is not None:
+            return None
+        for turn in self.messages:
+            content = turn.get("content")
+            if len(turn) != 2 or not isinstance(content, str) or "</think>" in content or not content.strip():
+                return None
+        return tuple([turn["role"] for turn in self.messages])
+
+    def up_to(self, stop: int) -> Chat:
+        """Its turns before the one numbered `stop`."""
+        return Chat(self.messages[:stop], self.tools, self.num_prompt, self.marks[:stop])
+
+    def marked(self, number: int) -> bool | None:
+        """Whether the data says of a turn that it is trained; None where it says nothing."""
+        return self.marks[number] if self.marks else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and what is to follow it, end to end."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, all of it trained."""
+
+    text: str
+
+
+Sample = Chat | Pair | Text
