@@ -58,6 +58,7 @@ def tokenize_table(result: TokenizeResult) -> View:
         ("tokenised", f"{counts.samples:,} of {counts.rows:,} rows, {counts.tokens:,} tokens"),
         ("targets", f"{counts.targets:,}, {share:.1%} of the tokens are trained"),
     ]
+    rows += [(f"  {kind}", f"{number:,}") for kind, number in counts.targets_by_kind.items()]
     splits = {} if manifest.splits is UNSET else manifest.splits
     rows += [(f"  {name}", f"{split.counts.samples:,} of {split.counts.rows:,} rows") for name, split in splits.items()]
     rows += [(f"left out: {reason}", counted(number, "row")) for reason, number in counts.dropped.items()]

@@ -44,14 +44,17 @@ PACK_SCHEMA = schema_of({name: pa.list_(kind) for name, kind in PACK_COLUMNS.ite
 _TOKEN_COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 
 
-def tokenized_schema(*, text: bool, source_row: bool) -> pa.Schema:
+def tokenized_schema(*, text: bool, source_row: bool, source_turn: bool = False) -> pa.Schema:
     """The schema of a tokenised shard.
 
-    text: whether it has what the user said; source_row: whether it has each sample's row in the input.
+    text: whether it has what the user said; source_row: whether it has each sample's row in the input; source_turn:
+    whether it has the turn of that row that ends the sample.
     """
     columns = dict(_TOKEN_COLUMNS)
     if text:
         columns["text"] = pa.string()
     if source_row:
         columns["source_row"] = pa.int64()
+    if source_turn:
+        columns["source_turn"] = pa.int64()
     return schema_of(columns)

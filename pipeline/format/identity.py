@@ -14,7 +14,7 @@ from pipeline.base.options import Options
 FORMAT_VERSION = 2
 """It changes when readers have to change; see docs/format.md."""
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """It is bumped by hand whenever the bytes of any output would change, also by another default."""
 
 PACKED, TOKENIZED = "packed", "tokenized"

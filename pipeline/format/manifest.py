@@ -80,6 +80,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     """Rows left out, by reason."""
 
+    targets_by_kind: dict[str, int] = {}
+    """Targets by what they are: answer, reasoning, call, inserted, end; `all` where everything is trained."""
+
 
 class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
     """One split of a tokenised dataset."""

@@ -13,7 +13,6 @@ from msgspec import UNSET
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.storage import FileFacts
-from pipeline.format.columns import tokenized_schema
 from pipeline.format.dataset_files import finish_dataset, path_in_dataset
 from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZED, TOKENIZER, Identity
 from pipeline.format.manifest import TokenizeConfig, TokenizedSplit, TokenizeManifest
@@ -24,7 +23,7 @@ from pipeline.reading.content import content_hashes, input_entries
 from pipeline.reading.inputs import Input, local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 from pipeline.tokenizing.shard import TokenizedShard
-from pipeline.tokenizing.shards import RawSplit, ShardLayout, open_raw_inputs, write_shards
+from pipeline.tokenizing.shards import RawSplit, ShardLayout, dataset_schema, open_raw_inputs, write_shards
 from pipeline.tokenizing.tally import DROPPED, RowTally, warn_of_rows, write_dropped
 from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
 from pipeline.tokenizing.tokenizer import TextTokenizer
@@ -110,7 +109,7 @@ def tokenize(
             manifest = finish_dataset(
                 work.staging.dataset,
                 _manifest(identity, sources, splits),
-                tokenized_schema(text=options.keep_text, source_row=options.on_error == "drop"),
+                dataset_schema(options),
                 {split.name: [shard.path.name for shard in split.shards] for split in splits},
                 files,
                 part.split,

@@ -65,8 +65,17 @@ class ShardLayout:
 
     def schema(self, options: TokenizeOptions) -> pa.Schema:
         """The columns of the shards."""
-        source_row = options.on_error == "drop" and not self.for_packing
-        return tokenized_schema(text=options.keep_text, source_row=source_row)
+        if self.for_packing:
+            return tokenized_schema(text=options.keep_text, source_row=False)
+        return dataset_schema(options)
+
+
+def dataset_schema(options: TokenizeOptions) -> pa.Schema:
+    """The columns of a tokenised dataset."""
+    expands = options.history == "expand"
+    return tokenized_schema(
+        text=options.keep_text, source_row=expands or options.on_error == "drop", source_turn=expands
+    )
 
 
 def open_raw_inputs(inputs: list[Input], tokenization: Tokenization, cache: FileCache) -> list[RawSplit]:
@@ -194,6 +203,8 @@ def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, al
         content["text"] = pa.array(prompts, pa.string())
     if "source_row" in schema.names:
         content["source_row"] = as_arrow(first_row + rows, pa.int64())
+    if "source_turn" in schema.names:
+        content["source_turn"] = as_arrow(np.array(encoded_block.turns, np.int64), pa.int64())
     return pa.record_batch([content[name] for name in schema.names], schema=schema)
 
 

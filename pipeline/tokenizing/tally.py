@@ -26,6 +26,7 @@ NOTES = {
     "history_inserted": "the template writes the earlier turns otherwise once they are history (only what it inserts"
     " itself differs); --history expand makes a sample of each answer as it is at inference",
     "history_left_out": "the template leaves out the reasoning of earlier turns",
+    "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
     "unsaid_tools": "the template does not write their tools, as allowed",
     "unsaid_system": "the template does not write their system turn, as allowed",
@@ -77,6 +78,7 @@ class RowTally:
             tokens=self.tokens,
             targets=self.targets,
             dropped=dict(sorted(self.dropped.items())),
+            targets_by_kind=dict(sorted(self.kinds.items())),
         )
 
     @staticmethod

@@ -46,7 +46,8 @@ class Tokenization:
                 f"--append-eos: {self.tokenizer.name} names no end token; use a tokenizer directory whose"
                 " tokenizer_config.json has an eos_token"
             )
-        self.rendered_on = _today() if self.template is not None and self.template.is_dated else None
+        is_dated = self.template is not None and self.template.is_dated and options.template_date is None
+        self.rendered_on = _today() if is_dated else None
         if options.rendered_on not in (None, self.rendered_on):
             raise ConfigError(
                 f"the chat template wrote the day, {options.rendered_on}: such tokens can only be made, and compared,"
@@ -140,7 +141,9 @@ class Tokenization:
             log.info("%s names no end token; its only special token, %s, is taken", own.name, own.eos_text)
         if self.rendered_on and self.template:
             log.warning(
-                "%s writes the day: rendered as of %s, tomorrow otherwise", self.template.name, self.rendered_on
+                "%s writes the day: rendered as of %s, tomorrow otherwise; --template-date fixes it",
+                self.template.name,
+                self.rendered_on,
             )
 
     def require_same_day(self) -> None:

@@ -77,10 +77,11 @@ class Format:
                 return self._pair_of_turns(row, prompt, completion)
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
         system, earlier, tools = self._system(row), self._history(row), self._tools(row)
+        notes = ["history_column"] if earlier else []
         if as_chat:
             pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
             before = [*system, *earlier]
-            return Chat([*before, *pair], tools, num_prompt=len(before) + 1)
+            return Chat([*before, *pair], tools, num_prompt=len(before) + 1, notes=notes)
         if tools:
             names = ", ".join(str(name_of(tool)) for tool in tools)
             raise RowFault(
@@ -90,7 +91,7 @@ class Format:
             )
         if self.name == "instruction":
             prompt += "\n"
-        return Pair("".join(turn["content"] + "\n" for turn in (*system, *earlier)) + prompt, completion)
+        return Pair("".join(turn["content"] + "\n" for turn in (*system, *earlier)) + prompt, completion, notes)
 
     def _chat(
         self, system: list[Message], messages: list[Message], marks: list[bool | None], tools: list[Any] | None

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any, Literal
 
-from pipeline.tokenizing.chats.messages import REASONING, calls_of, function_of, inline_of
+from pipeline.tokenizing.chats.messages import REASONING, calls_of, function_of
+from pipeline.tokenizing.chats.reasoning import inline_of
 from pipeline.tokenizing.chats.template import Message, Span
 
 LeafKind = Literal["content", "reasoning", "call", "name"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +37,6 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 """Keys of a turn that say whether it is trained."""
 
-_INLINE = re.compile(r"(\s*<think>)?(\s*)(.*?)(\s*)</think>(\s*)(.*)", re.DOTALL)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
 
@@ -49,16 +47,6 @@ class RowFault(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inline:
-    """A content that begins with reasoning in think marks, in its parts; put together they are the content."""
-
-    before: str
-    reasoning: str
-    between: str
-    answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,26 +144,6 @@ def name_of(call: Any) -> str | None:
     """The name of the function that a call calls."""
     name = function_of(call).get("name")
     return name if isinstance(name, str) else None
-
-
-def inline_of(content: Any) -> Inline | None:
-    """The parts of a content with reasoning in think marks at its beginning; None where there is none, or blank."""
-    if not isinstance(content, str) or "</think>" not in content:
-        return None
-    match = _INLINE.fullmatch(content)
-    if match is None or not match[3]:
-        return None
-    opened = (match[1] or "") + match[2]
-    return Inline(before=opened, reasoning=match[3], between=f"{match[4]}</think>{match[5]}", answer=match[6])
-
-
-def without_reasoning(turn: Message) -> tuple[Message, bool]:
-    """A turn without its reasoning under any name and inline; and whether it had any."""
-    kept = {key: value for key, value in turn.items() if key not in REASONING}
-    content = kept.get("content")
-    if isinstance(content, str) and "</think>" in content and (match := _INLINE.fullmatch(content)):
-        kept["content"] = match[6]
-    return kept, kept != turn
 
 
 def reasoning_of(turn: Message) -> str | None:

@@ -9,20 +9,14 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.formats import Format
-from pipeline.tokenizing.chats.messages import (
-    RowFault,
-    inline_of,
-    name_of,
-    reasoning_of,
-    said_besides,
-    without_reasoning,
-)
+from pipeline.tokenizing.chats.marks import owners_of, within
+from pipeline.tokenizing.chats.messages import RowFault, name_of
+from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_all_reasoning
 from pipeline.tokenizing.chats.samples import Chat, Sample, Text
-from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, TemplateRefusal
-from pipeline.tokenizing.chats.turns import FoundTurns, Kind, Turn, TurnFinder, unlocated
+from pipeline.tokenizing.chats.shapes import FoundTurns, Targets, Turn
+from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
 from pipeline.tokenizing.tokenizer import TextTokenizer
-
-Targets = list[tuple[Kind, Span]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +83,9 @@ class Renderer:
             return [Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))]
         text = sample.prompt + sample.completion
         targets: Targets | None = None if self._train_on == "all" else [("answer", (len(sample.prompt), len(text)))]
-        return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=self._notes([text]))]
+        return [
+            Rendering(text=text, targets=targets, prompt=sample.prompt, notes=[*sample.notes, *self._notes([text])])
+        ]
 
     def _chat(self, chat: Chat, chat_text: str | None) -> list[Rendering]:
         template, finder = self._template, self._turns
@@ -99,7 +95,7 @@ class Renderer:
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
-        notes: list[str] = []
+        notes = list(chat.notes)
         if chat.plain_roles is None:
             chat = self._with_reasoning(chat, finder, notes)
         rewritten = [] if self._train_on == "all" else finder.rewritten(chat)
@@ -138,17 +134,11 @@ class Renderer:
     def _with_reasoning(self, chat: Chat, finder: TurnFinder, notes: list[str]) -> Chat:
         """The chat without its reasoning, or with it in front of the content, where that is asked for."""
         if self._options.reasoning == "drop":
-            told = [without_reasoning(turn) if turn["role"] == "assistant" else (turn, False) for turn in chat.messages]
-            if any(had for _, had in told):
-                notes.append("reasoning_dropped")
-            for number, (turn, had) in enumerate(told):
-                if had and not str(turn.get("content") or "").strip() and not said_besides(turn):
-                    raise RowFault(
-                        "empty_turn", f"turn {number} (assistant) is nothing but reasoning, which is dropped"
-                    )
-            return Chat([turn for turn, _ in told], chat.tools, chat.num_prompt, chat.marks)
+            told = without_all_reasoning(chat)
+            notes += [] if told.messages == chat.messages else ["reasoning_dropped"]
+            return told
         if self._options.reasoning_inline and not finder.probes.has_reasoning:
-            return Chat([_inlined(turn) for turn in chat.messages], chat.tools, chat.num_prompt, chat.marks)
+            return chat.with_messages([with_inline_reasoning(turn) for turn in chat.messages])
         return chat
 
     def _rendering(
@@ -244,7 +234,7 @@ class Renderer:
     ) -> Targets:
         """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
         answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
-        owners = _owners(marks, answers, found)
+        owners = owners_of(marks, answers, found)
         bare = [number for number in trained if number not in owners]
         if None in owners or bare:
             told = f"{counted(len(marks), 'generation')} in {counted(len(answers), 'assistant turn')}"
@@ -256,7 +246,7 @@ class Renderer:
             if number not in trained:
                 continue
             turn = found.turns.get(number) if found and number is not None else None
-            targets += self._chosen(_within(mark, turn))
+            targets += self._chosen(within(mark, turn))
         for number in trained:
             own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
             content = chat.messages[number].get("content")
@@ -342,48 +332,3 @@ class Renderer:
         if self._options.special_in_text == "error":
             raise RowFault("special_in_text", "special tokens stand in the sample's own words")
         return ["holds_special"]
-
-
-def _inlined(turn: Message) -> Message:
-    """A turn with its reasoning in front of its content, in think marks."""
-    reasoning = reasoning_of(turn)
-    if turn["role"] != "assistant" or reasoning is None or inline_of(turn.get("content")) is not None:
-        return turn
-    rest = without_reasoning(turn)[0]
-    return rest | {"content": f"<think>\n{reasoning.strip()}\n</think>\n\n{rest.get('content') or ''}"}
-
-
-def _owners(marks: list[Span], answers: list[int], found: FoundTurns | None) -> list[int | None]:
-    """The turn that each mark is in; None where that cannot be told."""
-    if len(marks) == len(answers):
-        return list(answers)
-    spans = {
-        number: (turn.parts[0][1][0] if turn.parts else turn.end, (turn.end_tokens or (0, turn.end))[1])
-        for number, turn in (found.turns if found else {}).items()
-    }
-    return [
-        next((number for number, span in spans.items() if mark[0] < span[1] and mark[1] > span[0]), None)
-        for mark in marks
-    ]
-
-
-def _within(mark: Span, turn: Turn | None) -> Targets:
-    """What a mark holds, by kind."""
-    if turn is None:
-        return [("answer", mark)]
-    parts = [(kind, span) for kind, span in turn.parts]
-    if turn.end_tokens is not None:
-        parts.append(("end", turn.end_tokens))
-    found: Targets = []
-    at = mark[0]
-    for kind, span in parts:
-        begin, end = max(span[0], at), min(span[1], mark[1])
-        if begin >= end:
-            continue
-        if begin > at:
-            found.append(("inserted", (at, begin)))
-        found.append((kind, (begin, end)))
-        at = end
-    if at < mark[1]:
-        found.append(("end" if found and found[-1][0] == "end" else "inserted", (at, mark[1])))
-    return found

@@ -22,6 +22,9 @@ class Chat:
     marks: Sequence[bool | None] = field(default=())
     """Whether the data says of a turn that it is trained.  # length: num_messages, or none"""
 
+    notes: Sequence[str] = field(default=(), compare=False)
+    """What is to be said about its row; see `tally.NOTES`."""
+
     @cached_property
     def plain_roles(self) -> tuple[str, ...] | None:
         """The roles of a chat that is nothing but roles and texts, so that only they decide how it is rendered."""
@@ -37,6 +40,10 @@ class Chat:
         """Its turns before the one numbered `stop`."""
         return Chat(self.messages[:stop], self.tools, self.num_prompt, self.marks[:stop])
 
+    def with_messages(self, messages: list[Message]) -> Chat:
+        """The same chat, its turns written otherwise."""
+        return Chat(messages, self.tools, self.num_prompt, self.marks)
+
     def marked(self, number: int) -> bool | None:
         """Whether the data says of a turn that it is trained; None where it says nothing."""
         return self.marks[number] if self.marks else None
@@ -48,6 +55,7 @@ class Pair:
 
     prompt: str
     completion: str
+    notes: Sequence[str] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,124 +16,16 @@ has tools, arguments or ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.samples import Chat
+from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, TemplateRefusal
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096
-
-Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
-
-
-@dataclass(frozen=True, slots=True)
-class _TurnShape:
-    """Where an assistant turn stands among the slots of a shape."""
-
-    message: int
-    slots: tuple[int, ...]
-    """Its slots, in order; what stands between them is its own too."""
-
-    begin: int
-    """Characters of the piece before its first slot that are not its own; least: with thinking or without."""
-
-    begin_least: int
-    end: int
-    """Characters of the piece after its last slot up to where its end begins."""
-
-    end_tokens: int
-    """The same, up to where the special tokens of its end end."""
-
-    opener: Span | None
-    """In that piece, the special token that begins what follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rewriting:
-    """An answer (the turns between two user turns) that is rendered otherwise once it is history."""
-
-    turns: range
-    """Its messages."""
-
-    loses: bool
-    """Whether reasoning is left out; otherwise only what the template inserts differs."""
-
-
-@dataclass(slots=True)
-class Shape:
-    """A kind of chat: all that have the same roles, keys and number of calls."""
-
-    layout: Layout
-    leaves: list[Leaf]
-    turns: dict[int, _TurnShape]
-    """By message."""
-
-    untold: dict[int, str]
-    """Why it cannot be told where a turn begins, by message."""
-
-    rewritten: list[Rewriting] | None = None
-    """None until somebody asked."""
-
-    @property
-    def missing(self) -> list[Leaf]:
-        """The leaves that stand nowhere."""
-        there = set(self.layout.slots)
-        return [leaf for number, leaf in enumerate(self.leaves) if number not in there]
-
-    def up_to(self, message: int) -> str | None:
-        """What is written up to the end of what an assistant turn says, with stand-ins."""
-        turn = self.turns.get(message)
-        if turn is None:
-            return None
-        last = turn.slots[-1]
-        parts = [
-            piece + f"\ue000{number}\ue001"
-            for piece, number in zip(self.layout.pieces[: last + 1], self.layout.slots[: last + 1], strict=True)
-        ]
-        return "".join(parts) + self.layout.pieces[last + 1][: turn.end]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """An assistant turn in a rendered chat."""
-
-    message: int
-    parts: list[tuple[Kind, Span]]
-    """What the model has to write, in order and without gaps, up to its end."""
-
-    end: int
-    """Where the last of its parts ends."""
-
-    end_tokens: Span | None
-    """The special tokens that end it, and what stands between them; None if there is none."""
-
-    opener: Span | None
-    """The special token that begins what follows."""
-
-    after: str
-    """What follows what it says."""
-
-    begin_least: int
-    """Where it would begin if it were opened without thinking and with, whichever is earlier."""
-
-
-@dataclass(slots=True)
-class FoundTurns:
-    """The assistant turns of a rendered chat."""
-
-    turns: dict[int, Turn]
-    """By message."""
-
-    untold: dict[int, str] = field(default_factory=dict)
-    """Why a turn is not among them, by message."""
-
-    missing: list[Leaf] = field(default_factory=list)
-    """What stands nowhere."""
 
 
 class TurnFinder:
@@ -231,7 +123,7 @@ class TurnFinder:
         return self._shape_of(layout, messages, leaves, has_tools=has_tools)
 
     def _shape_of(self, layout: Layout, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape:
-        turns: dict[int, _TurnShape] = {}
+        turns: dict[int, TurnShape] = {}
         untold: dict[int, str] = {}
         slots_of: dict[int, list[int]] = {}
         seen: set[int] = set()
@@ -260,7 +152,7 @@ class TurnFinder:
                 continue
             after = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
             end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after)
-            turns[number] = _TurnShape(number, tuple(slots), *begins, end, end_tokens, opener)
+            turns[number] = TurnShape(number, tuple(slots), *begins, end, end_tokens, opener)
         return Shape(layout, leaves, turns, untold)
 
     def _begins(self, piece: str, before: list[Message], slot: int, *, has_tools: bool) -> tuple[int, int] | None:
@@ -325,7 +217,7 @@ class TurnFinder:
                 missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
         return FoundTurns(turns, untold, missing)
 
-    def _turn(self, turn: _TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
+    def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
         first, last = turn.slots[0], turn.slots[-1]
         piece, own_piece = shape.layout.pieces[first], layout.pieces[first]
         piece_start = spans[first][0] - len(own_piece)
@@ -367,7 +259,7 @@ class TurnFinder:
 
     @staticmethod
     def _parts(
-        turn: _TurnShape, kinds: Sequence[str], spans: list[Span], begin: int, end: int
+        turn: TurnShape, kinds: Sequence[str], spans: list[Span], begin: int, end: int
     ) -> list[tuple[Kind, Span]]:
         """What the model writes, cut at the texts."""
         own: dict[str, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}

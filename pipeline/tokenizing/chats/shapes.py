@@ -1,0 +1,120 @@
+"""Kinds of chats in a template's renderings, and the turns found in one rendering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.tokenizing.chats.layout import Layout, Leaf, stand_in
+from pipeline.tokenizing.chats.template import Span
+
+Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
+"""What a target is: of a text that somebody said, of what the template inserts, or of a turn's end."""
+
+Targets = list[tuple[Kind, Span]]
+"""Characters to be trained, by kind and in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnShape:
+    """Where an assistant turn stands among the slots of a shape."""
+
+    message: int
+    slots: tuple[int, ...]
+    """Its slots, in order; what stands between them is its own too."""
+
+    begin: int
+    """Characters of the piece before its first slot that are not its own; least: with thinking or without."""
+
+    begin_least: int
+    end: int
+    """Characters of the piece after its last slot up to where its end begins."""
+
+    end_tokens: int
+    """The same, up to where the special tokens of its end end."""
+
+    opener: Span | None
+    """In that piece, the special token that begins what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """An answer (the turns between two user turns) that is rendered otherwise once it is history."""
+
+    turns: range
+    """Its messages."""
+
+    loses: bool
+    """Whether reasoning is left out; otherwise only what the template inserts differs."""
+
+
+@dataclass(slots=True)
+class Shape:
+    """A kind of chat: all that have the same roles, keys and number of calls."""
+
+    layout: Layout
+    leaves: list[Leaf]
+    turns: dict[int, TurnShape]
+    """By message."""
+
+    untold: dict[int, str]
+    """Why it cannot be told where a turn begins, by message."""
+
+    rewritten: list[Rewriting] | None = None
+    """None until somebody asked."""
+
+    @property
+    def missing(self) -> list[Leaf]:
+        """The leaves that stand nowhere."""
+        there = set(self.layout.slots)
+        return [leaf for number, leaf in enumerate(self.leaves) if number not in there]
+
+    def up_to(self, message: int) -> str | None:
+        """What is written up to the end of what an assistant turn says, with stand-ins."""
+        turn = self.turns.get(message)
+        if turn is None:
+            return None
+        last = turn.slots[-1]
+        parts = [
+            piece + stand_in(number)
+            for piece, number in zip(self.layout.pieces[: last + 1], self.layout.slots[: last + 1], strict=True)
+        ]
+        return "".join(parts) + self.layout.pieces[last + 1][: turn.end]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """An assistant turn in a rendered chat."""
+
+    message: int
+    parts: list[tuple[Kind, Span]]
+    """What the model has to write, in order and without gaps, up to its end."""
+
+    end: int
+    """Where the last of its parts ends."""
+
+    end_tokens: Span | None
+    """The special tokens that end it, and what stands between them; None if there is none."""
+
+    opener: Span | None
+    """The special token that begins what follows."""
+
+    after: str
+    """What follows what it says."""
+
+    begin_least: int
+    """Where it would begin if it were opened without thinking and with, whichever is earlier."""
+
+
+@dataclass(slots=True)
+class FoundTurns:
+    """The assistant turns of a rendered chat."""
+
+    turns: dict[int, Turn]
+    """By message."""
+
+    untold: dict[int, str] = field(default_factory=dict)
+    """Why a turn is not among them, by message."""
+
+    missing: list[Leaf] = field(default_factory=list)
+    """What stands nowhere."""
