@@ -11,6 +11,7 @@ from pipeline.base.progress import ProgressCallback, stage
 from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash, Origin, combine
 from pipeline.format.manifest import InputEntry
 from pipeline.reading.cache import FileCache
+from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
 
@@ -36,6 +37,7 @@ def content_hashes(
                 continue
             known = entry.entry_of(file)
             if known is None or digests[file] != known.xxh3_128:
+                refuse_foreign(file, cache.local_path(file))
                 raise DataError(
                     f"{file.shown}: was changed after it was tokenised, says its manifest.json; tokenise again"
                 )

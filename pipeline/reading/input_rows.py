@@ -15,6 +15,7 @@ from pipeline.base.storage import FileFacts, HashingFile, free_bytes
 from pipeline.base.words import counted
 from pipeline.reading.columns import Selection, find_columns
 from pipeline.reading.decoding.batches import addressable, arrow_batches, json_batches, parquet_batches, reading
+from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.decoding.json_lines import open_text
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
@@ -60,6 +61,7 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     tasks = []
     for number, file in enumerate(files):
         path = work.cache.local_path(file)
+        refuse_foreign(file, path)
         mapped = _map_in_place(file, path, selection.names)
         if mapped is None:
             spool = work.staging.work / f"spool-{number:05d}.arrow"
@@ -120,6 +122,7 @@ def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
     else:
         num_rows = record["rows"]
     if num_rows == 0:
+        log.warning("%s: there is no row in it", task.file.shown)
         return empty_file(str(task.spool), task.file.shown)
     mapped = map_file(str(task.spool), task.selection.names, task.file.shown)
     assert mapped is not None, "what is decoded can be mapped"

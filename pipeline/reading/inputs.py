@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import logging
+import os
+import posixpath
 import re
 import sys
-from collections.abc import Iterable
+import tarfile
+import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +19,13 @@ from typing import Any
 import fsspec
 
 from pipeline.base.errors import BusyError, ConfigError, DataError
-from pipeline.base.words import first_line
+from pipeline.base.words import counted, first_line
 from pipeline.format.identity import SINGLE, TOKENIZED
 from pipeline.format.manifest import MANIFEST, FileEntry, ManifestError, TokenizeManifest, parse_manifest
 from pipeline.format.options import InputOptions
 from pipeline.reading.files import InputFile, reaching
+
+log = logging.getLogger(__name__)
 
 _FORMATS = {
     ".arrow": "arrow",
@@ -29,6 +37,7 @@ _FORMATS = {
     ".json.gz": "json",
     ".json.zst": "json",
 }
+_MARKS = "*?["
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -99,23 +108,72 @@ def _only(entry: Input, split: str) -> Input:
 
 
 def _resolve(name: str, options: InputOptions) -> list[Input]:
-    try:
-        system, path = fsspec.url_to_fs(name)
-    except (ValueError, ImportError) as error:
-        extra = "; pip install 'tightpack[s3]'" if isinstance(error, ImportError) and name.startswith("s3") else ""
-        raise DataError(f"input {name}: {error}{extra}") from None
+    system, path = _placed(name)
     system.invalidate_cache()  # what an earlier call of this process saw may be gone
     with reaching(name, system):
         if system.exists(path):
             return [_at(system, path, name)]
-        if any(mark in name for mark in "*?["):
-            matches = sorted(str(match) for match in system.glob(path))
-            if not matches:
-                raise DataError(f"input {name}: nothing matches this pattern")
-            return [_at(system, match, match) for match in matches]
+        if any(mark in name for mark in _MARKS):
+            return [_at(system, match, match) for match in _matches(system, path, name)]
     if _HUB_ID.fullmatch(name) and _format(name) is None:
         return [_hub(name, options)]
     raise DataError(f"input {name}: no such file or directory")
+
+
+def _placed(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that a name belongs to, and its path there. Raises `DataError` for a URL of an unknown kind.
+
+    What lies on a disk under a name with `::` is a path; any other such name is a chained URL, if it begins as one.
+    """
+    if "::" in name and _is_path(name.removeprefix("file://"), name.split("::", maxsplit=1)[0]):
+        return fsspec.filesystem("file"), fsspec.core.strip_protocol(name)
+    try:
+        system, path = fsspec.url_to_fs(name)
+    except (ValueError, ImportError, FileNotFoundError, zipfile.BadZipFile, tarfile.TarError) as error:
+        extra = "; pip install 'tightpack[s3]'" if isinstance(error, ImportError) and name.startswith("s3") else ""
+        raise DataError(f"input {name}: {error}{extra}") from None
+    return system, path
+
+
+def _is_path(path: str, first: str) -> bool:
+    """Whether a name with `::`, which begins with `first`, is a path or a pattern of paths, and no chained URL."""
+    is_chained = first in fsspec.available_protocols() or "://" in first.removeprefix("file://")
+    return not is_chained or os.path.lexists(path) or bool(fsspec.filesystem("file").glob(path))
+
+
+def _matches(system: fsspec.AbstractFileSystem, pattern: str, name: str) -> list[str]:
+    """What a pattern finds, sorted; names that begin with a dot are left out, as in a shell, and told.
+
+    Raises `DataError` where nothing is left.
+    """
+    found = sorted(str(match) for match in system.glob(pattern))
+    parts = posixpath.normpath(pattern).split("/")
+    plain = next(i for i, part in enumerate(parts) if set(part) & set(_MARKS))  # what stands before was named in full
+    shown = [match for match in found if _takes(parts[plain:], posixpath.normpath(match).split("/")[plain:])]
+    hidden = sorted(set(found) - set(shown))
+    told = ""
+    if hidden:
+        examples = ", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")
+        told = f"{counted(len(hidden), 'hidden file')} left out, as in a shell ({examples}); a pattern with the dot takes them"
+    if not shown:
+        raise DataError(f"input {name}: nothing matches this pattern" + (f", but for {told}" if told else ""))
+    if told:
+        log.warning("input %s: %s", name, told)
+    return shown
+
+
+def _takes(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether a pattern finds a path as a shell does, part by part: a leading dot is matched by a dot alone."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _takes(pattern[1:], parts):
+        return True
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    if pattern[0] == "**":
+        return _takes(pattern, parts[1:])
+    is_same = parts[0] == pattern[0] or fnmatch.fnmatchcase(parts[0], pattern[0])
+    return is_same and _takes(pattern[1:], parts[1:])
 
 
 def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:

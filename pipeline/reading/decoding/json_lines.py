@@ -5,7 +5,9 @@ Lines end at LF only: texts hold U+2028, U+2029 and U+0085, at which other split
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import DataError
+from pipeline.format.options import TOKENS
+from pipeline.reading.decoding.foreign import compression_of, refuse_foreign_text, refuse_wrapped_rows
 from pipeline.reading.files import InputFile
+
+_ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "prompt", "instruction", "text"))
+"""What an object has that is a row, and no envelope of rows."""
 
 
 def open_text(file: InputFile, path: str) -> io.BufferedReader:
@@ -25,19 +32,25 @@ def open_text(file: InputFile, path: str) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
 
 
-def compression_of(file: InputFile) -> str | None:
-    """How it is compressed, as the file's name says."""
-    endings = ((".gz", "gzip"), (".zst", "zstd"))
-    return next((kind for ending, kind in endings if file.name.lower().endswith(ending)), None)
-
-
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
     """Runs of whole lines with something in them, of about `size` bytes each.
 
-    The objects of an array become lines. Raises `DataError` for an array that is malformed.
+    The objects of an array become lines. Raises `DataError` for an array that is malformed, and for what is no JSON
+    lines and no array.
     """
-    is_array = file.peek(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-    return _array_blocks(file, where, size) if is_array else _line_blocks(file, size)
+    head = file.peek(1 << 16)
+    refuse_foreign_text(head, where)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+        yield from _array_blocks(file, where, size)
+        return
+    blocks = _line_blocks(file, size)
+    first = next(blocks, b"")
+    lines = list(itertools.islice(lines_of(first), 2))
+    second = next(blocks, b"") if len(lines) == 1 else b""
+    if len(lines) == 1 and not second:
+        _refuse_envelope(lines[0], where)
+    yield from (block for block in (first, second) if block)
+    yield from blocks
 
 
 def lines_of(block: bytes) -> Iterator[bytes]:
@@ -56,6 +69,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
     return row
+
+
+def _refuse_envelope(line: bytes, where: str) -> None:
+    """Refuse a file's only line whose rows stand in a list inside it; what is no JSON is told with its row later."""
+    with contextlib.suppress(ValueError):
+        refuse_wrapped_rows(parse_line(line), _ROW_COLUMNS, where)
 
 
 def _line_blocks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
@@ -90,7 +109,7 @@ def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Itera
                 if not rest:
                     break
             if rest:
-                raise DataError(f"{where}: there is more after the end of the JSON array")
+                raise DataError(f"{where}: there is more after the end of the JSON array; rows are objects, one a line")
             break
         try:
             value, end = decoder.raw_decode(text, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import DataError
 from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
-from pipeline.reading.decoding.json_lines import compression_of, line_blocks, lines_of, open_text, parse_line
+from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
+from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
 from pipeline.reading.files import InputFile
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 17
 """About how much text a block has; a single row may have more. Small, so that what it becomes stays in the cache."""
@@ -94,10 +98,13 @@ class RawFile:
 
 
 def open_raw(file: InputFile, path: str) -> RawFile:
-    """Look at a file's columns. Raises `DataError` for damaged content."""
+    """Look at a file's columns. Raises `DataError` for damaged content, and for what is not what its name says."""
+    refuse_foreign(file, path)
     with reading(file.shown):
         if file.format == "json":
             first = next(_text_blocks(file, path), b"")
+            if not first:
+                log.warning("%s: there is no row in it", file.shown)
             return RawFile(file=file, path=path, columns=_json_columns(first, file.shown), is_empty=not first)
         if file.format == "parquet":
             with pq.ParquetFile(path) as parquet:
