@@ -154,7 +154,9 @@ def _matches(system: fsspec.AbstractFileSystem, pattern: str, name: str) -> list
     told = ""
     if hidden:
         examples = ", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")
-        told = f"{counted(len(hidden), 'hidden file')} left out, as in a shell ({examples}); a pattern with the dot takes them"
+        told = (
+            f"{counted(len(hidden), 'hidden file')} left out, as in a shell ({examples}); a pattern of '.*' takes them"
+        )
     if not shown:
         raise DataError(f"input {name}: nothing matches this pattern" + (f", but for {told}" if told else ""))
     if told:

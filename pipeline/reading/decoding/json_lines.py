@@ -5,12 +5,12 @@ Lines end at LF only: texts hold U+2028, U+2029 and U+0085, at which other split
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,11 +25,8 @@ _ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "
 
 
 def open_text(file: InputFile, path: str) -> io.BufferedReader:
-    """The file's bytes, decompressed as its name says. Raises `EOFError` where a compressed stream is missing."""
-    compression = compression_of(file)
-    if compression and not Path(path).stat().st_size:
-        raise EOFError("no compressed stream in it")
-    return io.BufferedReader(pa.input_stream(path, compression=compression), 1 << 20)
+    """The file's bytes, decompressed as its name says."""
+    return io.BufferedReader(pa.input_stream(path, compression=compression_of(file)), 1 << 20)
 
 
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
@@ -38,9 +35,10 @@ def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[byte
     The objects of an array become lines. Raises `DataError` for an array that is malformed, and for what is no JSON
     lines and no array.
     """
-    head = file.peek(1 << 16)
-    refuse_foreign_text(head, where)
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+    refuse_foreign_text(file.peek(1 << 16), where)
+    if file.peek(1 << 16).startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    if file.peek(1 << 16).lstrip()[:1] == b"[":
         yield from _array_blocks(file, where, size)
         return
     blocks = _line_blocks(file, size)
@@ -94,7 +92,7 @@ def _line_blocks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
 
 def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Iterator[bytes]:
     decoder = json.JSONDecoder()
-    characters = io.TextIOWrapper(file, encoding="utf-8-sig")
+    characters = io.TextIOWrapper(file, encoding="utf-8")
     text = characters.read(block_size)
     position = text.index("[") + 1
     lines: list[str] = []
