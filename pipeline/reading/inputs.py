@@ -154,9 +154,8 @@ def _matches(system: fsspec.AbstractFileSystem, pattern: str, name: str) -> list
     told = ""
     if hidden:
         examples = ", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")
-        told = (
-            f"{counted(len(hidden), 'hidden file')} left out, as in a shell ({examples}); a pattern of '.*' takes them"
-        )
+        number = counted(len(hidden), "hidden file")
+        told = f"{number} left out, as in a shell ({examples}); a pattern that begins with a dot takes them"
     if not shown:
         raise DataError(f"input {name}: nothing matches this pattern" + (f", but for {told}" if told else ""))
     if told:

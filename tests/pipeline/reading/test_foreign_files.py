@@ -133,7 +133,7 @@ ROWS_OF_ONE: dict[str, tuple[bytes, int]] = {
     "tool schemas in the only row": (b'{"text": "a", "data": [{"text": "b"}]}', 1),
     "array in a .jsonl": (json.dumps([CHAT, CHAT], indent=2).encode(), 2),
     "a sound line before a broken one": (json.dumps(CHAT).encode() + b'\n{"messages": [\n', 2),
-    "a broken line before a sound one": (b'{"messages": [{"ro\n' + json.dumps(CHAT).encode(), 2),
+    "a broken line before a sound one": (b'{"messages": [{"ro\n' + json.dumps(CHAT).encode() + b"\n", 2),
 }
 
 
