@@ -23,6 +23,7 @@ from pipeline.base.words import counted, first_line
 from pipeline.format.identity import SINGLE, TOKENIZED
 from pipeline.format.manifest import MANIFEST, FileEntry, ManifestError, TokenizeManifest, parse_manifest
 from pipeline.format.options import InputOptions
+from pipeline.reading.decoding.foreign import refuse_content
 from pipeline.reading.files import InputFile, reaching
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def _matches(system: fsspec.AbstractFileSystem, pattern: str, name: str) -> list
     """
     found = sorted(str(match) for match in system.glob(pattern))
     parts = posixpath.normpath(pattern).split("/")
-    plain = next(i for i, part in enumerate(parts) if set(part) & set(_MARKS))  # what stands before was named in full
+    is_plain = [not set(part) & set(_MARKS) for part in parts]
+    plain = is_plain.index(False) if False in is_plain else len(parts)  # what stands before was named in full
     shown = [match for match in found if _takes(parts[plain:], posixpath.normpath(match).split("/")[plain:])]
     hidden = sorted(set(found) - set(shown))
     told = ""
@@ -182,7 +184,9 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
     if not system.isdir(path):
         kind = _format(base)
         if kind is None:
-            raise DataError(f"input {name}: unknown file type; known are {', '.join(_FORMATS)}")
+            raise DataError(
+                f"input {name}: unknown file type; known are {', '.join(_FORMATS)}; write it as one of these"
+            )
         return Input(name=base, splits={SINGLE: (InputFile(system=system, path=path, format=kind),)})
     folder = path if "file" in system.protocol else None
     if system.exists(f"{path}/dataset_dict.json"):
@@ -240,8 +244,10 @@ def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> Tokeniz
 def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     if not system.exists(path):
         raise DataError(f"input {path}: no such file; the dataset directory is incomplete")
+    content = system.cat_file(path)
+    refuse_content(content, "json", f"input {path}")
     try:
-        value = json.loads(system.cat_file(path))
+        value = json.loads(content)
     except ValueError as error:
         raise DataError(f"input {path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

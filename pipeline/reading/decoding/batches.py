@@ -5,6 +5,7 @@ Each decoder yields record batches of bounded size, in order, with the token col
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,6 +138,9 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
             parse_options=pj.ParseOptions(explicit_schema=watched, unexpected_field_behavior="ignore"),
         ).combine_chunks()
     except pa.ArrowInvalid as error:
+        unmarked = block.replace(b"\n" + codecs.BOM_UTF8, b"\n")  # files joined, each with its byte order mark
+        if unmarked != block:
+            return _parse_block(unmarked, schema, absent, where, first_row)
         raise _json_fault(block, watched, where, first_row, error) from None
     for name in absent:
         column = table.column(name)

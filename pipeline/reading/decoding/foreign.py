@@ -88,7 +88,7 @@ def refuse_foreign(file: InputFile, path: str) -> None:
     wanted = compression_of(file) or file.format
     if not head and wanted != "json":
         raise DataError(f"{file.shown}: the file is empty (0 bytes): truncated, or never written; make it again")
-    _refuse(head, wanted, file.shown)
+    refuse_content(head, wanted, file.shown)
 
 
 def compression_of(file: InputFile) -> str | None:
@@ -96,12 +96,24 @@ def compression_of(file: InputFile) -> str | None:
     return next((kind for kind, ending in _ENDS.items() if file.name.lower().endswith(ending)), None)
 
 
+def refuse_content(head: bytes, wanted: str, where: str) -> None:
+    """Look at the first bytes of something. Raises `DataError` where it is recognised, and is not what is wanted."""
+    encoding = _other_encoding(head) if wanted == "json" else None
+    if encoding:
+        raise DataError(
+            f"{where}: text in {encoding}, and UTF-8 is needed; convert it with iconv -f {encoding} -t UTF-8 FILE"
+        )
+    kind = _kind_of(head)
+    if kind is not None and kind.is_right_for != wanted:
+        raise DataError(f"{where}: its content is {kind.what}, not {_MADE_FROM[wanted]}; {kind.way_out}")
+
+
 def refuse_foreign_text(head: bytes, where: str) -> None:
     """Look at the first bytes of what should be rows of JSON, after decompression.
 
     Raises `DataError` for what is something else, in another encoding, or one object over several lines.
     """
-    _refuse(head[:_HEAD_BYTES], "json", where)
+    refuse_content(head[:_HEAD_BYTES], "json", where)
     if _goes_on_over_lines(head[:_OBJECT_BYTES]):
         raise DataError(
             f"{where}: a JSON object goes on over several lines (pretty-printed), and every line has to be one row;"
@@ -123,17 +135,6 @@ def refuse_wrapped_rows(row: dict[str, object], known: frozenset[str], where: st
                 f"{where}: one JSON object, whose rows stand in a list under the key {key!r};"
                 f" write one row a line with jq -c '.{key}[]' FILE"
             )
-
-
-def _refuse(head: bytes, wanted: str, where: str) -> None:
-    encoding = _other_encoding(head) if wanted == "json" else None
-    if encoding:
-        raise DataError(
-            f"{where}: text in {encoding}, and UTF-8 is needed; convert it with iconv -f {encoding} -t UTF-8 FILE"
-        )
-    kind = _kind_of(head)
-    if kind is not None and kind.is_right_for != wanted:
-        raise DataError(f"{where}: its content is {kind.what}, not {_MADE_FROM[wanted]}; {kind.way_out}")
 
 
 def _kind_of(head: bytes) -> _Kind | None:

@@ -62,6 +62,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, character {error.pos})") from None
+    except UnicodeDecodeError as error:
+        found = f"byte {line[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"not in UTF-8 ({found}); convert the file with iconv -f ENCODING -t UTF-8 FILE") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from None
     if not isinstance(row, dict):

@@ -102,6 +102,7 @@ FOREIGN: dict[str, tuple[str, bytes | Callable[[Path], bytes], list[str]]] = {
     "empty gz": ("x.jsonl.gz", b"", ["empty (0 bytes)"]),
     "truncated parquet": ("x.parquet", parquet()[:-30], ["damaged or truncated"]),
     "truncated gzip": ("x.jsonl.gz", gzip.compress(LINES)[:-30], ["damaged or truncated"]),
+    "Latin-1": ("x.jsonl", b'{"input_ids": [1], "text": "caf\xe9"}\n', ["row 0", "not in UTF-8", "0xe9", "iconv"]),
     "rows that are arrays": ("x.jsonl", b"[1]\n[2]\n", ["rows are objects, one a line"]),
 }
 
@@ -143,6 +144,15 @@ def test_what_is_no_foreign_file_is_read(tmp_path: Path, what: str) -> None:
     path = write(tmp_path / "x.jsonl", content)
     file = open_raw(InputFile(system=fsspec.filesystem("file"), path=str(path), format="json"), str(path))
     assert sum(1 for block in file.blocks(file.columns) for _ in block.rows()) == num_rows
+
+
+def test_byte_order_marks_of_joined_files_are_read_over(run: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", BOM + LINES + BOM + LINES)
+    ended = run("pack", path, "--output", tmp_path / "out", "--max-length", 64, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["counts"]["samples_in"] == 80
+    file = open_raw(InputFile(system=fsspec.filesystem("file"), path=str(path), format="json"), str(path))
+    assert [type(row) for block in file.blocks(file.columns) for row in block.rows()] == [dict] * 80
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \r\n\n", BOM], ids=["nothing", "blank lines", "a mark alone"])
@@ -226,9 +236,11 @@ def test_two_colons_that_name_nothing(run: Run, tmp_path: Path, monkeypatch: pyt
     assert len(ended.err.splitlines()) == 1
 
 
-def test_a_pointer_in_place_of_a_tokenised_shard(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["data-00000-of-00001.arrow", "state.json"])
+def test_a_pointer_in_a_dataset_directory(run: Run, tmp_path: Path, file: str) -> None:
     source = KINDS["saved"](ROWS, tmp_path)
-    write(next(Path(source).glob("*.arrow")), POINTER)
+    assert (Path(source) / file).exists()
+    write(Path(source) / file, POINTER)
     ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 64)
     assert ended.code == 3
     assert "git lfs pull" in ended.err
