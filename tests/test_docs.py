@@ -160,7 +160,7 @@ def test_json_keys(run: Run, tmp_path: Path) -> None:
 
 COLUMNS = {
     "## Columns of packs": documents.columns_of(PACK_SCHEMA),
-    "## Columns of tokens": documents.columns_of(tokenized_schema(text=True, source_row=True)),
+    "## Columns of tokens": documents.columns_of(tokenized_schema(text=True, source_row=True, source_turn=True)),
 }
 
 

@@ -56,9 +56,9 @@ def _of_block(encoded_block: EncodedBlock, tokenizer: TextTokenizer, color: bool
     samples = zip(
         encoded_block.rows, np.split(encoded_block.input_ids, ends), np.split(encoded_block.labels, ends), strict=False
     )
-    texts = {row: _sample(ids, labels, tokenizer, color) for row, ids, labels in samples}
-    texts |= {fault.row: f"gives no sample ({fault.reason}): {fault.detail}" for fault in encoded_block.faults}
-    return sorted(texts.items())
+    texts = [(row, _sample(ids, labels, tokenizer, color)) for row, ids, labels in samples]
+    texts += [(fault.row, f"gives no sample ({fault.reason}): {fault.detail}") for fault in encoded_block.faults]
+    return sorted(texts, key=lambda pair: pair[0])
 
 
 def _sample(input_ids: Int32Array, labels: Int32Array, tokenizer: TextTokenizer, color: bool) -> str:

@@ -121,7 +121,7 @@ class Tokenization:
             for name, column in format_.columns.items()
             if column in file.columns
         ]
-        if "tools" in format_.columns and template and not self.encoder(format_).writes_tools:
+        if format_.columns.get("tools") in file.columns and template and not self.encoder(format_).writes_tools:
             log.warning("%s: %s does not write the tools of chats (column tools)", file.where, template.name)
         unread = [name for name in file.columns if name not in format_.columns.values()]
         log.info(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import DataError
-from pipeline.tokenizing.chats.messages import RowFault, TurnReader, function_of, kind_of, name_of
+from pipeline.tokenizing.chats.messages import RowFault, TurnReader, function_of, kind_of, name_of, parsed
 from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
 from pipeline.tokenizing.chats.template import Message
 
@@ -269,16 +269,6 @@ def _misfit(fits: list[str], forced: str, columns: Sequence[str], mapped: Mappin
         f"no known format fits the columns ({shown}); the formats are {choices}. Name your columns with --map, as in"
         " --map prompt=question,completion=answer"
     )
-
-
-def parsed(value: Any) -> Any:
-    """What a text column holds as JSON; the value itself where it holds none."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def _one_system(messages: list[Message]) -> list[Message]:

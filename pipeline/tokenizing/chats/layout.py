@@ -119,7 +119,7 @@ def _replaced_call(call: Any, leaf: Any, *, is_shape: bool) -> Any:
     function = dict(function_of(call))
     function["name"] = leaf("call", str(function["name"]))
     if is_shape:
-        function["arguments"] = {} if isinstance(function.get("arguments"), dict) else ""
+        function["arguments"] = {} if isinstance(function.get("arguments"), dict) else "{}"
     outer = {"id": _ID} if is_shape and "id" in call else {}
     return call | outer | {"function": function}
 

@@ -151,6 +151,16 @@ def reasoning_of(turn: Message) -> str | None:
     return next((turn[key] for key in REASONING if isinstance(turn.get(key), str)), None)
 
 
+def parsed(value: Any) -> Any:
+    """What a text column holds as JSON; the value itself where it holds none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
 def kind_of(value: Any) -> str:
     """What a value of JSON is called."""
     return {list: "a list", dict: "an object", bool: "a boolean", int: "a number", float: "a number"}.get(
@@ -221,6 +231,19 @@ def _with_calls(message: Message, where: str) -> Message:
     if not isinstance(calls, list):
         raise RowFault("not_text", f"{where}: tool_calls is {kind_of(calls)}; a list of calls is needed")
     return message | {"tool_calls": [_call(call, where) for call in calls]}
+
+
+def with_text_arguments(message: Message) -> Message:
+    """A message whose calls have their arguments as JSON text."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in calls_of(message):
+        function = function_of(call)
+        arguments = function.get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append(call | {"function": function | {"arguments": text}})
+    return message | {"tool_calls": calls}
 
 
 def _call(call: Any, where: str) -> Any:

@@ -26,13 +26,17 @@ TOOLS: list[Any] = [
 
 _USER: Message = {"role": "user", "content": stand_in(0)}
 _ANSWER: Message = {"role": "assistant", "content": stand_in(1)}
-_CALL: Message = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [
-        {"id": "a00000000", "type": "function", "function": {"name": stand_in(0), "arguments": {}}},
-    ],
-}
+
+
+def _calling(arguments: dict[str, Any] | str) -> Message:
+    function = {"name": stand_in(0), "arguments": arguments}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "a00000000", "type": "function", "function": function}],
+    }
+
+
 _RESULT: Message = {"role": "tool", "content": stand_in(0), "name": stand_in(0), "tool_call_id": "a00000000"}
 
 
@@ -66,7 +70,11 @@ class Probes:
     def __init__(self, template: ChatTemplate, special_texts: re.Pattern[str]) -> None:
         self._template, self._special_texts = template, special_texts
         self._contexts: dict[str, Context] = {}
+        self._ending_run = re.compile(rf"(?:\s*(?:{special_texts.pattern}))*\s*\Z")
         self._thinks = template.reads("enable_thinking")
+        self.wants_text = self._wants_text()
+        """Whether arguments of calls have to be JSON as text."""
+
         self.endings = self._endings()
         """Special tokens that stand at the end of some turn."""
 
@@ -103,23 +111,24 @@ class Probes:
 
     def _endings(self) -> frozenset[str]:
         last_user = _USER | {"content": stand_in(1)}
-        call = [_USER, _renumbered(_CALL, 1)]
+        calling = _calling("{}" if self.wants_text else {})
+        call = [_USER, _renumbered(calling, 1)]
         result = _renumbered(_RESULT, 1)
         of_assistant = ([_USER, _ANSWER], call, [_USER, _ANSWER | {"reasoning_content": stand_in(0)}])
         of_others = (
             [last_user],
             [{"role": "system", "content": stand_in(0)}, last_user],
-            [_USER, _CALL, result],
-            [_USER, _CALL, result | {"role": "function"}],
+            [_USER, calling, result],
+            [_USER, calling, result | {"role": "function"}],
         )
         found: set[str] = set()
         for tools in (None, TOOLS):
             for chat in of_others:
-                found.update(self._specials(self._tail(chat, tools)))
+                found.update(self._closing(self._tail(chat, tools)))
         found.difference_update(self._specials(self._make_context([last_user], None).before_answer)[-1:])
         for tools in (None, TOOLS):
             for chat in of_assistant:
-                found.update(self._specials(self._tail(chat, tools)))
+                found.update(self._closing(self._tail(chat, tools)))
         return frozenset(found)
 
     def _user_opener(self) -> str | None:
@@ -134,9 +143,22 @@ class Probes:
 
     def _has_reasoning(self) -> bool:
         keys = ("reasoning_content", "reasoning", "thinking")
-        turn = _ANSWER | dict.fromkeys(keys, stand_in(1))
+        turn = _ANSWER | dict.fromkeys(keys, stand_in(2))
         whole = self._rendered([_USER, turn], None)
-        return whole is not None and stand_in(1) in whole
+        return whole is not None and stand_in(2) in whole
+
+    def _wants_text(self) -> bool:
+        written = self._rendered([_USER, _calling({"city": "Oslo"})], TOOLS)
+        as_text = self._rendered([_USER, _calling('{"city": "Oslo"}')], TOOLS)
+        return as_text is not None and (written is None or "'city': 'Oslo'" in written)
+
+    def closing_from(self, text: str) -> int:
+        """Where the special tokens begin with which a text ends."""
+        match = self._ending_run.search(text)
+        return len(text) if match is None else match.start()
+
+    def _closing(self, tail: str | None) -> list[str]:
+        return [] if tail is None else self._specials(tail[self.closing_from(tail) :])
 
     def _specials(self, text: str | None) -> list[str]:
         return [] if text is None else self._special_texts.findall(text)
@@ -179,5 +201,5 @@ def _last_of(before: Sequence[Message]) -> list[Message]:
         return [_USER, last]
     if last["role"] == "tool":
         caller = next((turn for turn in reversed(before) if turn.get("tool_calls")), None)
-        return [_USER, *([_CALL] if caller is None else [caller | {"tool_calls": caller["tool_calls"][:1]}]), last]
+        return [_USER, *([] if caller is None else [caller | {"tool_calls": caller["tool_calls"][:1]}]), last]
     return [last]

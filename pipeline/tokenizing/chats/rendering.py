@@ -10,7 +10,7 @@ from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.chats.marks import owners_of, within
-from pipeline.tokenizing.chats.messages import RowFault, name_of
+from pipeline.tokenizing.chats.messages import RowFault, name_of, with_text_arguments
 from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_all_reasoning
 from pipeline.tokenizing.chats.samples import Chat, Sample, Text
 from pipeline.tokenizing.chats.shapes import FoundTurns, Targets, Turn
@@ -98,6 +98,8 @@ class Renderer:
         notes = list(chat.notes)
         if chat.plain_roles is None:
             chat = self._with_reasoning(chat, finder, notes)
+            if finder.probes.wants_text:
+                chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
         rewritten = [] if self._train_on == "all" else finder.rewritten(chat)
         rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
         if not rewritten or self._options.history != "expand":

@@ -22,6 +22,7 @@ Span = tuple[int, int]
 _TRACKER = threading.Lock()
 """Generation marks are noted in the compiled template, which all threads share."""
 
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -47,17 +48,16 @@ class ChatTemplate:
 
         self._render = render_jinja_template
         self._variables: dict[str, Any] = dict(tokenizer.whole.special_tokens_map) | dict(kwargs or {})
-        if date is not None:
-            day = datetime.datetime.fromisoformat(date)
-            self._variables["strftime_now"] = day.strftime
         self.name = f"--chat-template {path}" if path else f"the chat template of {tokenizer.name}"
         plain, with_tools = _sources(tokenizer, path)
-        self._source, self._source_with_tools = plain, with_tools
         self.content_hash = hash_bytes("\0".join(dict.fromkeys((plain, with_tools))).encode())
         self.has_marks = bool(_MARK.search(plain))
         self.is_dated = "strftime_now" in plain + with_tools
         """Whether what it renders depends on the day."""
 
+        self._source, self._source_with_tools = (
+            source if date is None else _as_of(date, source, self.name) for source in (plain, with_tools)
+        )
         self._check_syntax()
 
     def render(
@@ -133,6 +133,15 @@ def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:
     if not own:
         raise ConfigError(f"{tokenizer.name} has no chat template; give one with --chat-template FILE")
     return _by_purpose(own, tokenizer.name)
+
+
+def _as_of(date: str, source: str, name: str) -> str:
+    """A template that reads a given day for the clock. Raises `ConfigError` where it asks in a way not understood."""
+    day = datetime.datetime.fromisoformat(date)
+    fixed = _CLOCK.sub(lambda match: json.dumps(day.strftime(match[2])), source)
+    if "strftime_now(" in fixed.replace(" ", ""):
+        raise ConfigError(f"--template-date: {name} asks for the time by a format that is no plain text")
+    return fixed
 
 
 def _of_json(text: str, path: Path) -> tuple[str, str]:

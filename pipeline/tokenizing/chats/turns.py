@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
-from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of
+from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of, parsed
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.samples import Chat
 from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
@@ -151,7 +151,8 @@ class TurnFinder:
                 untold[number] = "does not tell where it begins"
                 continue
             after = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
-            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after)
+            is_call = leaves[own[-1]].kind == "call"
+            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after, is_call=is_call)
             turns[number] = TurnShape(number, tuple(slots), *begins, end, end_tokens, opener)
         return Shape(layout, leaves, turns, untold)
 
@@ -179,14 +180,15 @@ class TurnFinder:
                 return at + len(header), at + min(len(header), len(least))
         return None
 
-    def _ending(self, tail: str, closed: str) -> tuple[int, int, Span | None]:
+    def _ending(self, tail: str, closed: str, *, is_call: bool = False) -> tuple[int, int, Span | None]:
         """Where in what follows a turn's last text its end begins, where its special tokens end, and the next opener.
 
-        closed: what follows it at the end of a chat.
+        closed: what follows it at the end of a chat; is_call: whether arguments, and what is around them, come first.
         """
+        start = self.probes.closing_from(tail[: common(tail, closed)]) if is_call else 0
         first = stop = None
         opener = None
-        for match in self._special_texts.finditer(tail):
+        for match in self._special_texts.finditer(tail, start):
             if match[0] not in self.probes.endings and match[0] != self._eos:
                 opener = match.span()
                 break
@@ -213,7 +215,8 @@ class TurnFinder:
             whole = chat_text[found.parts[0][1][0] : found.end] if found.parts else ""
             for call in calls_of(chat.messages[number]):
                 arguments = function_of(call).get("arguments")
-                keys = list(arguments) if isinstance(arguments, dict) else [str(arguments).strip()]
+                told = parsed(arguments)
+                keys = list(told) if isinstance(told, dict) else [str(arguments).strip()]
                 missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
         return FoundTurns(turns, untold, missing)
 
