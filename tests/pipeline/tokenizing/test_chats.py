@@ -1,0 +1,220 @@
+"""Chats as people have them: reasoning, tools, ends of turns and history, under templates that models are used with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from pipeline.tokenizing.encoding import EncodedBlock
+from tests.conftest import Run
+from tests.pipeline.tokenizing.conftest import Lines
+from tests.pipeline.tokenizing.oracle import samples_of, trained_runs
+from tests.pipeline.tokenizing.test_targets import encode, encoder
+
+trl = pytest.importorskip("trl", reason="the chat templates that TRL ships are not installed")
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+SPECIALS = [
+    *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),
+]
+"""Special tokens of these templates; the test's own tokenizer has some of them already."""
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "w",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "c"}}},
+    },
+}
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def answer(content: str, **keys: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **keys}
+
+
+PLAIN = [user("Hi"), answer("Hello."), user("Bye"), answer("Ciao.")]
+REASONED = [
+    user("Hi"),
+    answer("Hello.", reasoning_content="first thought"),
+    user("Bye"),
+    answer("Ciao.", reasoning_content="second thought"),
+]
+AGENT = [
+    user("Weather?"),
+    answer("", tool_calls=[CALL]),
+    {"role": "tool", "content": "12C", "name": "get_weather"},
+    answer("It is 12."),
+]
+
+
+@pytest.fixture(scope="module")
+def tok(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test's tokenizer with the special tokens of these templates."""
+    from transformers import AddedToken, AutoTokenizer
+
+    whole = AutoTokenizer.from_pretrained(tokenizer_dir)
+    whole.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True)
+    folder = tmp_path_factory.mktemp("tok")
+    whole.save_pretrained(str(folder))
+    return folder
+
+
+def told(tok: Path, template: str, tmp_path: Path, row: Any, **options: Any) -> tuple[EncodedBlock, list[list[str]]]:
+    """A row under a template of TRL, and the runs that are trained in each of its samples."""
+    from transformers import AutoTokenizer
+
+    source = template if "{" in template else (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    found = encode(encoder(tok, source, tmp_path, **options), [row])
+    whole = AutoTokenizer.from_pretrained(tok)
+    assert found.kinds.total() == int((found.labels != -100).sum())
+    return found, [[str(whole.decode(run)) for run in trained_runs(*sample)] for sample in samples_of(found)]
+
+
+def test_whole_chats_that_lose_reasoning_are_refused(tok: Path, tmp_path: Path) -> None:
+    found, _ = told(tok, "qwen3", tmp_path, REASONED)
+    (fault,) = found.faults
+    assert fault.reason == "history_rewritten"
+    assert all(way in fault.detail for way in ("--history expand", "--history as-rendered", "--chat-template"))
+
+
+def test_expand_gives_each_answer_as_at_inference(tok: Path, tmp_path: Path) -> None:
+    found, runs = told(tok, "qwen3", tmp_path, REASONED, history="expand")
+    thoughts = [f"<think>\n{one} thought\n</think>\n\n" for one in ("first", "second")]
+    assert runs == [[thoughts[0] + "Hello.<|im_end|>"], [thoughts[1] + "Ciao.<|im_end|>"]]
+    assert (found.rows, found.turns) == ([0, 0], [1, 3])
+
+
+def test_expand_joins_what_agrees(tok: Path, tmp_path: Path) -> None:
+    found, runs = told(tok, "qwen2_5", tmp_path, PLAIN, history="expand")
+    assert runs == [["Hello.<|im_end|>", "Ciao.<|im_end|>"]]
+    assert found.turns == [3]
+
+
+def test_as_rendered_trains_what_is_written(tok: Path, tmp_path: Path) -> None:
+    found, runs = told(tok, "qwen3", tmp_path, REASONED, history="as-rendered")
+    assert runs == [["Hello.<|im_end|>", "<think>\nsecond thought\n</think>\n\nCiao.<|im_end|>"]]
+    assert found.notes == {"history_left_out": [0]}
+
+
+def test_the_last_turn_alone_needs_no_history(tok: Path, tmp_path: Path) -> None:
+    _, runs = told(tok, "qwen3", tmp_path, REASONED, train_on="last")
+    assert runs == [["<think>\nsecond thought\n</think>\n\nCiao.<|im_end|>"]]
+
+
+@pytest.mark.parametrize(
+    ("inserted", "wanted"),
+    [
+        ("auto", ["Hello.<|im_end|>", "<think>\n\n</think>\n\nCiao.<|im_end|>"]),
+        ("mask", ["Hello.<|im_end|>", "Ciao.<|im_end|>"]),
+    ],
+)
+def test_an_empty_think_block_is_what_generation_writes(
+    tok: Path, tmp_path: Path, inserted: str, wanted: list[str]
+) -> None:
+    _, runs = told(tok, "qwen3", tmp_path, PLAIN, inserted=inserted)
+    assert runs == [wanted]
+
+
+def test_template_kwargs_move_the_beginning(tok: Path, tmp_path: Path) -> None:
+    """Without thinking the generation prompt holds the empty block, so the model does not write it."""
+    thinks = {"enable_thinking": False}
+    assert told(tok, "qwen3", tmp_path, PLAIN[:2], template_kwargs=thinks)[1] == [["Hello.<|im_end|>"]]
+    _, runs = told(tok, "qwen3", tmp_path, PLAIN[:2], template_kwargs=thinks, inserted="train")
+    assert runs == [["<think>\n\n</think>\n\nHello.<|im_end|>"]]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "wanted", "note"),
+    [
+        ("auto", ["<think>\nfirst thought\n</think>\n\nHello.<|im_end|>"], {}),
+        ("mask", ["Hello.<|im_end|>"], {}),
+        ("drop", ["<think>\n\n</think>\n\nHello.<|im_end|>"], {"reasoning_dropped": [0]}),
+    ],
+)
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "inline"])
+def test_reasoning(tok: Path, tmp_path: Path, key: str, reasoning: str, wanted: list[str], note: Any) -> None:
+    turn = answer("<think>\nfirst thought\n</think>\n\nHello.") if key == "inline" else answer("Hello.")
+    turn |= {} if key == "inline" else {key: "first thought"}
+    found, runs = told(tok, "qwen3", tmp_path, [user("Hi"), turn], reasoning=reasoning)
+    assert (runs, found.notes) == ([wanted], note)
+
+
+def test_reasoning_inline_where_there_is_no_place(tok: Path, tmp_path: Path) -> None:
+    chat = REASONED[:2]
+    (fault,) = told(tok, "qwen2_5", tmp_path, chat)[0].faults
+    assert "--reasoning-inline" in fault.detail
+    found, runs = told(tok, "qwen2_5", tmp_path, chat, reasoning_inline=True)
+    assert runs == [["<think>\nfirst thought\n</think>\n\nHello.<|im_end|>"]]
+    assert set(found.kinds) == {"reasoning", "answer", "end"}
+
+
+def test_tool_calls(tok: Path, tmp_path: Path) -> None:
+    row = {"messages": AGENT, "tools": [TOOL]}
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    found, runs = told(tok, "qwen2_5", tmp_path, row)
+    assert runs == [[call + "<|im_end|>", "It is 12.<|im_end|>"]]
+    assert found.kinds["call"] > 10
+    assert told(tok, "qwen2_5", tmp_path, row, tool_calls="mask")[1] == [["<|im_end|>", "It is 12.<|im_end|>"]]
+
+
+def test_a_call_that_ends_with_a_token_of_its_own(tok: Path, tmp_path: Path) -> None:
+    _, ((call, last),) = told(tok, "gptoss", tmp_path, {"messages": AGENT, "tools": [TOOL]}, template_date="2026-01-02")
+    assert call.endswith('{"city": "Oslo"}<|call|>')
+    assert last == "<|channel|>final<|message|>It is 12.<|return|>"
+
+
+def test_tools_that_a_template_leaves_out(tok: Path, tmp_path: Path) -> None:
+    row = {"messages": PLAIN, "tools": [TOOL]}
+    (fault,) = told(tok, "phi3", tmp_path, row, append_eos=True)[0].faults
+    assert "leaves out the tools" in fault.detail
+    found, _ = told(tok, "phi3", tmp_path, row, append_eos=True, unsaid="allow")
+    assert (found.faults, found.notes) == ([], {"unsaid_tools": [0]})
+
+
+@pytest.mark.parametrize(
+    ("turn_end", "wanted"),
+    [("next", ["\n<think></think>\nHello.<|user|>"]), ("none", ["\n<think></think>\nHello."])],
+)
+def test_turns_that_the_next_turn_ends(tok: Path, tmp_path: Path, turn_end: str, wanted: list[str]) -> None:
+    (fault,) = told(tok, "glm4moe", tmp_path, PLAIN[:2])[0].faults
+    assert fault.reason == "no_end_token"
+    _, ((first,),) = told(tok, "glm4moe", tmp_path, PLAIN[:2], turn_end=turn_end)
+    assert [first] == wanted
+
+
+@pytest.mark.parametrize("key", ["weight", "loss", "loss_mask", "loss_weight", "train", "training", "trainable"])
+def test_turns_that_say_they_are_not_trained(tok: Path, tmp_path: Path, key: str) -> None:
+    bad = [user("Hi"), answer("Bad.", **{key: 0}), user("Bye"), answer("Ciao.", **{key: 1})]
+    assert told(tok, "qwen2_5", tmp_path, bad)[1] == [["Ciao.<|im_end|>"]]
+    for value, reason in ((0.5, "unknown_weight"), (-1, "unknown_weight"), ("maybe", "unknown_weight")):
+        (fault,) = told(tok, "qwen2_5", tmp_path, [user("Hi"), answer("x", **{key: value})])[0].faults
+        assert (fault.reason, key in fault.detail) == (reason, True)
+    (fault,) = told(tok, "qwen2_5", tmp_path, [user("Hi") | {key: 1}, answer("x")])[0].faults
+    assert fault.reason == "contradictory_marks"
+
+
+def test_a_day_makes_the_same_bytes_on_any_day(tok: Path, tmp_path: Path) -> None:
+    found, _ = told(tok, "gptoss", tmp_path, PLAIN, template_date="2031-02-03")
+    from transformers import AutoTokenizer
+
+    assert "Current date: 2031-02-03" in AutoTokenizer.from_pretrained(tok).decode(found.input_ids)
+
+
+def test_expanded_rows_say_where_they_come_from(run: Run, lines: Lines, tok: Path, tmp_path: Path) -> None:
+    source = lines([{"messages": REASONED}, {"messages": PLAIN[:2]}])
+    template = ("--tokenizer", tok, "--chat-template", TEMPLATES / "qwen3.jinja", "--history", "expand")
+    result = json.loads(run("tokenize", source, "--output", tmp_path / "o", *template, "--json").out)
+    rows = datasets.load_from_disk(str(tmp_path / "o"))
+    assert (rows["source_row"][:], rows["source_turn"][:]) == ([0, 0, 1], [1, 3, 1])
+    assert (result["counts"]["rows"], result["counts"]["samples"]) == (2, 3)
+    assert sum(result["counts"]["targets_by_kind"].values()) == result["counts"]["targets"]
