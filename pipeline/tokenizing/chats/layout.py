@@ -134,25 +134,27 @@ def slot_spans(rendered: str, layout: Layout, leaves: Sequence[Leaf]) -> list[Sp
     at = len(layout.pieces[0])
     spans = []
     for slot, number in enumerate(layout.slots):
-        after = layout.pieces[slot + 1]
-        forms = _forms(leaves[number].text)
-        end = next((at + len(form) for form in forms if rendered.startswith(form + after, at)), None)
-        if end is None:
-            return None
+        after, text = layout.pieces[slot + 1], leaves[number].text
+        end = at + len(text)
+        if not (rendered.startswith(text, at) and rendered.startswith(after, end)):
+            form = next((form for form in _forms(text) if rendered.startswith(form + after, at)), None)
+            if form is None:
+                return None
+            end = at + len(form)
         spans.append((at, end))
         at = end + len(after)
     return spans if at == len(rendered) else None
 
 
 def _forms(text: str) -> list[str]:
-    """A text as it is, as templates trim it, and as they write it into JSON."""
-    forms = [text]
+    """A text as templates trim it, and as they write it into JSON."""
+    forms = []
     if text.strip() != text:
         forms += [text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")]
     quoted = json.dumps(text, ensure_ascii=False)[1:-1]
     if quoted != text:
         forms += [quoted, json.dumps(text.strip(), ensure_ascii=False)[1:-1]]
-    return list(dict.fromkeys(forms)) if len(forms) > 1 else forms
+    return list(dict.fromkeys(forms))
 
 
 def common(one: str, other: str) -> int:

@@ -60,6 +60,8 @@ class TurnReader:
 
     def message(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:
         """A turn as templates expect it, and whether it says that it is trained. Raises `RowFault`."""
+        if self._is_simple(turn):
+            return dict(turn), None
         message, trained = self._named(turn, where)
         role = message["role"]
         content = message.get("content")
@@ -87,6 +89,18 @@ class TurnReader:
                 "contradictory_marks", f"{where} ({role}): it is marked as trained; only the assistant can be"
             )
         return message, trained
+
+    def _is_simple(self, turn: Mapping[str, Any]) -> bool:
+        """Whether it is a role and a text, so that nothing is to be done."""
+        role, content = turn.get("role"), turn.get("content")
+        return (
+            len(turn) == 2
+            and isinstance(role, str)
+            and isinstance(content, str)
+            and role not in _CALLERS
+            and not (self.role_key or self.content_key or self.speakers)
+            and not (content.isspace() or not content)
+        )
 
     def _named(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:
         """The turn with role and content under these names, without nulls and marks."""
