@@ -170,8 +170,10 @@ def _drop_faults(
     file, first_row = split.files[at[0]], at[1]
     if encoded_block.faults and not drops:
         fault = encoded_block.faults[0]
+        alike = sum(other.reason == fault.reason for other in encoded_block.faults)
+        more = f" (so are at least {alike - 1:,} of the rows that follow)" if alike > 1 else ""
         raise DataError(
-            f"{file.where}, row {first_row + fault.row}: {fault.detail}."
+            f"{file.where}, row {first_row + fault.row}: {fault.detail}{more}."
             " Leave out such rows, counted and listed, with --on-error drop"
         )
     for fault in encoded_block.faults:

@@ -189,6 +189,9 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_struct(kind):
         fields = [(field.name, _converter(field.type)) for field in kind]
         return lambda value: value and {name: f(value[name]) for name, f in fields if value[name] is not None}
+    if pa.types.is_map(kind):
+        item = _converter(kind.item_type)
+        return lambda value: value and {name: item(one) for name, one in value}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = _converter(kind.value_type)
         return (lambda value: value) if inner is _same else (lambda value: value and [inner(one) for one in value])
