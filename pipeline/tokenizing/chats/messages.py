@@ -84,6 +84,10 @@ class TurnReader:
             raise RowFault("not_text", f"{where} ({role}): its content is {kind_of(content)}; a text is needed")
         elif role in ("user", "assistant") and not says_more and not content.strip():
             raise RowFault("empty_turn", f"{where} ({role}): it is empty")
+        elif role == "assistant" and content.lstrip().startswith("<think>") and "</think>" not in content:
+            raise RowFault(
+                "unclosed_reasoning", f"{where} ({role}): its reasoning begins with <think> and does not end"
+            )
         if trained and role != "assistant":
             raise RowFault(
                 "contradictory_marks", f"{where} ({role}): it is marked as trained; only the assistant can be"
@@ -100,6 +104,7 @@ class TurnReader:
             and role not in _CALLERS
             and not (self.role_key or self.content_key or self.speakers)
             and not (content.isspace() or not content)
+            and "<think>" not in content
         )
 
     def _named(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:
