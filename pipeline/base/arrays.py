@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.base.storage import FileFacts, HashingFile
 from strategies.arrays import Int64Array
@@ -20,6 +21,21 @@ Integers = npt.NDArray[Any]
 def is_list(kind: pa.DataType) -> bool:
     """Whether it is one of the three list types whose values lie end to end."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_list_view(kind: pa.DataType) -> bool:
+    """Whether it is one of the two list types whose values may lie in any order."""
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
+
+
+def end_to_end(array: pa.Array) -> pa.Array:
+    """A list view as lists whose values lie end to end, in order; any other array as it is."""
+    if not is_list_view(array.type):
+        return array
+    lengths = as_numpy(pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64()))
+    ends = as_arrow(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), pa.int64())
+    nulls = array.is_null() if array.null_count else None
+    return pa.LargeListArray.from_arrays(ends, array.flatten(), mask=nulls)
 
 
 def list_offsets(array: pa.Array) -> Int64Array:

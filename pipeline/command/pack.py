@@ -48,7 +48,8 @@ _COLUMN_FLAGS: list[Decorator] = [
         "Name the column that has a role: input_ids, attention_mask, and one of labels, completion_mask,"
         " assistant_masks, loss_mask. It may be repeated.",
         "ROLE=NAME",
-    )
+    ),
+    flag(PackOptions, "unpack", "Take packed rows apart: each segment is a sample, as the column says that tells."),
 ]
 
 _TOKENIZER_FLAG: list[Decorator] = [

@@ -147,6 +147,9 @@ class PackOptions(InputOptions):
     column: Mapping[str, str] = field(default_factory=dict)
     """Role -> the column of a tokenised input that has it; see `ROLES`."""
 
+    unpack: bool = False
+    """Take packed rows of a tokenised input apart: each segment is a sample."""
+
     window_samples: Annotated[int, Range(1)] = 1 << 20
     """Samples that are planned together, at most."""
 

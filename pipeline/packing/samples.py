@@ -34,7 +34,8 @@ def open_samples(inputs: list[Input], setup: Setup, work: Workspace) -> Samples:
     """Open the inputs, tokenised first if they are raw. Raises as `open_inputs` and `tokenize_inputs`."""
     if setup.tokenization is None:
         extra = setup.embedder.column if setup.embedder else None
-        return Samples(rows=open_inputs(inputs, Selection(names=setup.options.column, extra=extra), work))
+        selection = Selection(names=setup.options.column, extra=extra, unpack=setup.options.unpack)
+        return Samples(rows=open_inputs(inputs, selection, work))
     from pipeline.tokenizing.for_packing import tokenize_inputs
 
     tokenized = tokenize_inputs(inputs, setup.tokenization, work)

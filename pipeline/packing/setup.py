@@ -154,6 +154,10 @@ def set_up(
     """
     strategy = configure(options)
     embedding = strategy.embedding
+    embedder = make_embedder(embedding) if embedding else None
+    if options.unpack and (tokenizer is not None or (embedder is not None and embedder.column is not None)):
+        of_what = "raw rows are no packs" if tokenizer is not None else "a packed row has one embedding for all samples"
+        raise ConfigError(f"--unpack takes tokens of packed rows apart, and {of_what}; leave it out")
     tokenization = None
     if tokenizer is not None:
         from pipeline.tokenizing.tokenization import load_tokenization
@@ -168,7 +172,7 @@ def set_up(
         options=options,
         strategy=strategy,
         tokenization=tokenization,
-        embedder=make_embedder(embedding) if embedding else None,
+        embedder=embedder,
     )
 
 

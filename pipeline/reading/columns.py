@@ -1,15 +1,56 @@
-"""Which columns of an input hold tokens, targets and padding."""
+"""Which columns of an input hold tokens, targets and padding, and which may tell that its rows are packs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import pyarrow as pa
 
-from pipeline.base.arrays import is_list
+from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
 from pipeline.format.options import ATTENTION, TARGETS, TOKENS
+
+
+class PackForm(Enum):
+    """How a column says where the segments of a packed row begin."""
+
+    OFFSETS = "offsets"
+    """Where each begins, and the end."""
+
+    LENGTHS = "lengths"
+    STARTS = "starts"
+    """Where each begins."""
+
+    POSITIONS = "positions"
+    """The position of each token in its segment."""
+
+    INDICES = "indices"
+    """The number of each token's segment; 0 for padding."""
+
+
+_PACK_FORMS = {
+    "boundaries": PackForm.OFFSETS,
+    "seq_lengths": PackForm.LENGTHS,
+    "packed_sample_seqlens": PackForm.LENGTHS,
+    "seq_start_id": PackForm.STARTS,
+}
+"""Columns by which packers tell, beside `attention_mask` and `position_ids`: ours, TRL, ArcticTraining, Megatron."""
+
+POSITIONS = "position_ids"
+PACK_NAMES = (*_PACK_FORMS, POSITIONS)
+"""Columns that may tell that a row is a pack, but for the attention mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackColumn:
+    """A column that may tell that rows are packs."""
+
+    name: str
+    form: PackForm
+    is_certain: bool
+    """Whether it tells by being there, even where no row has several segments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +61,8 @@ class Columns:
     targets: str | None
     targets_are_labels: bool
     attention: str | None
+    packs: tuple[PackColumn, ...] = ()
+    """The columns that may tell that rows are packs, the plainest first."""
 
     def names(self) -> list[str]:
         """The names of the columns that are there."""
@@ -35,6 +78,9 @@ class Selection:
 
     extra: str | None = None
     """A column of texts or vectors that is read as well, where a file has it."""
+
+    unpack: bool = False
+    """Whether rows are packs of samples, to be taken apart."""
 
     def of_file(self, columns: Columns, schema: pa.Schema) -> list[str]:
         """The names of all columns that are read of a file."""
@@ -69,8 +115,6 @@ def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Col
             raise MissingColumn(f"{where}: no column {name!r} (the columns are: {has})", way_out + hint)
         return None
 
-    if "position_ids" in schema.names and {"boundaries", "seq_lengths"} & set(schema.names):
-        raise DataError(f"{where}: this is a packed dataset; packing it again would lose where its samples begin")
     tokens = present(TOKENS)
     assert tokens is not None
     roles = [role for role in TARGETS if role in names] or list(TARGETS)
@@ -88,7 +132,30 @@ def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Col
     for name in columns.names():
         is_mask = name == columns.attention or (name == columns.targets and not columns.targets_are_labels)
         _require_integer_lists(schema, name, where, booleans=is_mask)
-    return columns
+    return replace(columns, packs=_pack_columns(schema, columns))
+
+
+def _pack_columns(schema: pa.Schema, columns: Columns) -> tuple[PackColumn, ...]:
+    """The columns that may tell that rows are packs. Those of another type mean something else."""
+    forms = dict(_PACK_FORMS)
+    if columns.attention is not None:
+        forms[columns.attention] = PackForm.INDICES
+    forms[POSITIONS] = PackForm.POSITIONS
+    has_mask = columns.targets is not None and not columns.targets_are_labels
+    certain = {"boundaries": POSITIONS in schema.names, "seq_start_id": has_mask}
+    return tuple(
+        PackColumn(name=name, form=form, is_certain=certain.get(name, False))
+        for name, form in forms.items()
+        if name not in (columns.tokens, columns.targets) and schema.names.count(name) == 1
+        if _holds_integers(schema.field(name).type)
+    )
+
+
+def _holds_integers(kind: pa.DataType) -> bool:
+    """Whether it is of lists of integers, or of nothing yet."""
+    if not is_list(kind) and not is_list_view(kind):
+        return bool(pa.types.is_null(kind))
+    return bool(pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
 def _looks_raw(schema: pa.Schema) -> bool:
@@ -99,7 +166,7 @@ def _require_integer_lists(schema: pa.Schema, name: str, where: str, booleans: b
     if schema.names.count(name) > 1:
         raise DataError(f"{where}: there are {schema.names.count(name)} columns called {name!r}")
     kind = schema.field(name).type
-    if is_list(kind):
+    if is_list(kind) or is_list_view(kind):
         value = kind.value_type
         if pa.types.is_integer(value) or pa.types.is_null(value) or (booleans and pa.types.is_boolean(value)):
             return

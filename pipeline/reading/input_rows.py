@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.engine import Monitor
+from pipeline.base.errors import ConfigError
 from pipeline.base.storage import FileFacts, HashingFile, free_bytes
 from pipeline.base.words import counted
 from pipeline.reading.columns import Selection, find_columns
 from pipeline.reading.decoding.batches import addressable, arrow_batches, json_batches, parquet_batches, reading
 from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.decoding.json_lines import open_text
+from pipeline.reading.decoding.packs import refuse_packs
+from pipeline.reading.decoding.unpacking import SOURCE_ROW, telling_column, unpacked
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import MappedFile, empty_file, map_file
@@ -62,7 +65,7 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     for number, file in enumerate(files):
         path = work.cache.local_path(file)
         refuse_foreign(file, path)
-        mapped = _map_in_place(file, path, selection.names)
+        mapped = None if selection.unpack else _map_in_place(file, path, selection.names)
         if mapped is None:
             spool = work.staging.work / f"spool-{number:05d}.arrow"
             tasks.append(DecodeTask(file=file, path=path, selection=selection, spool=spool))
@@ -74,9 +77,11 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
             for task, rows in zip(tasks, work.engine.map(lambda task: _decoded(task, work), tasks), strict=True):
                 opened[task.file] = rows
                 advance(1)
+    if selection.unpack:
+        _tell_unpacked(list(opened.values()))
     return InputRows(
         splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
-        rows_of_inputs=[sum(opened[file].num_rows for file in entry.files()) for entry in inputs],
+        rows_of_inputs=[sum(opened[file].num_source_rows for file in entry.files()) for entry in inputs],
     )
 
 
@@ -88,11 +93,27 @@ def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> Mappe
         return map_file(path, names, file.shown)
 
 
+def _tell_unpacked(files: list[MappedFile]) -> None:
+    """Say which files were no packs. Raises `ConfigError` if none was, unless there is no row at all."""
+    plain = [file for file in files if file.num_rows and not file.is_unpacked]
+    if plain and len(plain) == sum(1 for file in files if file.num_rows):
+        raise ConfigError(
+            f"--unpack has no effect: no column of {plain[0].name} tells of several samples in a row; leave it out, or"
+            " name the attention mask that tells with --column attention_mask=NAME"
+        )
+    if plain:
+        log.warning(
+            "%s, among them %s, read as they are: no column tells of several samples in a row",
+            counted(len(plain), "input file"),
+            plain[0].name,
+        )
+
+
 def _announce(tasks: list[DecodeTask], folder: Path) -> None:
     """Say beforehand what decoding will take on disk."""
     size = sum(_spooled_bytes(task.file, task.path) for task in tasks)
     free = free_bytes(folder)
-    what = f"{counted(len(tasks), 'input file')} to be decoded once, because only plain Arrow can be memory-mapped"
+    what = f"{counted(len(tasks), 'input file')} to be decoded once, because only plain Arrow of samples can be mapped"
     log.log(
         logging.WARNING if size > free else logging.INFO,
         f"{what}: about {size / 1e6:,.1f} MB in {folder} for the time of the run, {free / 1e6:,.0f} MB are free",
@@ -138,7 +159,7 @@ def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
     num_rows = 0
     try:
         with reading(task.file.shown):
-            batches = _batches(task)
+            batches = _samples(task)
             batch = next(batches, None)
             schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if batch is None else batch.schema
             with pa.ipc.new_stream(pa.PythonFile(spool, mode="w"), schema) as writer:
@@ -152,15 +173,31 @@ def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
         spool.discard()
 
 
+def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
+    """What is read of a file, as it can be addressed. Raises `DataError` for packs that are not to be unpacked."""
+    where, selection = task.file.shown, task.selection
+    columns, column, first_row = None, None, 0
+    for batch in _batches(task):
+        if columns is None:
+            columns = find_columns(batch.schema, selection.names, where)
+            column = telling_column(_batches(task), columns) if selection.unpack and columns.packs else None
+            if column is not None:
+                log.info("%s: packed rows, whose samples column %r tells", where, column.name)
+        if column is not None:
+            of_rows = replace(selection, extra=SOURCE_ROW)
+            for samples in unpacked(batch, columns, column, where, first_row):
+                yield from addressable(samples, columns, of_rows)
+        else:
+            if not selection.unpack:
+                refuse_packs(batch, columns, where, first_row)
+            yield from addressable(batch, columns, selection)
+        first_row += batch.num_rows
+
+
 def _batches(task: DecodeTask) -> Iterator[pa.RecordBatch]:
     file, path, selection = task.file, task.path, task.selection
     if file.format == "parquet":
-        batches = parquet_batches(path, selection, file.shown)
-    elif file.format == "json":
-        batches = json_batches(lambda: open_text(file, path), selection, file.shown)
-    else:
-        batches = arrow_batches(path)
-    columns = None
-    for batch in batches:
-        columns = columns or find_columns(batch.schema, selection.names, file.shown)
-        yield from addressable(batch, columns, selection)
+        return parquet_batches(path, selection, file.shown)
+    if file.format == "json":
+        return json_batches(lambda: open_text(file, path), selection, file.shown)
+    return arrow_batches(path)

@@ -7,18 +7,20 @@ needs them and forgotten after.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.base.arrays import list_offsets
+from pipeline.base.arrays import Integers, as_numpy, is_list_view, list_offsets
 from pipeline.base.errors import DataError
 from pipeline.format.options import TOKENS
 from pipeline.reading.columns import Columns, find_columns
 from pipeline.reading.decoding.batches import is_arrow_file
+from pipeline.reading.decoding.packs import refuse_packs
+from pipeline.reading.decoding.unpacking import SOURCE_ROW
 from strategies.arrays import Int64Array
 
 _END_OF_STREAM = struct.pack("<iI", -1, 0)
@@ -63,6 +65,27 @@ class MappedFile:
         """Rows of all record batches."""
         return int(self.row_offsets[-1])
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether its rows are samples taken out of packed rows."""
+        return SOURCE_ROW in self.schema.names
+
+    @property
+    def num_source_rows(self) -> int:
+        """Rows of the file that it came from."""
+        if not self.is_unpacked or not self.num_rows:
+            return self.num_rows
+        (last,) = self.batches(self.num_rows - 1, self.num_rows)
+        return int(_source_rows(last)[0]) + 1
+
+    def words_of(self, row: int) -> str:
+        """Words naming a row as its file has it; of a packed row also the sample in it."""
+        if not self.is_unpacked:
+            return f"row {self.first_row + row}"
+        of_samples = np.concatenate([_source_rows(batch) for batch in self.batches(0, row + 1)])
+        first = int(np.searchsorted(of_samples, of_samples[-1]))
+        return f"row {of_samples[-1]}, sample {row - first} in it"
+
     def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """The record batches of rows start..stop-1, cut to them; their buffers are views of the file."""
         first = int(np.searchsorted(self.row_offsets, start, side="right")) - 1
@@ -81,10 +104,12 @@ class MappedFile:
 
 
 def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
-    """Index an Arrow file; None if it has to be decoded first (compressed buffers, booleans, dictionaries).
+    """Index an Arrow file; None if it has to be decoded first.
+
+    That is so of compressed buffers, booleans, dictionaries and list views.
 
     names: role -> column, where it is not called like its role; name, first_row: see `MappedFile`.
-    Raises `DataError` for a missing column or a damaged or truncated file.
+    Raises `DataError` for a missing column, a damaged or truncated file, and rows that are packs of samples.
     """
     positions: list[int] = []
     rows = [0]
@@ -98,7 +123,7 @@ def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0)
     else:
         schema, batches = _stream(file, content, name)
     columns = find_columns(schema, names, name)
-    if _has_dictionary(schema) or any(
+    if _is_nested(schema, lambda kind: pa.types.is_dictionary(kind) or is_list_view(kind)) or any(
         pa.types.is_boolean(schema.field(column).type.value_type) for column in columns.names()
     ):
         return None
@@ -108,6 +133,7 @@ def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0)
             return None
         for array in arrays:
             array.validate(full=True)  # offsets that rise and stay inside the values
+        refuse_packs(batch, columns, name, first_row + rows[-1])
         offsets = list_offsets(arrays[0])
         positions.append(position)
         rows.append(rows[-1] + batch.num_rows)
@@ -123,6 +149,10 @@ def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0)
         row_offsets=np.array(rows, np.int64),
         token_offsets=np.array(tokens, np.int64),
     )
+
+
+def _source_rows(batch: pa.RecordBatch) -> Integers:
+    return as_numpy(batch.column(batch.schema.get_field_index(SOURCE_ROW)))
 
 
 def _map(path: str) -> pa.Buffer:
@@ -163,9 +193,11 @@ def _stream(
     return schema, batches()
 
 
-def _has_dictionary(schema: pa.Schema) -> bool:
+def _is_nested(schema: pa.Schema, is_wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type is somewhere in a schema."""
+
     def inside(kind: pa.DataType) -> bool:
-        if pa.types.is_dictionary(kind):
+        if is_wanted(kind):
             return True
         return any(inside(kind.field(i).type) for i in range(kind.num_fields))
 

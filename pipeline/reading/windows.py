@@ -85,7 +85,7 @@ class SplitRows:
     def locate(self, row: int) -> str:
         """Words naming the file of a row, and its number there."""
         i = bisect_right(self._offsets, row) - 1
-        return f"{self.files[i].name}, row {self.files[i].first_row + row - self._offsets[i]}"
+        return f"{self.files[i].name}, {self.files[i].words_of(row - self._offsets[i])}"
 
     def column_names(self, row: int) -> tuple[str, str]:
         """The token and target columns of the file that holds `row`."""

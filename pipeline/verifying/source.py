@@ -72,7 +72,7 @@ def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> 
 def _open_tokens(inputs: list[Input], config: PackOptions, work: Workspace) -> InputRows:
     """Open inputs of tokens. Raises `DataError`, which says that tokens are needed."""
     try:
-        return open_inputs(inputs, Selection(names=config.column), work)
+        return open_inputs(inputs, Selection(names=config.column, unpack=config.unpack), work)
     except MissingColumn as error:
         raise DataError(f"{error.fault}; the dataset was packed from tokens: give those as --source") from None
 

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
+from pipeline.base.arrays import end_to_end
 from pipeline.base.errors import DataError
 from pipeline.base.words import first_line
 from pipeline.format.options import ROLES
-from pipeline.reading.columns import Columns, Selection, find_columns
+from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
 
 BATCH_VALUES = 1 << 22
@@ -62,7 +63,8 @@ def parquet_batches(path: str, selection: Selection, where: str) -> Iterator[pa.
     """Record batches of a parquet file, decoded page by page."""
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         schema, metadata = file.schema_arrow, file.metadata
-        names = selection.of_file(find_columns(schema, selection.names, where), schema)
+        columns = find_columns(schema, selection.names, where)
+        names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))
         for group in range(metadata.num_row_groups):
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
@@ -109,10 +111,14 @@ def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Sch
         if first[name] and isinstance(first[name][0], bool):
             kinds[name] = pa.bool_()
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
+    for column in columns.packs:
+        if column.name not in kinds:
+            schema = schema.append(pa.field(column.name, pa.list_(pa.int64())))
     for extra in selection.of_file(columns, whole)[len(kinds) :]:
         is_text = isinstance(first[extra], str)
         schema = schema.append(pa.field(extra, pa.string() if is_text else pa.list_(pa.float64())))
-    return schema, [name for role in ROLES if (name := selection.names.get(role, role)) not in first]
+    names = (*(selection.names.get(role, role) for role in ROLES), *PACK_NAMES)
+    return schema, [name for name in names if name not in first]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -185,12 +191,12 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
 def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection) -> Iterator[pa.RecordBatch]:
     """What is read of a decoded batch as it can be addressed, in pieces of bounded size.
 
-    Booleans become bytes; nothing else changes type.
+    Booleans become bytes, and list views lists; nothing else changes type.
     """
     arrays = []
     names = selection.of_file(columns, batch.schema)
     for name in names:
-        array = batch.column(batch.schema.get_field_index(name))
+        array = end_to_end(batch.column(batch.schema.get_field_index(name)))
         array.validate(full=True)
         if name in columns.names() and pa.types.is_boolean(array.type.value_type):
             array = array.cast(pa.large_list(pa.uint8()))

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
 from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
@@ -192,7 +193,7 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_map(kind):
         item = _converter(kind.item_type)
         return lambda value: value and {name: item(one) for name, one in value}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind) or is_list_view(kind):
         inner = _converter(kind.value_type)
         return (lambda value: value) if inner is _same else (lambda value: value and [inner(one) for one in value])
     return _same
