@@ -117,11 +117,10 @@ def turns(lists: Lists, kept: BoolArray | None, form: PackForm) -> Int64Array:
     is_turn = _is_turn(lists.values, form)
     firsts = lists.offsets[1:-1]
     is_turn[firsts[(firsts > 0) & (firsts < len(lists.values))] - 1] = False
-    if kept is None or kept.all() or not is_turn.any():
-        return np.flatnonzero(is_turn) + 1
-    at, rows = np.flatnonzero(kept), lists.rows[kept]
-    is_turn = _is_turn(lists.values[kept], form) & (rows[1:] == rows[:-1])
-    begins: Int64Array = at[1:][is_turn]
+    begins: Int64Array = np.flatnonzero(is_turn) + 1
+    if kept is not None and len(begins) and not kept.all():
+        at, rows = np.flatnonzero(kept), lists.rows[kept]
+        begins = at[1:][_is_turn(lists.values[kept], form) & (rows[1:] == rows[:-1])]
     return begins
 
 

@@ -54,8 +54,8 @@ def unpack(batch: pa.RecordBatch, columns: Columns, column: PackColumn, where: s
     def fault(row: int, what: str) -> DataError:
         return DataError(f"{where}, row {first_row + row}: column {column.name!r} {what}; its samples cannot be told")
 
-    for name in dict.fromkeys((*columns.names(), column.name)):
-        _require_no_null(batch, name, f"{where}, row ", first_row)
+    for needed in dict.fromkeys((*columns.names(), column.name)):
+        _require_no_null(batch, needed, f"{where}, row ", first_row)
     tokens, told = lists_of(batch, columns.tokens), lists_of(batch, column.name)
     mask = None if columns.attention is None else lists_of(batch, columns.attention)
     targets = None if columns.targets is None else lists_of(batch, columns.targets)
@@ -106,8 +106,9 @@ def _begins(tokens: Lists, told: Lists, kept: BoolArray | None, form: PackForm, 
         begins = _after_lengths(tokens, told, kept, fault)
     else:
         begins = _at_starts(tokens, told, kept, form, fault)
-    found: Int64Array = np.unique(np.concatenate([firsts, begins]))
-    return found[found < tokens.offsets[-1]]
+    every = np.unique(np.concatenate([firsts, begins]))
+    found: Int64Array = every[every < tokens.offsets[-1]]
+    return found
 
 
 def _turns(tokens: Lists, told: Lists, kept: BoolArray | None, form: PackForm, fault: Fault) -> Int64Array:

@@ -53,6 +53,7 @@ OTHER: dict[type[Options], dict[str, Any]] = {
         "seed": 1,
         "pack_order": "plan",
         "column": {"labels": "goals"},
+        "unpack": True,
         "window_samples": 7,
         "window_tokens": 7,
         "shard_size": 7,

@@ -17,10 +17,10 @@ from tests.pipeline.samples import random_rows, save, table, write_jsonl
 
 IDS = [6, 7, 8, 9, 1, 2, 3]
 LABELS = [-100, -100, 8, 9, -100, 2, 3]
-ROW = {"input_ids": IDS, "labels": LABELS}
+ROW: dict[str, Any] = {"input_ids": IDS, "labels": LABELS}
 SEGMENTS = [([6, 7, 8, 9], [-100, -100, 8, 9]), ([1, 2, 3], [-100, 2, 3])]
 
-TELLING: dict[str, tuple[str, dict[str, list[int]]]] = {
+TELLING: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("boundaries", ROW | {"boundaries": [0, 4, 7], "position_ids": [0, 1, 2, 3, 0, 1, 2]}),
     "TRL": ("seq_lengths", ROW | {"seq_lengths": [4, 3]}),
     "ArcticTraining": ("packed_sample_seqlens", ROW | {"packed_sample_seqlens": [4, 0, 3]}),
@@ -51,7 +51,8 @@ def packed(run: Run, source: object, out: Path, *flags: object) -> list[dict[str
     flags = ("--strategy", "padding", "--pack-order", "plan", "--keep-untrainable", "--max-length", 200, *flags)
     ended = run("pack", source, "--output", out, *flags)
     assert ended.code == 0, ended.err
-    return datasets.load_from_disk(str(out)).to_list()
+    packs: list[dict[str, Any]] = datasets.load_from_disk(str(out)).to_list()
+    return packs
 
 
 def samples(packs: list[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
@@ -113,7 +114,8 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_a_column_that_contradicts_itself(name: str, run: Run, tmp_path: Path) -> None:
     row, words = CONTRADICTIONS[name]
-    good = next(one for column, one in TELLING.values() if column in row and (column in one and len(one) == len(row)))
+    column = next(name for name in row if name not in ROW)
+    good = ROW | {column: next(one for name, one in TELLING.values() if name == column)[column]}
     source = write_jsonl([good, row], tmp_path / "x.jsonl")
     ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 16, "--unpack")
     assert ended.code == 3 and f"{source}, row 1: column" in ended.err and words in ended.err
