@@ -147,7 +147,7 @@ def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
         return empty_file(str(task.spool), task.file.shown)
     mapped = map_file(str(task.spool), task.selection.names, task.file.shown)
     assert mapped is not None, "what is decoded can be mapped"
-    return mapped
+    return replace(mapped, is_unpacked=task.selection.unpack and SOURCE_ROW in mapped.schema.names)
 
 
 def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:

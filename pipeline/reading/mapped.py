@@ -54,6 +54,9 @@ class MappedFile:
     token_offsets: Int64Array
     """First token of each record batch, and the end.  # shape: (num_batches + 1,)"""
 
+    is_unpacked: bool = False
+    """Whether its rows are samples taken out of packed rows, which `SOURCE_ROW` numbers."""
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "content"}
 
@@ -64,11 +67,6 @@ class MappedFile:
     def num_rows(self) -> int:
         """Rows of all record batches."""
         return int(self.row_offsets[-1])
-
-    @property
-    def is_unpacked(self) -> bool:
-        """Whether its rows are samples taken out of packed rows."""
-        return SOURCE_ROW in self.schema.names
 
     @property
     def num_source_rows(self) -> int:

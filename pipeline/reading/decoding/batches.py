@@ -152,7 +152,10 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
         column = table.column(name)
         if column.null_count < len(column):
             row = first_row + pc.index(column.is_null(), False).as_py()
-            raise DataError(f"{where}, row {row}: has a column {name!r}, which row 0 lacks")
+            why = (
+                "; it tells that rows are packed, and has to be in all of them or in none" if name in PACK_NAMES else ""
+            )
+            raise DataError(f"{where}, row {row}: has a column {name!r}, which row 0 lacks{why}")
     return table.select(schema.names).to_batches()[0]
 
 

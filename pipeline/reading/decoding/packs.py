@@ -17,7 +17,7 @@ from pipeline.base.errors import DataError
 from pipeline.reading.columns import Columns, PackColumn, PackForm
 from strategies.arrays import BoolArray, Int64Array
 
-_RUN_VALUES = 1 << 22  # looked at together
+_RUN_VALUES = 1 << 19  # looked at together: what is computed of them stays in the cache
 
 
 @dataclass(frozen=True)
