@@ -95,22 +95,25 @@ class Encoder:
         rendered = self._rendered(samples, faults)
         texts = [sample.text for _, sample in rendered]
         encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        ranges_of: list[list[tuple[str, tuple[int, int]]]] = []
+        broken: set[int] = set()
+        for (row, sample), encoding in zip(rendered, encodings, strict=True):
+            try:
+                ranges_of.append(self._target_ranges(sample, encoding, encoding.ids))
+            except RowFault as fault:
+                ranges_of.append([])
+                if row not in broken:
+                    faults.append(Fault(row, fault.reason, str(fault)))
+                broken.add(row)
         kept: list[tuple[int, Rendering]] = []
         lengths: list[int] = []
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
         kinds: Counter[str] = Counter()
-        broken = {fault.row for fault in faults}
-        for (row, sample), encoding in zip(rendered, encodings, strict=True):
+        for (row, sample), encoding, ranges in zip(rendered, encodings, ranges_of, strict=True):
+            if row in broken:  # with all its samples
+                continue
             tokens = encoding.ids
-            if row in broken:
-                continue
-            try:
-                ranges = self._target_ranges(sample, encoding, tokens)
-            except RowFault as fault:
-                faults.append(Fault(row, fault.reason, str(fault)))
-                broken.add(row)
-                continue
             if not self._is_chat:
                 self._finish(tokens, ranges)
             if self._is_unfinished(sample, tokens):
