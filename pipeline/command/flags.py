@@ -121,7 +121,7 @@ TOKENIZE_FLAGS: list[Decorator] = [
         "Choose whether what the template inserts into a turn is trained; auto: what follows the generation prompt.",
     ),
     flag(TokenizeOptions, "turn_end", "Choose what ends turns for which the template writes no special token."),
-    flag(TokenizeOptions, "unsaid", "Choose whether a template may leave out tools, names and system turns."),
+    flag(TokenizeOptions, "unsaid", "Choose whether a template may leave out tools and system turns."),
     flag(TokenizeOptions, "special_in_text", "Choose what becomes of samples whose words hold special tokens."),
     pairs_flag("template-kwargs", "Tell the chat template this too, as in enable_thinking=false; values are JSON."),
     flag(TokenizeOptions, "template_date", "Have the chat template read this day.", metavar="YYYY-MM-DD"),

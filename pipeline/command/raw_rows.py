@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -62,24 +61,16 @@ def tokenize_options(ctx: click.Context, values: dict[str, Any]) -> TokenizeOpti
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for raw rows and has no effect without --tokenizer")
         return None
+    from pipeline.tokenizing.chats.messages import parsed
+
     mappings: dict[str, Any] = {name: merged(ctx, name, split_pairs(values[name]))[0] for name in _MAPPINGS}
     kwargs = merged(ctx, "template_kwargs", values["template_kwargs"])[0]
     return TokenizeOptions(
         **{name: values[name] for name in _CHOICES},
         **mappings,
-        template_kwargs={name: _as_json(value) for name, value in kwargs.items()},
+        template_kwargs={name: parsed(value) for name, value in kwargs.items()},  # to Jinja the text "false" is true
         keep_text=values.get("keep_text", False),
     )
-
-
-def _as_json(value: Any) -> Any:
-    """A value of `--template-kwargs`: JSON where it parses, else the text; to Jinja the text "false" is true."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def split_pairs(texts: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pipeline.base.errors import ExitCode
 from pipeline.base.words import aligned, counted
 from pipeline.format.counts import Counts
 from pipeline.format.figures import Figures, Report
-from pipeline.format.manifest import FileEntry, PackManifest
+from pipeline.format.manifest import FileEntry, PackManifest, Tally
 from strategies import Strategy, all_strategies
 
 if TYPE_CHECKING:  # one command's table does not wait for what other commands import
@@ -55,15 +55,21 @@ def tokenize_table(result: TokenizeResult) -> View:
     }
     share = counts.targets / max(1, counts.tokens)
     rows = [
-        ("tokenised", f"{counts.samples:,} of {counts.rows:,} rows, {counts.tokens:,} tokens"),
+        ("tokenised", f"{counts.samples:,} {_of_rows(counts)}, {counts.tokens:,} tokens"),
         ("targets", f"{counts.targets:,}, {share:.1%} of the tokens are trained"),
     ]
     rows += [(f"  {kind}", f"{number:,}") for kind, number in counts.targets_by_kind.items()]
     splits = {} if manifest.splits is UNSET else manifest.splits
-    rows += [(f"  {name}", f"{split.counts.samples:,} of {split.counts.rows:,} rows") for name, split in splits.items()]
+    rows += [(f"  {name}", f"{split.counts.samples:,} {_of_rows(split.counts)}") for name, split in splits.items()]
     rows += [(f"left out: {reason}", counted(number, "row")) for reason, number in counts.dropped.items()]
     rows += _published_rows(result, manifest.run_id, manifest.files.values(), counts.tokens)
     return aligned(rows), value
+
+
+def _of_rows(counts: Tally) -> str:
+    """Whether the samples are rows, or more than there are usable rows, as some give several."""
+    left = counts.rows - sum(counts.dropped.values())
+    return f"{'of' if counts.samples == left else 'samples from'} {counts.rows:,} rows"
 
 
 def _published_rows(

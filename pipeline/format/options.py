@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -26,8 +26,6 @@ KEYS = ("role", "content")
 
 SPEAKERS = ("system", "user", "assistant", "tool")
 """The roles to which `roles` can map other names."""
-
-_DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class TokenizeOptions(Options):
     """What ends a turn for which the template writes no special token."""
 
     unsaid: Literal["error", "allow"] = "error"
-    """What becomes of chats whose tools, names or system turn the template leaves out."""
+    """What becomes of chats whose tools or system turn the template leaves out."""
 
     special_in_text: Literal["warn", "error"] = "warn"
     """What becomes of samples in whose words special tokens stand."""
@@ -117,8 +115,15 @@ class TokenizeOptions(Options):
         for name in self.roles:
             if name not in SPEAKERS:
                 raise ConfigError(f"--roles {name}: no such role{did_you_mean(name, SPEAKERS)}")
-        if self.template_date is not None and not _DATE.fullmatch(self.template_date):
+        if self.template_date is not None and not _is_day(self.template_date):
             raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class Tokenization:
             if has_template
             else None
         )
-        self._reader = turn_reader(options)
+        self._reader = _turn_reader(options)
         self._template_file = template.name if template else None
         if options.append_eos and self.tokenizer.eos_id is None:
             raise ConfigError(
@@ -152,7 +152,7 @@ class Tokenization:
             raise BusyError("the chat template writes the day, and midnight has passed since it began; run again")
 
 
-def turn_reader(options: TokenizeOptions) -> TurnReader:
+def _turn_reader(options: TokenizeOptions) -> TurnReader:
     """How turns are written, by `--keys` and `--roles`. Raises `ConfigError` for a speaker with two roles."""
     speakers: dict[str, str] = {}
     for role, names in options.roles.items():

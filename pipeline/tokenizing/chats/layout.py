@@ -22,7 +22,8 @@ from pipeline.tokenizing.chats.template import Message, Span
 
 LeafKind = Literal["content", "reasoning", "call", "name"]
 STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private use: no text of anybody's language
-_ID = "a00000000"  # nine letters and digits, which is what Mistral's templates insist on
+CALL_ID = "a00000000"
+"""What stands for the id of a call: nine letters and digits, which is what Mistral's templates insist on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,6 @@ def layout_of(rendered: str) -> Layout:
     return Layout(parts[::2], [int(number) for number in parts[1::2]])
 
 
-def leaves_of(messages: Sequence[Message]) -> list[Leaf]:
-    """The leaves of a chat, in the order of their numbers."""
-    return _replaced(messages, is_shape=False, of_assistant_alone=False)[1]
-
-
 def with_stand_ins(
     messages: Sequence[Message], *, is_shape: bool, of_assistant_alone: bool = False
 ) -> tuple[list[Message], list[Leaf]]:
@@ -68,12 +64,6 @@ def with_stand_ins(
 
     is_shape: whether arguments and ids are replaced too; of_assistant_alone: leave what others say as it is.
     """
-    return _replaced(messages, is_shape=is_shape, of_assistant_alone=of_assistant_alone)
-
-
-def _replaced(
-    messages: Sequence[Message], *, is_shape: bool, of_assistant_alone: bool
-) -> tuple[list[Message], list[Leaf]]:
     leaves: list[Leaf] = []
     replaced = []
     for number, turn in enumerate(messages):
@@ -102,7 +92,7 @@ def _replaced(
         if turn.get("tool_calls"):
             made["tool_calls"] = [_replaced_call(call, leaf, is_shape=is_shape) for call in calls_of(turn)]
         if is_shape and "tool_call_id" in made:
-            made["tool_call_id"] = _ID
+            made["tool_call_id"] = CALL_ID
         replaced.append(made)
     return replaced, leaves
 
@@ -120,7 +110,7 @@ def _replaced_call(call: Any, leaf: Any, *, is_shape: bool) -> Any:
     function["name"] = leaf("call", str(function["name"]))
     if is_shape:
         function["arguments"] = {} if isinstance(function.get("arguments"), dict) else "{}"
-    outer = {"id": _ID} if is_shape and "id" in call else {}
+    outer = {"id": CALL_ID} if is_shape and "id" in call else {}
     return call | outer | {"function": function}
 
 

@@ -6,13 +6,13 @@ from pipeline.tokenizing.chats.shapes import FoundTurns, Targets, Turn
 from pipeline.tokenizing.chats.template import Span
 
 
-def owners_of(marks: list[Span], answers: list[int], found: FoundTurns | None) -> list[int | None]:
+def owners_of(marks: list[Span], answers: list[int], found: FoundTurns) -> list[int | None]:
     """The turn that each mark is in; None where that cannot be told."""
     if len(marks) == len(answers):
         return list(answers)
     spans = {
         number: (turn.parts[0][1][0] if turn.parts else turn.end, (turn.end_tokens or (0, turn.end))[1])
-        for number, turn in (found.turns if found else {}).items()
+        for number, turn in found.turns.items()
     }
     return [
         next((number for number, span in spans.items() if mark[0] < span[1] and mark[1] > span[0]), None)

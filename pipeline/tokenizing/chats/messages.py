@@ -191,12 +191,7 @@ def _is_trained(marks: Mapping[str, Any], where: str) -> bool | None:
     """What the marks of a turn say; None where there is none. Raises `RowFault` for other values and contradictions."""
     said: dict[str, bool] = {}
     for key, value in marks.items():
-        number = value
-        if isinstance(value, str):
-            try:
-                number = json.loads(value.lower())
-            except ValueError:
-                number = None
+        number = parsed(value.lower()) if isinstance(value, str) else value
         if not isinstance(number, bool | int | float) or not math.isfinite(number) or number not in (0, 1):
             raise RowFault(
                 "unknown_weight",
@@ -270,26 +265,19 @@ def _call(call: Any, where: str) -> Any:
     if not function.get("name"):
         raise RowFault("not_text", f"{where}: a tool call has no name")
     arguments = function.get("arguments", function.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            decoded = json.loads(arguments) if arguments.strip() else {}
-        except ValueError:
-            decoded = None
-        arguments = decoded if isinstance(decoded, dict) else arguments
+    is_blank = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    decoded = {} if is_blank else parsed(arguments)
+    if isinstance(decoded, dict):
+        arguments = decoded
     rest = {key: value for key, value in function.items() if key not in ("parameters", "type", "id")}
-    rest["arguments"] = {} if arguments is None else arguments
+    rest["arguments"] = arguments
     outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}
     return {"type": "function"} | outer | {"function": rest}
 
 
 def _calls_of_text(text: Any, where: str) -> list[Any]:
     """The calls of a turn whose text is a call, or a list of them, as JSON. Raises `RowFault`."""
-    value = text
-    if isinstance(text, str):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
+    value = parsed(text)
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and function_of(call).get("name") for call in calls):
         raise RowFault("not_text", f"{where}: its text is no tool call (JSON with name and arguments)")

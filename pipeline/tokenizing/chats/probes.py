@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tokenizing.chats.layout import STAND_IN, common, layout_of, stand_in, with_stand_ins
+from pipeline.tokenizing.chats.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
 from pipeline.tokenizing.chats.template import ChatTemplate, Message, TemplateRefusal
 
 _TOOL_NAME = "look_up_the_weather"
@@ -26,6 +26,7 @@ TOOLS: list[Any] = [
 
 _USER: Message = {"role": "user", "content": stand_in(0)}
 _ANSWER: Message = {"role": "assistant", "content": stand_in(1)}
+_RESULT: Message = {"role": "tool", "content": stand_in(0), "name": stand_in(0), "tool_call_id": CALL_ID}
 
 
 def _calling(arguments: dict[str, Any] | str) -> Message:
@@ -33,11 +34,8 @@ def _calling(arguments: dict[str, Any] | str) -> Message:
     return {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"id": "a00000000", "type": "function", "function": function}],
+        "tool_calls": [{"id": CALL_ID, "type": "function", "function": function}],
     }
-
-
-_RESULT: Message = {"role": "tool", "content": stand_in(0), "name": stand_in(0), "tool_call_id": "a00000000"}
 
 
 @dataclass(frozen=True, slots=True)

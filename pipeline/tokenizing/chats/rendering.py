@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,10 @@ from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.chats.marks import owners_of, within
-from pipeline.tokenizing.chats.messages import RowFault, name_of, with_text_arguments
+from pipeline.tokenizing.chats.messages import RowFault, name_of, said_besides, with_text_arguments
 from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_all_reasoning
 from pipeline.tokenizing.chats.samples import Chat, Sample, Text
-from pipeline.tokenizing.chats.shapes import FoundTurns, Targets, Turn
+from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
 from pipeline.tokenizing.tokenizer import TextTokenizer
@@ -50,19 +51,55 @@ class Renderer:
         train_on = options.train_on or format_.default_train_on
         if format_.name == "text" and train_on != "all":
             raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
-        self._train_on, self._options = train_on, options
-        self._template, self._special_texts = template, tokenizer.special_texts
-        self._turns = TurnFinder(template, tokenizer) if template else None
+        self._trains_all = train_on == "all"
+        self._words = _Words(tokenizer.special_texts, options)
+        self._chats = ChatRenderer(tokenizer, template, train_on, options) if template else None
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools of a chat."""
+        return self._chats is not None and self._chats.writes_tools
+
+    def together(self, samples: Sequence[Sample]) -> dict[int, str]:
+        """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
+        return {} if self._chats is None else self._chats.together(samples)
+
+    def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
+        """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
+        if isinstance(sample, Chat):
+            if self._chats is None:
+                raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
+            return self._chats.render(sample, chat_text)
+        if isinstance(sample, Text):
+            notes = self._words.notes([sample.text])
+            return [Rendering(text=sample.text, targets=None, prompt=sample.text, notes=notes)]
+        text = sample.prompt + sample.completion
+        targets: Targets | None = None if self._trains_all else [("answer", (len(sample.prompt), len(text)))]
+        notes = [*sample.notes, *self._words.notes([text])]
+        return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)]
+
+
+class ChatRenderer:
+    """Renders chats by a template."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate, train_on: str, options: TokenizeOptions
+    ) -> None:
+        self._template, self._train_on, self._options = template, train_on, options
+        self._special_texts = tokenizer.special_texts
+        self._words = _Words(tokenizer.special_texts, options)
+        self._turns = TurnFinder(template, tokenizer)
+        self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
 
     @property
     def writes_tools(self) -> bool:
         """Whether the template writes the tools of a chat."""
-        return self._turns is not None and self._turns.probes.writes_tools
+        return self._turns.probes.writes_tools
 
     def together(self, samples: Sequence[Sample]) -> dict[int, str]:
-        """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
-        if self._template is None or self._uses_marks:
+        """What the template writes for plain chats, by their identity; nothing if it refuses one of them."""
+        if self._uses_marks:
             return {}
         chats = [sample for sample in samples if isinstance(sample, Chat) and sample.plain_roles is not None]
         try:
@@ -71,58 +108,41 @@ class Renderer:
             return {}
         return {id(chat): text for chat, text in zip(chats, texts, strict=True)}
 
-    @property
-    def _uses_marks(self) -> bool:
-        return self._template is not None and self._template.has_marks and self._train_on != "all"
-
-    def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
-        """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
-        if isinstance(sample, Chat):
-            return self._chat(sample, chat_text)
-        if isinstance(sample, Text):
-            return [Rendering(text=sample.text, targets=None, prompt=sample.text, notes=self._notes([sample.text]))]
-        text = sample.prompt + sample.completion
-        targets: Targets | None = None if self._train_on == "all" else [("answer", (len(sample.prompt), len(text)))]
-        return [
-            Rendering(text=text, targets=targets, prompt=sample.prompt, notes=[*sample.notes, *self._notes([text])])
-        ]
-
-    def _chat(self, chat: Chat, chat_text: str | None) -> list[Rendering]:
-        template, finder = self._template, self._turns
-        if template is None or finder is None:
-            raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
+    def render(self, chat: Chat, chat_text: str | None) -> list[Rendering]:
+        """Render a chat, which may give several samples; chat_text: what `together` gave for it. Raises `RowFault`."""
         trained = self._trained(chat)
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
         notes = list(chat.notes)
         if chat.plain_roles is None:
-            chat = self._with_reasoning(chat, finder, notes)
-            if finder.probes.wants_text:
+            chat = self._with_reasoning(chat, notes)
+            if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
-        rewritten = [] if self._train_on == "all" else finder.rewritten(chat)
+        shape = self._turns.shape(chat)
+        rewritten = [] if self._train_on == "all" else self._turns.rewritten(chat, shape)
         rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
         if not rewritten or self._options.history != "expand":
             loses = [one for one in rewritten if one.loses]
             if loses and self._options.history == "whole":
                 raise RowFault(
                     "history_rewritten",
-                    f"{template.name} leaves out reasoning of {counted(len(loses), 'turn')} once it is history, so one"
-                    " sample cannot be what the model sees when it is used: --history expand makes a sample of each"
-                    " such answer, --history as-rendered trains what is written, and a template that keeps history"
+                    f"{self._template.name} leaves out reasoning of {counted(len(loses), 'turn')} once it is history,"
+                    " so one sample cannot be what the model sees when it is used: --history expand makes a sample of"
+                    " each such answer, --history as-rendered trains what is written, and a template that keeps history"
                     " (--chat-template FILE) keeps it whole",
                 )
             if rewritten:
                 notes.append("history_left_out" if loses else "history_inserted")
-            return [self._rendering(chat, trained, chat_text, template, finder, notes)]
+            return [self._rendering(chat, shape, trained, chat_text, notes)]
         renderings = []
         for one in rewritten:
             own = [number for number in trained if number in one.turns]
             cut = chat.up_to(one.turns.stop)
-            renderings.append(self._rendering(cut, own, None, template, finder, list(notes)))
+            renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes)))
         rest = [number for number in trained if not any(number in one.turns for one in rewritten)]
         if rest:
-            renderings.append(self._rendering(chat, rest, chat_text, template, finder, list(notes)))
+            renderings.append(self._rendering(chat, shape, rest, chat_text, list(notes)))
         return renderings
 
     def _trained(self, chat: Chat) -> list[int]:
@@ -133,25 +153,25 @@ class Renderer:
             answers = [number for number in answers if number >= told] if told else answers[-1:]
         return [number for number in answers if chat.marked(number) is not False]
 
-    def _with_reasoning(self, chat: Chat, finder: TurnFinder, notes: list[str]) -> Chat:
+    def _with_reasoning(self, chat: Chat, notes: list[str]) -> Chat:
         """The chat without its reasoning, or with it in front of the content, where that is asked for."""
         if self._options.reasoning == "drop":
             told = without_all_reasoning(chat)
             notes += [] if told.messages == chat.messages else ["reasoning_dropped"]
             return told
-        if self._options.reasoning_inline and not finder.probes.has_reasoning:
+        if self._options.reasoning_inline and not self._turns.probes.has_reasoning:
             return chat.with_messages([with_inline_reasoning(turn) for turn in chat.messages])
         return chat
 
     def _rendering(
         self,
         chat: Chat,
+        shape: Shape | None,
         trained: list[int],
         chat_text: str | None,
-        template: ChatTemplate,
-        finder: TurnFinder,
         notes: list[str],
     ) -> Rendering:
+        template = self._template
         marks: list[Span] = []
         try:
             if self._uses_marks:
@@ -161,46 +181,37 @@ class Renderer:
                 text = template.render(chat.messages, chat.tools) if chat_text is None else chat_text
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
-        found = finder.find(chat, text)
-        self._require_all(chat, trained, text, found, template, finder, notes)
+        found = self._turns.find(chat, shape, text)
+        self._require_all(chat, trained, text, found, notes)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
         rendering = Rendering(
             text=text,
             targets=None,
             prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
-            notes=notes + self._notes([turn["content"] for turn in spoken]),
+            notes=notes + self._words.notes([turn["content"] for turn in spoken]),
             source_turn=len(chat.messages) - 1,
         )
         if self._uses_marks:
-            rendering.targets = self._marked(template, chat, trained, marks, text, found)
+            rendering.targets = self._marked(chat, trained, marks, text, found)
         elif self._train_on != "all":
-            if found is None:
-                raise unlocated(trained[0], template, "renders the texts of this chat otherwise than others")
-            self._add_turns(rendering, template, finder, chat, trained, found)
+            self._add_turns(rendering, chat, trained, found)
         return rendering
 
-    def _require_all(
-        self,
-        chat: Chat,
-        trained: list[int],
-        text: str,
-        found: FoundTurns | None,
-        template: ChatTemplate,
-        finder: TurnFinder,
-        notes: list[str],
-    ) -> None:
+    def _require_all(self, chat: Chat, trained: list[int], text: str, found: FoundTurns, notes: list[str]) -> None:
         """Raise `RowFault` if the template leaves out what somebody says, unless that is allowed; note it then."""
+        template = self._template
         allows = self._options.unsaid == "allow"
-        if not all((name_of(tool) or "") in text for tool in chat.tools or []):
+        if chat.tools and not (self.writes_tools and all((name_of(tool) or "") in text for tool in chat.tools)):
             if not allows:
+                names = ", ".join(str(name_of(tool)) for tool in chat.tools)
                 raise RowFault(
                     "template_mismatch",
-                    f"{template.name} leaves out the tools; give a template that writes them, or allow it with"
-                    " --unsaid allow",
+                    f"{template.name} leaves out the tools ({names}); give a template that writes them, or allow it"
+                    " with --unsaid allow",
                 )
             notes.append("unsaid_tools")
         last_user = max((number for number, turn in enumerate(chat.messages) if turn["role"] == "user"), default=0)
-        for leaf in found.missing if found else []:
+        for leaf in found.missing:
             role = chat.messages[leaf.message]["role"]
             what = {"reasoning": "reasoning", "call": "tool call"}.get(leaf.kind, "text")
             if leaf.kind == "name":
@@ -215,7 +226,7 @@ class Renderer:
             else:
                 way = (
                     "; --reasoning-inline puts it in front of the content, --reasoning drop takes it out"
-                    if leaf.kind == "reasoning" and not finder.probes.has_reasoning
+                    if leaf.kind == "reasoning" and not self._turns.probes.has_reasoning
                     else ""
                 )
                 raise RowFault(
@@ -225,15 +236,7 @@ class Renderer:
                 )
         notes[:] = list(dict.fromkeys(notes))
 
-    def _marked(
-        self,
-        template: ChatTemplate,
-        chat: Chat,
-        trained: list[int],
-        marks: list[Span],
-        text: str,
-        found: FoundTurns | None,
-    ) -> Targets:
+    def _marked(self, chat: Chat, trained: list[int], marks: list[Span], text: str, found: FoundTurns) -> Targets:
         """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
         answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
         owners = owners_of(marks, answers, found)
@@ -241,24 +244,31 @@ class Renderer:
         if None in owners or bare:
             told = f"{counted(len(marks), 'generation')} in {counted(len(answers), 'assistant turn')}"
             raise RowFault(
-                "template_mismatch", f"{template.name} marks {told}, so what is to be trained cannot be told"
+                "template_mismatch", f"{self._template.name} marks {told}, so what is to be trained cannot be told"
             )
         targets: Targets = []
         for number, mark in zip(owners, marks, strict=True):
             if number not in trained:
                 continue
-            turn = found.turns.get(number) if found and number is not None else None
+            turn = None if number is None else found.turns.get(number)
             targets += self._chosen(within(mark, turn))
+        left_out = {(leaf.message, leaf.text) for leaf in found.missing}  # of which it was decided before
         for number in trained:
             own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
-            content = chat.messages[number].get("content")
-            answer = content.strip() if isinstance(content, str) else ""
+            message = chat.messages[number]
+            answer = str(message.get("content") or "").strip()
             is_blank = not self._special_texts.sub("", own).strip()
-            if (is_blank or found is None) and (not answer or answer not in own):
-                raise RowFault(
-                    "template_mismatch", f"turn {number} (assistant): {template.name} does not write its text"
-                )
+            if (is_blank or number not in found.turns) and (not answer or answer not in own):
+                raise self._unmarked(number, "text")
+            for said in said_besides(message):
+                if said.strip() not in own and (number, said) not in left_out:
+                    raise self._unmarked(number, f"reasoning or tool call {said.strip()[:40]!r}")
         return targets
+
+    def _unmarked(self, number: int, what: str) -> RowFault:
+        return RowFault(
+            "template_mismatch", f"turn {number} (assistant): {self._template.name} does not write its {what}"
+        )
 
     def _chosen(self, parts: Targets) -> Targets:
         """The parts of a turn that are trained."""
@@ -270,15 +280,7 @@ class Renderer:
         }
         return [(kind, span) for kind, span in parts if not masked.get(kind) and span[0] < span[1]]
 
-    def _add_turns(
-        self,
-        rendering: Rendering,
-        template: ChatTemplate,
-        finder: TurnFinder,
-        chat: Chat,
-        trained: list[int],
-        found: FoundTurns,
-    ) -> None:
+    def _add_turns(self, rendering: Rendering, chat: Chat, trained: list[int], found: FoundTurns) -> None:
         """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""
         targets: Targets = []
         text = rendering.text
@@ -286,7 +288,7 @@ class Renderer:
         for number in trained:
             turn = found.turns.get(number)
             if turn is None:
-                raise unlocated(number, template, found.untold.get(number, "does not write it"))
+                raise unlocated(number, self._template, found.untold[number])
             parts = list(turn.parts)
             if self._options.inserted == "train" and parts and turn.begin_least < parts[0][1][0]:
                 parts.insert(0, ("inserted", (turn.begin_least, parts[0][1][0])))
@@ -297,14 +299,14 @@ class Renderer:
                 put, token = self._eos, (end, end + len(self._eos))
             elif token is None and self._options.turn_end == "next":
                 token = turn.opener
-                opener = finder.probes.user_opener
+                opener = self._turns.probes.user_opener
                 if token is None and opener is not None:
                     end = max(end, turn.end + len(turn.after)) if number == len(chat.messages) - 1 else end
                     put, token = opener, (end, end + len(opener))
             elif token is None and self._options.turn_end == "none":
                 rendering.notes.append("no_turn_end")
             if token is None and self._options.turn_end != "none":
-                raise self._endless(turn, template)
+                raise self._endless(turn)
             targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
             if put:
                 text = text[: end + shift] + put + text[end + shift :]
@@ -316,21 +318,29 @@ class Renderer:
         rendering.text, rendering.targets = text, targets
         rendering.notes[:] = list(dict.fromkeys(rendering.notes))
 
-    def _endless(self, turn: Turn, template: ChatTemplate) -> RowFault:
+    def _endless(self, turn: Turn) -> RowFault:
         after = turn.after
         written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
         if turn.opener is not None:
             written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
         return RowFault(
             "no_end_token",
-            f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
+            f"{self._template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
             " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
             " trains what is written alone",
         )
 
-    def _notes(self, texts: list[str]) -> list[str]:
+
+class _Words:
+    """What is said of special tokens in a sample's own words."""
+
+    def __init__(self, special_texts: re.Pattern[str], options: TokenizeOptions) -> None:
+        self._special_texts, self._refuses = special_texts, options.special_in_text == "error"
+
+    def notes(self, texts: Sequence[str]) -> list[str]:
+        """A note where there are any. Raises `RowFault` where that is an error."""
         if not any(self._special_texts.search(text) for text in texts):
             return []
-        if self._options.special_in_text == "error":
+        if self._refuses:
             raise RowFault("special_in_text", "special tokens stand in the sample's own words")
         return ["holds_special"]

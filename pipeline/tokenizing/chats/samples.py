@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,11 +38,11 @@ class Chat:
 
     def up_to(self, stop: int) -> Chat:
         """Its turns before the one numbered `stop`."""
-        return Chat(self.messages[:stop], self.tools, self.num_prompt, self.marks[:stop])
+        return replace(self, messages=self.messages[:stop], marks=self.marks[:stop])
 
     def with_messages(self, messages: list[Message]) -> Chat:
         """The same chat, its turns written otherwise."""
-        return Chat(messages, self.tools, self.num_prompt, self.marks)
+        return replace(self, messages=messages)
 
     def marked(self, number: int) -> bool | None:
         """Whether the data says of a turn that it is trained; None where it says nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, stand_in
@@ -24,9 +24,11 @@ class TurnShape:
     """Its slots, in order; what stands between them is its own too."""
 
     begin: int
-    """Characters of the piece before its first slot that are not its own; least: with thinking or without."""
+    """Characters of the piece before its first slot that are not its own."""
 
     begin_least: int
+    """The same, if the turn were opened with thinking or without, whichever is less."""
+
     end: int
     """Characters of the piece after its last slot up to where its end begins."""
 
@@ -113,8 +115,8 @@ class FoundTurns:
     turns: dict[int, Turn]
     """By message."""
 
-    untold: dict[int, str] = field(default_factory=dict)
+    untold: dict[int, str]
     """Why a turn is not among them, by message."""
 
-    missing: list[Leaf] = field(default_factory=list)
+    missing: list[Leaf]
     """What stands nowhere."""

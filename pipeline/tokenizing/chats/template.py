@@ -128,7 +128,7 @@ def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise ConfigError(f"--chat-template {path}: {reason}") from None
         source = source.removeprefix("\ufeff")
-        return _of_json(source, path) if source.lstrip().startswith(("{\n", '{"', '{ "', "{\r")) else (source, source)
+        return _of_json(source, path) if source.lstrip().startswith("{") else (source, source)
     own = tokenizer.whole.chat_template
     if not own:
         raise ConfigError(f"{tokenizer.name} has no chat template; give one with --chat-template FILE")
@@ -149,7 +149,7 @@ def _of_json(text: str, path: Path) -> tuple[str, str]:
     try:
         value = json.loads(text)
     except ValueError:
-        return text, text  # a template may begin with a brace
+        return text, text  # a template begins with a brace, too
     own = value.get("chat_template") if isinstance(value, dict) else None
     if isinstance(own, list) and all(isinstance(one, dict) for one in own):
         own = {str(one.get("name")): one.get("template") for one in own}

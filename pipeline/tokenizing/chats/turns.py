@@ -9,8 +9,8 @@ says where a turn begins and ends around them:
 - It ends with the special tokens that follow its last text, up to and including the tokenizer's end token, as far as
   the template ends turns with them; the first other special token begins the next turn.
 
-Cost: one rendering for each shape of chat (roles, keys, number of calls), then the chat's own, and one more where it
-has tools, arguments or ids.
+Cost: for each shape of chat (roles, keys, number of calls) one rendering, and one for each of its user turns that
+follows an answer, to see what becomes of history; then the chat's own, and one more where it has tools or calls.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ class TurnFinder:
             self._shapes[key] = self._make_shape(messages, leaves, has_tools=bool(chat.tools))
         return self._shapes[key]
 
-    def rewritten(self, chat: Chat) -> list[Rewriting]:
-        """The answers of a chat that the template would render otherwise if the chat ended with them."""
-        shape = self.shape(chat)
+    def rewritten(self, chat: Chat, shape: Shape | None) -> list[Rewriting]:
+        """The answers of a chat of some shape that the template would render otherwise if the chat ended with them."""
         if shape is None:
             return []
         if shape.rewritten is None:
@@ -74,11 +73,12 @@ class TurnFinder:
             begin = stop + 1
         return found
 
-    def find(self, chat: Chat, chat_text: str) -> FoundTurns | None:
-        """All assistant turns. None where the rendering is not made of the chat's texts and what surrounds them."""
-        shape = self.shape(chat)
-        if shape is None:
-            return None
+    def find(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
+        """All assistant turns of a chat of some shape; none where its rendering is not made of its texts and pieces."""
+        found = None if shape is None else self._find(chat, shape, chat_text)
+        return found or self._find_without_others(chat, chat_text) or _none_found(chat, shape, chat_text)
+
+    def _find(self, chat: Chat, shape: Shape, chat_text: str) -> FoundTurns | None:
         layout = shape.layout
         if chat.plain_roles is not None:
             leaves = [Leaf(number, "content", turn["content"]) for number, turn in enumerate(chat.messages)]
@@ -90,12 +90,10 @@ class TurnFinder:
                 except TemplateRefusal:
                     return None
         spans = slot_spans(chat_text, layout, leaves) if layout.slots == shape.layout.slots else None
-        if spans is None:
-            return self._find_without_others(chat, chat_text)
-        return self._found(shape, layout, spans, chat, chat_text)
+        return None if spans is None else self._found(shape, layout, spans, chat, chat_text)
 
     def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
-        """As `find`, for templates that look into what others than the assistant say."""
+        """As `_find`, for templates that look into what others than the assistant say."""
         messages, leaves = with_stand_ins(chat.messages, is_shape=False, of_assistant_alone=True)
         try:
             layout = layout_of(self._template.render(messages, chat.tools))
@@ -106,13 +104,7 @@ class TurnFinder:
             return None
         shape = self._shape_of(layout, messages, leaves, has_tools=bool(chat.tools))
         found = self._found(shape, layout, spans, chat, chat_text)
-        found.missing += [
-            Leaf(number, "content", turn["content"])
-            for number, turn in enumerate(chat.messages)
-            if turn["role"] != "assistant"
-            and isinstance(turn.get("content"), str)
-            and turn["content"].strip() not in chat_text
-        ]
+        found.missing += _unwritten(chat, chat_text)
         return found
 
     def _make_shape(self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape | None:
@@ -205,11 +197,7 @@ class TurnFinder:
         return first, stop, opener
 
     def _found(self, shape: Shape, layout: Layout, spans: list[Span], chat: Chat, chat_text: str) -> FoundTurns:
-        turns = {}
-        for number, turn in shape.turns.items():
-            found = self._turn(turn, shape, layout, spans, chat_text)
-            turns[number] = found
-        untold = dict(shape.untold)
+        turns = {number: self._turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()}
         missing = list(shape.missing)
         for number, found in turns.items():
             whole = chat_text[found.parts[0][1][0] : found.end] if found.parts else ""
@@ -218,7 +206,7 @@ class TurnFinder:
                 told = parsed(arguments)
                 keys = list(told) if isinstance(told, dict) else [str(arguments).strip()]
                 missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
-        return FoundTurns(turns, untold, missing)
+        return FoundTurns(turns, shape.untold, missing)
 
     def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
         first, last = turn.slots[0], turn.slots[-1]
@@ -283,6 +271,24 @@ class TurnFinder:
         if end > at:
             parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
         return parts
+
+
+def _none_found(chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
+    """What is known where no turn could be located: what the template leaves out, by its shape or the text."""
+    why = "renders the texts of this chat otherwise than others"
+    missing = _unwritten(chat, chat_text) if shape is None else shape.missing
+    return FoundTurns({}, dict.fromkeys(range(len(chat.messages)), why), missing)
+
+
+def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:
+    """What others than the assistant say and stands nowhere in a rendering."""
+    return [
+        Leaf(number, "content", turn["content"])
+        for number, turn in enumerate(chat.messages)
+        if turn["role"] != "assistant"
+        and isinstance(turn.get("content"), str)
+        and turn["content"].strip() not in chat_text
+    ]
 
 
 def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:

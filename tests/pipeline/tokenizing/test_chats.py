@@ -176,9 +176,62 @@ def test_a_call_that_ends_with_a_token_of_its_own(tok: Path, tmp_path: Path) -> 
 def test_tools_that_a_template_leaves_out(tok: Path, tmp_path: Path) -> None:
     row = {"messages": PLAIN, "tools": [TOOL]}
     (fault,) = told(tok, "phi3", tmp_path, row, append_eos=True)[0].faults
-    assert "leaves out the tools" in fault.detail
+    assert "leaves out the tools (get_weather)" in fault.detail
     found, _ = told(tok, "phi3", tmp_path, row, append_eos=True, unsaid="allow")
     assert (found.faults, found.notes) == ([], {"unsaid_tools": [0]})
+
+
+def test_tools_that_only_their_calls_name_are_left_out_too(tok: Path, tmp_path: Path) -> None:
+    row = {"messages": AGENT, "tools": [TOOL]}
+    (fault,) = told(tok, "deepseekv3", tmp_path, row, append_eos=True)[0].faults
+    assert "leaves out the tools (get_weather)" in fault.detail
+
+
+def test_what_stands_outside_the_marks_is_refused(tok: Path, tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    )
+    assert told(tok, source, tmp_path, PLAIN[:2])[1] == [["Hello.<|im_end|>"]]
+    (fault,) = told(tok, source, tmp_path, REASONED[:2])[0].faults
+    assert "does not write its reasoning or tool call 'first thought'" in fault.detail
+
+
+def test_a_turn_left_out_is_refused_though_no_turn_can_be_located(tok: Path, tmp_path: Path) -> None:
+    """The template shouts, so no text stands where it was said."""
+    source = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content | upper }}<|im_end|>\n{% endfor %}"
+    )
+    chat = [{"role": "system", "content": "be brief"}, *PLAIN[:2]]
+    for train_on in ("assistant", "all"):
+        (fault,) = told(tok, source, tmp_path, chat, train_on=train_on)[0].faults
+        assert "leaves out turn 0 (system)" in fault.detail
+
+
+@pytest.mark.parametrize("form", ["mark", "text", "list", "by name"])
+def test_template_files_as_people_have_them(tok: Path, tmp_path: Path, form: str) -> None:
+    source = (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8")
+    text = {
+        "mark": "\ufeff" + source,
+        "text": json.dumps({"chat_template": source}),
+        "list": json.dumps({"chat_template": [{"name": "default", "template": source}]}, indent=2),
+        "by name": json.dumps({"chat_template": {"default": source}}),
+    }[form]
+    assert told(tok, text, tmp_path, PLAIN)[1] == told(tok, source, tmp_path, PLAIN)[1]
+
+
+def test_function_call_turns_are_calls(tok: Path, tmp_path: Path) -> None:
+    turns = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": json.dumps(CALL["function"])},
+        {"from": "observation", "value": "12C"},
+        {"from": "gpt", "value": "It is 12."},
+    ]
+    shared, own = (told(tok, "qwen2_5", tmp_path, row)[0] for row in (turns, [{**one} for one in AGENT]))
+    assert [fault.detail for fault in shared.faults] == []
+    assert shared.kinds == own.kinds
 
 
 @pytest.mark.parametrize(

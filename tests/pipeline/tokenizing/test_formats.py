@@ -8,9 +8,10 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.base.errors import DataError
+from pipeline.base.errors import ConfigError, DataError
+from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.formats import Format, choose_format
-from pipeline.tokenizing.chats.messages import RowFault
+from pipeline.tokenizing.chats.messages import RowFault, TurnReader
 from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
 from tests.conftest import Run
 from tests.pipeline.chats import chat
@@ -197,3 +198,25 @@ def test_absent_fields_of_arrow_structs_are_absent(run: Run, tmp_path: Path, tok
     same_tokens_in_every_file_format(
         run, tmp_path, files, "--tokenizer", tokenizer_dir, "--chat-template", template, "--train-on", "all"
     )
+
+
+def test_named_keys_and_speakers() -> None:
+    reader = TurnReader(role_key="speaker", content_key="said", speakers={"bot": "assistant", "customer": "user"})
+    format_ = choose_format(["messages"], "auto", {}, "x.jsonl", reader=reader)
+    turns = [{"speaker": "customer", "said": "a"}, {"speaker": "bot", "said": "b", "train": True}]
+    assert format_.sample({"messages": turns}, as_chat=True) == Chat(chat("a", "b"), marks=[None, True])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"template_date": "2026-02-30"}, "--template-date 2026-02-30"),
+        ({"template_date": "20260203"}, "--template-date 20260203"),
+        ({"keys": {"rol": "speaker"}}, "did you mean 'role'"),
+        ({"roles": {"asistant": "bot"}}, "did you mean 'assistant'"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TokenizeOptions(**options)
+    assert told in str(raised.value)
