@@ -91,6 +91,8 @@ class ChatRenderer:
         self._turns = TurnFinder(template, tokenizer)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
+        choices = {"reasoning": options.reasoning, "call": options.tool_calls, "inserted": options.inserted}
+        self._masked = {kind for kind, choice in choices.items() if choice == "mask"}
 
     @property
     def writes_tools(self) -> bool:
@@ -257,8 +259,8 @@ class ChatRenderer:
             own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
             message = chat.messages[number]
             answer = str(message.get("content") or "").strip()
-            is_blank = not self._special_texts.sub("", own).strip()
-            if (is_blank or number not in found.turns) and (not answer or answer not in own):
+            is_there = answer and answer in own
+            if not is_there and (number not in found.turns or not self._special_texts.sub("", own).strip()):
                 raise self._unmarked(number, "text")
             for said in said_besides(message):
                 if said.strip() not in own and (number, said) not in left_out:
@@ -272,13 +274,7 @@ class ChatRenderer:
 
     def _chosen(self, parts: Targets) -> Targets:
         """The parts of a turn that are trained."""
-        options = self._options
-        masked = {
-            "reasoning": options.reasoning == "mask",
-            "call": options.tool_calls == "mask",
-            "inserted": options.inserted == "mask",
-        }
-        return [(kind, span) for kind, span in parts if not masked.get(kind) and span[0] < span[1]]
+        return [(kind, span) for kind, span in parts if kind not in self._masked and span[0] < span[1]]
 
     def _add_turns(self, rendering: Rendering, chat: Chat, trained: list[int], found: FoundTurns) -> None:
         """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""

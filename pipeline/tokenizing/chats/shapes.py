@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.tokenizing.chats.layout import Layout, Leaf, stand_in
+from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, stand_in
 from pipeline.tokenizing.chats.template import Span
 
 Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
@@ -22,6 +22,9 @@ class TurnShape:
     message: int
     slots: tuple[int, ...]
     """Its slots, in order; what stands between them is its own too."""
+
+    kinds: tuple[LeafKind, ...]
+    """What stands in them.  # length: num_slots"""
 
     begin: int
     """Characters of the piece before its first slot that are not its own."""
@@ -55,21 +58,17 @@ class Shape:
     """A kind of chat: all that have the same roles, keys and number of calls."""
 
     layout: Layout
-    leaves: list[Leaf]
     turns: dict[int, TurnShape]
     """By message."""
 
     untold: dict[int, str]
     """Why it cannot be told where a turn begins, by message."""
 
+    missing: list[Leaf]
+    """The leaves that stand nowhere."""
+
     rewritten: list[Rewriting] | None = None
     """None until somebody asked."""
-
-    @property
-    def missing(self) -> list[Leaf]:
-        """The leaves that stand nowhere."""
-        there = set(self.layout.slots)
-        return [leaf for number, leaf in enumerate(self.leaves) if number not in there]
 
     def up_to(self, message: int) -> str | None:
         """What is written up to the end of what an assistant turn says, with stand-ins."""

@@ -15,9 +15,7 @@ follows an answer, to see what becomes of history; then the chat's own, and one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
+from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of, parsed
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.samples import Chat
@@ -26,6 +24,7 @@ from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, Temp
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096
+_KINDS: dict[LeafKind, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}
 
 
 class TurnFinder:
@@ -145,8 +144,10 @@ class TurnFinder:
             after = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
             is_call = leaves[own[-1]].kind == "call"
             end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after, is_call=is_call)
-            turns[number] = TurnShape(number, tuple(slots), *begins, end, end_tokens, opener)
-        return Shape(layout, leaves, turns, untold)
+            kinds = tuple(leaves[leaf].kind for leaf in own)
+            turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
+        missing = [leaf for number, leaf in enumerate(leaves) if number not in seen]
+        return Shape(layout, turns, untold, missing)
 
     def _begins(self, piece: str, before: list[Message], slot: int, *, has_tools: bool) -> tuple[int, int] | None:
         """How much of the piece before a turn's first text is not its own: as it is opened, and at the least."""
@@ -200,6 +201,8 @@ class TurnFinder:
         turns = {number: self._turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()}
         missing = list(shape.missing)
         for number, found in turns.items():
+            if not chat.messages[number].get("tool_calls"):
+                continue
             whole = chat_text[found.parts[0][1][0] : found.end] if found.parts else ""
             for call in calls_of(chat.messages[number]):
                 arguments = function_of(call).get("arguments")
@@ -211,19 +214,18 @@ class TurnFinder:
     def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
         first, last = turn.slots[0], turn.slots[-1]
         piece, own_piece = shape.layout.pieces[first], layout.pieces[first]
-        piece_start = spans[first][0] - len(own_piece)
+        text_start = spans[first][0]
 
         def begin_of(at: int) -> int:
-            same = own_piece.startswith(piece[:at])
-            return piece_start + at if same else spans[first][0] - (len(piece) - at)
+            is_moved = piece is not own_piece and not own_piece.startswith(piece[:at])
+            return text_start - (len(piece) if is_moved else len(own_piece)) + at
 
         tail, own_tail = shape.layout.pieces[last + 1], layout.pieces[last + 1]
         end, stop, opener = turn.end, turn.end_tokens, turn.opener
-        if tail != own_tail:  # arguments stand in it, or ids
+        if tail is not own_tail and tail != own_tail:  # arguments stand in it, or ids
             end, stop, opener = self._moved(tail, own_tail, end, stop, opener)
         at = spans[last][1]
-        kinds = [shape.leaves[shape.layout.slots[slot]].kind for slot in turn.slots]
-        parts = self._parts(turn, kinds, spans, begin_of(turn.begin), at + end)
+        parts = self._parts(turn, spans, begin_of(turn.begin), at + end)
         return Turn(
             message=turn.message,
             parts=parts,
@@ -249,16 +251,13 @@ class TurnFinder:
         return end + moved, stop + moved, None if opener is None else (opener[0] + moved, opener[1] + moved)
 
     @staticmethod
-    def _parts(
-        turn: TurnShape, kinds: Sequence[str], spans: list[Span], begin: int, end: int
-    ) -> list[tuple[Kind, Span]]:
+    def _parts(turn: TurnShape, spans: list[Span], begin: int, end: int) -> list[tuple[Kind, Span]]:
         """What the model writes, cut at the texts."""
-        own: dict[str, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}
         parts: list[tuple[Kind, Span]] = []
         at = begin
         before: Kind | None = None
-        for slot, kind in zip(turn.slots, kinds, strict=True):
-            span, this = spans[slot], own[kind]
+        for slot, kind in zip(turn.slots, turn.kinds, strict=True):
+            span, this = spans[slot], _KINDS[kind]
             if this == "call" or before == "call":
                 around: Kind = "call"
             else:
