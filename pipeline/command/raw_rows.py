@@ -61,7 +61,7 @@ def tokenize_options(ctx: click.Context, values: dict[str, Any]) -> TokenizeOpti
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for raw rows and has no effect without --tokenizer")
         return None
-    from pipeline.tokenizing.chats.messages import parsed
+    from pipeline.tokenizing.rows.messages import parsed
 
     mappings: dict[str, Any] = {name: merged(ctx, name, split_pairs(values[name]))[0] for name in _MAPPINGS}
     kwargs = merged(ctx, "template_kwargs", values["template_kwargs"])[0]

@@ -13,11 +13,11 @@ import numpy as np
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.formats import Format
-from pipeline.tokenizing.chats.messages import RowFault
 from pipeline.tokenizing.chats.rendering import Renderer, Rendering
-from pipeline.tokenizing.chats.samples import Sample
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.messages import RowFault
+from pipeline.tokenizing.rows.samples import Sample
 from pipeline.tokenizing.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array
 

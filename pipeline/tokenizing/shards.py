@@ -19,8 +19,8 @@ from pipeline.reading.cache import FileCache
 from pipeline.reading.decoding.raw import RawFile, open_raw
 from pipeline.reading.inputs import Input
 from pipeline.reading.workspace import Workspace
-from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.encoding import EncodedBlock
+from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.shard import ShardBuilder, TokenizedShard, finished_shard
 from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization

@@ -11,10 +11,10 @@ from pipeline.base.errors import BusyError, ConfigError
 from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash, Origin
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
-from pipeline.tokenizing.chats.formats import Format, choose_format
-from pipeline.tokenizing.chats.messages import TurnReader
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import Encoder
+from pipeline.tokenizing.rows.formats import Format, choose_format
+from pipeline.tokenizing.rows.messages import TurnReader
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)

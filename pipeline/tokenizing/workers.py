@@ -25,8 +25,8 @@ from multiprocessing import resource_tracker
 from pipeline.base.engine import LocalEngine, map_ahead
 from pipeline.base.errors import BusyError
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.encoding import EncodedBlock
+from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.tokenization import Tokenization
 
 MOST_THREADS = 4

@@ -1,1 +1,1 @@
-"""What a raw row says, how a chat template writes it, and which characters of the result are trained."""
+"""How a chat template writes a chat, and which characters of the result are trained."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any, Literal
 
-from pipeline.tokenizing.chats.messages import REASONING, calls_of, function_of
 from pipeline.tokenizing.chats.reasoning import inline_of
-from pipeline.tokenizing.chats.template import Message, Span
+from pipeline.tokenizing.chats.template import Span
+from pipeline.tokenizing.rows.messages import REASONING, Message, calls_of, function_of
 
 LeafKind = Literal["content", "reasoning", "call", "name"]
 STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private use: no text of anybody's language

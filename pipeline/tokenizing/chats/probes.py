@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.tokenizing.chats.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
-from pipeline.tokenizing.chats.template import ChatTemplate, Message, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
+from pipeline.tokenizing.rows.messages import Message
 
 _TOOL_NAME = "look_up_the_weather"
 TOOLS: list[Any] = [

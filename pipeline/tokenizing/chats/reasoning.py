@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tokenizing.chats.messages import REASONING, RowFault, reasoning_of, said_besides
-from pipeline.tokenizing.chats.samples import Chat
-from pipeline.tokenizing.chats.template import Message
+from pipeline.tokenizing.rows.messages import REASONING, Message, RowFault, reasoning_of, said_besides
+from pipeline.tokenizing.rows.samples import Chat
 
 _INLINE = re.compile(r"(\s*<think>)?(\s*)(.*?)(\s*)</think>(\s*)(.*)", re.DOTALL)
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.chats.marks import owners_of, within
-from pipeline.tokenizing.chats.messages import RowFault, name_of, said_besides, with_text_arguments
 from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_all_reasoning
-from pipeline.tokenizing.chats.samples import Chat, Sample, Text
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
+from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.messages import RowFault, name_of, said_besides, with_text_arguments
+from pipeline.tokenizing.rows.samples import Chat, Sample, Text
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
+from pipeline.tokenizing.rows.messages import Message
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
-Message = dict[str, Any]
 Span = tuple[int, int]
 """Characters from..to-1 of a rendered text."""
 

@@ -16,11 +16,11 @@ follows an answer, to see what becomes of history; then the chat's own, and one 
 from __future__ import annotations
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, common, layout_of, slot_spans, with_stand_ins
-from pipeline.tokenizing.chats.messages import RowFault, calls_of, function_of, parsed
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
-from pipeline.tokenizing.chats.samples import Chat
 from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
-from pipeline.tokenizing.chats.template import ChatTemplate, Message, Span, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.rows.messages import Message, RowFault, calls_of, function_of, parsed
+from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.formats import Format, choose_format
-from pipeline.tokenizing.chats.messages import RowFault, TurnReader
-from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
+from pipeline.tokenizing.rows.formats import Format, choose_format
+from pipeline.tokenizing.rows.messages import RowFault, TurnReader
+from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 from tests.conftest import Run
 from tests.pipeline.chats import chat
 from tests.pipeline.tokenizing.conftest import Lines

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.formats import Format
 from pipeline.tokenizing.chats.turns import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
+from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.tokenization import load_tokenization
 from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.tokenizing.chats.template import Message
+from pipeline.tokenizing.rows.messages import Message
 
 
 @dataclass(frozen=True)

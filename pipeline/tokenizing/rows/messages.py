@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.words import listed
-from pipeline.tokenizing.chats.template import Message
+
+Message = dict[str, Any]
+"""A turn as chat templates expect it."""
 
 _ROLES = {
     "human": "user",

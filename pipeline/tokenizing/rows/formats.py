@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import DataError
-from pipeline.tokenizing.chats.messages import RowFault, TurnReader, function_of, kind_of, name_of, parsed
-from pipeline.tokenizing.chats.samples import Chat, Pair, Sample, Text
-from pipeline.tokenizing.chats.template import Message
+from pipeline.tokenizing.rows.messages import Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
+from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 
 _REQUIRED = {
     "messages": ("messages",),
