@@ -14,7 +14,7 @@ import datasets
 import pytest
 
 from pipeline.base.errors import ExitCode
-from pipeline.format.columns import PACK_SCHEMA, tokenized_schema
+from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA, tokenized_schema
 from pipeline.format.counts import REASONS
 from pipeline.format.figures import Figures
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION
@@ -159,7 +159,7 @@ def test_json_keys(run: Run, tmp_path: Path) -> None:
 
 
 COLUMNS = {
-    "## Columns of packs": documents.columns_of(PACK_SCHEMA),
+    "## Columns of packs": documents.columns_of(SOURCED_PACK_SCHEMA),
     "## Columns of tokens": documents.columns_of(tokenized_schema(text=True, source_row=True, source_turn=True)),
 }
 

@@ -20,6 +20,12 @@ PACK_COLUMNS: dict[str, pa.DataType] = {
 }
 """The columns of a pack, each a list, and the type of their values."""
 
+SOURCE_ROW, SOURCE_TURN = "source_row", "source_turn"
+"""Columns of samples of which a raw row may give several: the row, and the turn of it that ends the sample."""
+
+SOURCE_COLUMNS = {"source_rows": SOURCE_ROW, "source_turns": SOURCE_TURN}
+"""Columns that packs of such samples have besides, each a list of int64 -> the column of the samples."""
+
 
 def schema_of(columns: Mapping[str, pa.DataType]) -> pa.Schema:
     """The schema of a shard, with what `datasets` wants to know of it."""
@@ -41,6 +47,11 @@ def features_of(columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
 PACK_SCHEMA = schema_of({name: pa.list_(kind) for name, kind in PACK_COLUMNS.items()})
 """The schema of a shard of packs."""
 
+SOURCED_PACK_SCHEMA = schema_of(
+    {name: pa.list_(kind) for name, kind in (PACK_COLUMNS | dict.fromkeys(SOURCE_COLUMNS, pa.int64())).items()}
+)
+"""The schema of a shard of packs whose samples tell where they come from."""
+
 _TOKEN_COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
 
 
@@ -54,7 +65,7 @@ def tokenized_schema(*, text: bool, source_row: bool, source_turn: bool = False)
     if text:
         columns["text"] = pa.string()
     if source_row:
-        columns["source_row"] = pa.int64()
+        columns[SOURCE_ROW] = pa.int64()
     if source_turn:
-        columns["source_turn"] = pa.int64()
+        columns[SOURCE_TURN] = pa.int64()
     return schema_of(columns)

@@ -14,7 +14,6 @@ from pipeline.base.errors import TightpackError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.staging import Staging
-from pipeline.format.columns import PACK_SCHEMA
 from pipeline.format.dataset_files import finish_dataset, path_in_dataset
 from pipeline.format.identity import Identity
 from pipeline.format.manifest import PackManifest
@@ -24,7 +23,7 @@ from pipeline.packing.losses import overlong_samples, refuse_overlong, warn_of_l
 from pipeline.packing.samples import open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
 from pipeline.packing.setup import set_up
-from pipeline.packing.steps import cut_windows, embed_windows, plan_windows, write_shards
+from pipeline.packing.steps import cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
 from pipeline.publishing.existing import existing_run
 from pipeline.publishing.output import check_output
 from pipeline.publishing.publication import publication
@@ -102,7 +101,7 @@ def pack(
             manifest = finish_dataset(
                 place.staging.dataset,
                 manifest_of(identity, sources, samples, plans, vectors, setup.strategy),
-                PACK_SCHEMA,
+                schema_of_packs(samples.rows),
                 {split: list(of_split) for split, of_split in shards.items()},
                 {**lists, **files},
                 options.split,

@@ -183,10 +183,6 @@ def _tokenize_options(options: PackOptions, embedding: Embedding | None) -> Toke
         raise ConfigError("--column names columns of tokenised input; with --tokenizer name those of raw rows by --map")
     if tokenize.keep_text:
         raise ConfigError("--keep-text has no effect on packs, which hold no text; it is for `tokenize`")
-    if tokenize.history == "expand":
-        raise ConfigError(
-            "--history expand makes several samples of a row: run `tokenize` with it, and pack its output"
-        )
     if embedding is None:
         return tokenize
     if embedding.embedder == "column" or embedding.column not in ("", "text"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 from pipeline.base.arrays import as_arrow
 from pipeline.base.engine import Monitor
 from pipeline.base.storage import FileFacts, HashingFile
-from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA
+from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.packing.gather import gather
 from pipeline.packing.plan import WindowPlan
 from pipeline.reading.rows import Rows
@@ -46,9 +47,21 @@ class ShardTask:
     """Number of the shard in the plan."""
 
     tokens: int
+    schema: pa.Schema
     compression: str
     path: Path
     """The file to be written."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of a window."""
+
+    rows: Rows
+    first_row: int
+    sources: Mapping[str, Int64Array]
+    """By column of packs: of which raw row each was made, and the turn that ends it; empty where that is not told.
+    # shape: (num_rows,)"""
 
 
 def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
@@ -58,6 +71,7 @@ def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
     """
     rows = task.rows.read_window(task.window)
     plan = WindowPlan.load(task.plan).shard(task.shard)
+    samples = _Samples(rows, task.window.first_row, _sources(task))
     token_ends = np.cumsum(plan.length, dtype=np.int64)
     token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets]
     batches = _cut_batches(token_offsets)
@@ -68,9 +82,9 @@ def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
     try:
         compression = None if task.compression == "none" else task.compression
         options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
-        with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), PACK_SCHEMA, options=options) as writer:
+        with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), task.schema, options=options) as writer:
             for first, last in batches:
-                batch, num_targets = _batch(rows, task.window.first_row, plan, first, last, buffers)
+                batch, num_targets = _batch(samples, plan, task.schema, first, last, buffers)
                 writer.write_batch(batch)
                 targets += num_targets
                 monitor(int(token_offsets[last] - token_offsets[first]))
@@ -79,6 +93,13 @@ def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
         file.discard()
     num_packs, num_tokens = len(plan.pack_offsets) - 1, int(token_offsets[-1])
     return ShardFacts(**asdict(facts), packs=num_packs, segments=len(token_ends), tokens=num_tokens, targets=targets)
+
+
+def _sources(task: ShardTask) -> dict[str, Int64Array]:
+    """The columns of packs that tell of raw rows, by sample; none where the schema has none."""
+    if not set(SOURCE_COLUMNS) <= set(task.schema.names):
+        return {}
+    return dict(zip(SOURCE_COLUMNS, task.rows.sources(task.window), strict=True))
 
 
 def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
@@ -91,7 +112,7 @@ def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
 
 
 def _batch(
-    rows: Rows, first_row: int, plan: WindowPlan, begin: int, end: int, buffers: npt.NDArray[np.int32]
+    samples: _Samples, plan: WindowPlan, schema: pa.Schema, begin: int, end: int, buffers: npt.NDArray[np.int32]
 ) -> tuple[pa.RecordBatch, int]:
     """Packs begin..end-1 as a record batch, and their targets."""
     pack_offsets = plan.pack_offsets[begin : end + 1]
@@ -104,9 +125,10 @@ def _batch(
 
     input_ids, labels, position_ids = (buffer[:num_tokens] for buffer in buffers)
     target_counts = np.empty(len(length), np.int32)
+    row = plan.row[which]
     gather(
-        rows,
-        plan.row[which],
+        samples.rows,
+        row,
         plan.start[which],
         length,
         plan.skip[which],
@@ -128,22 +150,23 @@ def _batch(
         "position_ids": (by_token, position_ids),
         "boundaries": (by_boundary, boundaries),
         "seq_lengths": (by_segment, length),
-        "sample_ids": (by_segment, first_row + plan.row[which]),
+        "sample_ids": (by_segment, samples.first_row + row),
         "sample_offsets": (by_segment, plan.start[which]),
         "target_counts": (by_segment, target_counts),
+        **{name: (by_segment, values[row]) for name, values in samples.sources.items()},
     }
     columns = [
-        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, PACK_COLUMNS[name]))
+        pa.ListArray.from_arrays(as_arrow(offsets, pa.int32()), as_arrow(values, schema.field(name).type.value_type))
         for name, (offsets, values) in content.items()
     ]
-    return pa.record_batch(columns, schema=PACK_SCHEMA), int(target_counts.sum())
+    return pa.record_batch(columns, schema=schema), int(target_counts.sum())
 
 
-def write_empty_shard(path: Path) -> ShardFacts:
+def write_empty_shard(path: Path, schema: pa.Schema) -> ShardFacts:
     """Write a shard with a schema and no packs."""
     file = HashingFile(path)
     try:
-        pa.ipc.new_stream(pa.PythonFile(file, mode="w"), PACK_SCHEMA).close()
+        pa.ipc.new_stream(pa.PythonFile(file, mode="w"), schema).close()
         return ShardFacts(**asdict(file.finish()), packs=0, segments=0, tokens=0, targets=0)
     finally:
         file.discard()

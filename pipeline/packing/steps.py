@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from pipeline.base.engine import Monitor
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted
 from pipeline.embedding.vectors import Vectors, embed_rows
+from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA
 from pipeline.format.identity import Identity
 from pipeline.format.options import PackOptions
 from pipeline.packing.plan import PlanTask, WindowSummary, plan_window
@@ -114,6 +116,7 @@ def write_shards(
     rows: InputRows, plans: Plans, run_id: str, compression: str, work: Workspace
 ) -> dict[str, dict[str, ShardFacts]]:
     """Write every shard; returns those of each split by name, in their order. Raises `OSError` for storage faults."""
+    schema = schema_of_packs(rows)
     tasks = {
         split: [
             ShardTask(
@@ -122,6 +125,7 @@ def write_shards(
                 plan=planned.plan,
                 shard=number,
                 tokens=size.tokens,
+                schema=schema,
                 compression=compression,
                 path=work.staging.dataset / split / _shard_name(run_id, planned.window.index, number),
             )
@@ -142,9 +146,15 @@ def write_shards(
         for task, written in zip(todo, work.engine.map(write, todo), strict=True):
             facts[task.path] = written
     return {
-        split: {task.path.name: facts[task.path] for task in of_split} or _empty_shard(split, run_id, work.staging)
+        split: {task.path.name: facts[task.path] for task in of_split}
+        or _empty_shard(work.staging.dataset / split / _shard_name(run_id, 0, 0), schema)
         for split, of_split in tasks.items()
     }
+
+
+def schema_of_packs(rows: InputRows) -> pa.Schema:
+    """The columns of packs of some samples."""
+    return SOURCED_PACK_SCHEMA if rows.tells_sources else PACK_SCHEMA
 
 
 def _shard_name(run_id: str, window: int, shard: int) -> str:
@@ -162,7 +172,6 @@ def _write_and_record(task: ShardTask, staging: Staging, monitor: Monitor) -> Sh
     return facts
 
 
-def _empty_shard(split: str, run_id: str, staging: Staging) -> dict[str, ShardFacts]:
+def _empty_shard(path: Path, schema: pa.Schema) -> dict[str, ShardFacts]:
     """The shard of a split without packs, which could be saved without one, but not loaded."""
-    name = _shard_name(run_id, 0, 0)
-    return {name: write_empty_shard(staging.dataset / split / name)}
+    return {path.name: write_empty_shard(path, schema)}

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
+from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ATTENTION, TARGETS, TOKENS
 
 
@@ -77,16 +78,24 @@ class Selection:
     """Role -> column, where it is not called like its role."""
 
     extra: str | None = None
-    """A column of texts or vectors that is read as well, where a file has it."""
+    """A column of texts or vectors that is read as well, where a file has it; so is what tells of raw rows."""
 
     unpack: bool = False
     """Whether rows are packs of samples, to be taken apart."""
 
     def of_file(self, columns: Columns, schema: pa.Schema) -> list[str]:
         """The names of all columns that are read of a file."""
-        names = columns.names()
-        has_extra = self.extra is not None and self.extra in schema.names and self.extra not in names
-        return [*names, str(self.extra)] if has_extra else names
+        extra = [self.extra] if self.extra is not None and self.extra in schema.names else []
+        sources = SOURCE_COLUMNS.values() if tells_sources(schema) and not self.unpack else ()
+        return list(dict.fromkeys([*columns.names(), *extra, *sources]))
+
+
+def tells_sources(schema: pa.Schema) -> bool:
+    """Whether each sample says of which raw row it was made, and the turn that ends it."""
+    return all(
+        schema.names.count(name) == 1 and pa.types.is_integer(schema.field(name).type)
+        for name in SOURCE_COLUMNS.values()
+    )
 
 
 class MissingColumn(DataError):

@@ -14,12 +14,13 @@ from pipeline.base.engine import Monitor
 from pipeline.base.errors import ConfigError
 from pipeline.base.storage import FileFacts, HashingFile, free_bytes
 from pipeline.base.words import counted
+from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.reading.columns import Selection, find_columns
 from pipeline.reading.decoding.batches import addressable, arrow_batches, json_batches, parquet_batches, reading
 from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.decoding.json_lines import open_text
 from pipeline.reading.decoding.packs import refuse_packs
-from pipeline.reading.decoding.unpacking import SOURCE_ROW, telling_column, unpacked
+from pipeline.reading.decoding.unpacking import telling_column, unpacked
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import MappedFile, empty_file, map_file
@@ -39,6 +40,9 @@ class InputRows:
     splits: Mapping[str, SplitRows]
     rows_of_inputs: list[int]
     """Rows of each input, in all its splits."""
+
+    tells_sources: bool
+    """Whether every row says of which raw row it was made, and the turn that ends it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,7 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     return InputRows(
         splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
         rows_of_inputs=[sum(opened[file].num_source_rows for file in entry.files()) for entry in inputs],
+        tells_sources=_tell_sources([file for file in opened.values() if file.num_rows]),
     )
 
 
@@ -93,9 +98,21 @@ def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> Mappe
         return map_file(path, names, file.shown)
 
 
+def _tell_sources(files: list[MappedFile]) -> bool:
+    """Whether the rows of all files say of which raw rows they were made; if only some do, say that it is lost."""
+    silent = [file for file in files if not file.tells_sources]
+    if silent and len(silent) < len(files):
+        log.warning(
+            "%s has no columns %s, others have: packs do not tell the raw rows",
+            silent[0].name,
+            " and ".join(SOURCE_COLUMNS.values()),
+        )
+    return bool(files) and not silent
+
+
 def _tell_unpacked(files: list[MappedFile]) -> None:
     """Say which files were no packs. Raises `ConfigError` if none was, unless there is no row at all."""
-    plain = [file for file in files if file.num_rows and not file.is_unpacked]
+    plain = [file for file in files if file.num_rows and file.row_base is None]
     if plain and len(plain) == sum(1 for file in files if file.num_rows):
         raise ConfigError(
             f"--unpack has no effect: no column of {plain[0].name} tells of several samples in a row; leave it out, or"
@@ -147,7 +164,7 @@ def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
         return empty_file(str(task.spool), task.file.shown)
     mapped = map_file(str(task.spool), task.selection.names, task.file.shown)
     assert mapped is not None, "what is decoded can be mapped"
-    return replace(mapped, is_unpacked=task.selection.unpack and SOURCE_ROW in mapped.schema.names)
+    return replace(mapped, row_base=0 if task.selection.unpack and SOURCE_ROW in mapped.schema.names else None)
 
 
 def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:

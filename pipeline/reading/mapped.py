@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from pipeline.base.arrays import Integers, as_numpy, is_list_view, list_offsets
 from pipeline.base.errors import DataError
+from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.format.options import TOKENS
-from pipeline.reading.columns import Columns, find_columns
+from pipeline.reading.columns import Columns, find_columns, tells_sources
 from pipeline.reading.decoding.batches import is_arrow_file
 from pipeline.reading.decoding.packs import refuse_packs
-from pipeline.reading.decoding.unpacking import SOURCE_ROW
 from strategies.arrays import Int64Array
 
 _END_OF_STREAM = struct.pack("<iI", -1, 0)
@@ -54,8 +54,9 @@ class MappedFile:
     token_offsets: Int64Array
     """First token of each record batch, and the end.  # shape: (num_batches + 1,)"""
 
-    is_unpacked: bool = False
-    """Whether its rows are samples taken out of packed rows, which `SOURCE_ROW` numbers."""
+    row_base: int | None = None
+    """What `SOURCE_ROW` says of the first row of the file that messages name, where a row of it may have given several
+    of these; None where they are its rows."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "content"}
@@ -71,18 +72,35 @@ class MappedFile:
     @property
     def num_source_rows(self) -> int:
         """Rows of the file that it came from."""
-        if not self.is_unpacked or not self.num_rows:
+        if self.row_base is None or not self.num_rows:
             return self.num_rows
         (last,) = self.batches(self.num_rows - 1, self.num_rows)
-        return int(_source_rows(last)[0]) + 1
+        return int(_integers(last, SOURCE_ROW)[0]) - self.row_base + 1
+
+    @property
+    def tells_sources(self) -> bool:
+        """Whether each of its rows says of which raw row it was made, and the turn that ends it."""
+        return tells_sources(self.schema)
 
     def words_of(self, row: int) -> str:
-        """Words naming a row as its file has it; of a packed row also the sample in it."""
-        if not self.is_unpacked:
+        """Words naming a row as its file has it; of one that may give several samples also which of them it is."""
+        if self.row_base is None:
             return f"row {self.first_row + row}"
-        of_samples = np.concatenate([_source_rows(batch) for batch in self.batches(0, row + 1)])
+        of_samples = np.concatenate([_integers(batch, SOURCE_ROW) for batch in self.batches(0, row + 1)])
         first = int(np.searchsorted(of_samples, of_samples[-1]))
-        return f"row {of_samples[-1]}, sample {row - first} in it"
+        return f"row {of_samples[-1] - self.row_base}, sample {row - first} in it"
+
+    def sources(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
+        """The raw row of each of rows start..stop-1, and the turn that ends it. Raises `DataError` for a null."""
+        told = []
+        for name in SOURCE_COLUMNS.values():
+            parts = [np.empty(0, np.int64)]
+            for batch in self.batches(start, stop):
+                if batch.column(batch.schema.get_field_index(name)).null_count:
+                    raise DataError(f"{self.name}: column {name!r} holds a null; every sample has a raw row and a turn")
+                parts.append(_integers(batch, name).astype(np.int64))
+            told.append(np.concatenate(parts))
+        return told[0], told[1]
 
     def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """The record batches of rows start..stop-1, cut to them; their buffers are views of the file."""
@@ -101,12 +119,14 @@ class MappedFile:
             yield batch.slice(max(0, start - begin), min(stop, end) - max(start, begin))
 
 
-def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0) -> MappedFile | None:
+def map_file(
+    path: str, names: Mapping[str, str], name: str, first_row: int = 0, row_base: int | None = None
+) -> MappedFile | None:
     """Index an Arrow file; None if it has to be decoded first.
 
     That is so of compressed buffers, booleans, dictionaries and list views.
 
-    names: role -> column, where it is not called like its role; name, first_row: see `MappedFile`.
+    names: role -> column, where it is not called like its role; name, first_row, row_base: see `MappedFile`.
     Raises `DataError` for a missing column, a damaged or truncated file, and rows that are packs of samples.
     """
     positions: list[int] = []
@@ -141,6 +161,7 @@ def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0)
         content=content,
         name=name,
         first_row=first_row,
+        row_base=row_base,
         columns=columns,
         schema=schema,
         position=np.array(positions, np.int64),
@@ -149,8 +170,8 @@ def map_file(path: str, names: Mapping[str, str], name: str, first_row: int = 0)
     )
 
 
-def _source_rows(batch: pa.RecordBatch) -> Integers:
-    return as_numpy(batch.column(batch.schema.get_field_index(SOURCE_ROW)))
+def _integers(batch: pa.RecordBatch, name: str) -> Integers:
+    return as_numpy(batch.column(batch.schema.get_field_index(name)))
 
 
 def _map(path: str) -> pa.Buffer:

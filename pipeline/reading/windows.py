@@ -67,6 +67,17 @@ class SplitRows:
                 self._windows[window] = self.read(window.first_row, window.first_row + window.num_rows)
             return self._windows[window]
 
+    def sources(self, window: Window) -> tuple[Int64Array, Int64Array]:
+        """The raw row of each row of a window, and the turn that ends it. Raises `DataError` for a null."""
+        start, stop = window.first_row, window.first_row + window.num_rows
+        parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for file, first in zip(self.files, self._offsets, strict=False):
+            begin, end = max(start, first), min(stop, first + file.num_rows)
+            if begin < end:
+                parts.append(file.sources(begin - first, end - first))
+        rows, turns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return rows, turns
+
     def column(self, name: str, start: int, stop: int, way_out: str) -> Iterator[pa.Array]:
         """A column of rows start..stop-1 that is neither tokens nor targets, in pieces.
 

@@ -10,7 +10,7 @@ from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import map_file
 from pipeline.reading.windows import SplitRows
 from pipeline.reading.workspace import Workspace
-from pipeline.tokenizing.shards import ShardLayout, open_raw_inputs, write_shards
+from pipeline.tokenizing.shards import ShardLayout, gives_several, open_raw_inputs, packing_schema, write_shards
 from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization
 
@@ -26,7 +26,7 @@ class TokenizedInputs:
 
 
 def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Workspace) -> TokenizedInputs:
-    """Tokenise every input into staging. A row that is left out is a sample without tokens.
+    """Tokenise every input into staging. A row that is left out is one sample without tokens.
 
     Raises as `open_raw_inputs` and `write_shards`.
     """
@@ -34,21 +34,31 @@ def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Works
     dropped: list[Path] = []
     splits: dict[str, SplitRows] = {}
     rows = [0] * len(inputs)
+    options = tokenization.options
+    schema = packing_schema(options)
     raw = open_raw_inputs(inputs, tokenization, work.cache)
     with work.stage("tokenising", sum(file.file.size() for split in raw for file in split.files), "B") as advance:
         for split in raw:
-            layout = ShardLayout(folder=work.staging.work, prefix=f"tokens-{split.name}-", for_packing=True)
+            layout = ShardLayout(
+                folder=work.staging.work, prefix=f"tokens-{split.name}-", schema=schema, for_packing=True
+            )
             mapped = []
+            rows_before = 0
             for shard in write_shards(split, layout, tokenization, work, advance):
                 tallies.append(shard.tally)
                 dropped.append(shard.dropped)
                 if not shard.tally.rows:
                     continue
                 rows[split.owners[shard.begin[0]]] += shard.tally.rows
-                one = map_file(str(shard.path), {}, split.files[shard.begin[0]].where, shard.begin[1])
+                number, first_row = shard.begin
+                base = rows_before - first_row if gives_several(options) else None
+                one = map_file(str(shard.path), {}, split.files[number].where, first_row, base)
+                rows_before += shard.tally.rows
                 assert one is not None, "what we write can be mapped"
                 mapped.append(one)
             splits[split.name] = SplitRows(mapped)
     return TokenizedInputs(
-        rows=InputRows(splits=splits, rows_of_inputs=rows), tally=RowTally.total(tallies), dropped=dropped
+        rows=InputRows(splits=splits, rows_of_inputs=rows, tells_sources=gives_several(options)),
+        tally=RowTally.total(tallies),
+        dropped=dropped,
     )

@@ -126,7 +126,8 @@ def _config(tokenization: Tokenization, part: InputOptions) -> TokenizeConfig:
 def _write_split(split: RawSplit, run_id: str, tokenization: Tokenization, work: Workspace) -> _WrittenSplit:
     folder = work.staging.dataset / split.name
     folder.mkdir(exist_ok=True)
-    layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", for_packing=False)
+    schema = dataset_schema(tokenization.options)
+    layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", schema=schema, for_packing=False)
     name = f"tokenising {split.name}".rstrip()
     with work.stage(name, sum(file.file.size() for file in split.files), "B") as advance:
         shards = write_shards(split, layout, tokenization, work, advance)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.base.arrays import as_arrow
 from pipeline.base.errors import DataError
-from pipeline.format.columns import tokenized_schema
+from pipeline.format.columns import SOURCE_ROW, SOURCE_TURN, tokenized_schema
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.cache import FileCache
@@ -48,7 +48,7 @@ class ShardLayout:
     """Which shards tokenised rows become.
 
     For a dataset of its own a row left out is not there, and `source_row` tells which are. For packing it is a sample
-    without tokens, so that rows keep their numbers, and no shard holds rows of two files.
+    without tokens, so that none is lost from the account, and no shard holds rows of two files.
     """
 
     folder: Path
@@ -57,25 +57,33 @@ class ShardLayout:
     prefix: str
     """What their names begin with."""
 
+    schema: pa.Schema
+    """The columns of the shards."""
+
     for_packing: bool
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
         return self.folder / f"{self.prefix}{number:04d}.arrow"
 
-    def schema(self, options: TokenizeOptions) -> pa.Schema:
-        """The columns of the shards."""
-        if self.for_packing:
-            return tokenized_schema(text=options.keep_text, source_row=False)
-        return dataset_schema(options)
-
 
 def dataset_schema(options: TokenizeOptions) -> pa.Schema:
     """The columns of a tokenised dataset."""
-    expands = options.history == "expand"
+    several = gives_several(options)
     return tokenized_schema(
-        text=options.keep_text, source_row=expands or options.on_error == "drop", source_turn=expands
+        text=options.keep_text, source_row=several or options.on_error == "drop", source_turn=several
     )
+
+
+def packing_schema(options: TokenizeOptions) -> pa.Schema:
+    """The columns of rows that are tokenised to be packed."""
+    several = gives_several(options)
+    return tokenized_schema(text=options.keep_text, source_row=several, source_turn=several)
+
+
+def gives_several(options: TokenizeOptions) -> bool:
+    """Whether a row may give several samples."""
+    return options.history == "expand"
 
 
 def open_raw_inputs(inputs: list[Input], tokenization: Tokenization, cache: FileCache) -> list[RawSplit]:
@@ -112,7 +120,6 @@ def write_shards(
     that cannot be used unless such rows are dropped; `OSError` for storage faults.
     """
     options = tokenization.options
-    schema = layout.schema(options)
     shards = _finished_shards(layout, work)
     at = shards[-1].end if shards else (0, 0)
     tasks = _tasks(split, sum(shard.num_blocks for shard in shards), advance)
@@ -127,15 +134,15 @@ def write_shards(
                 shard = None
             if shard is None:
                 rows_before = sum(one.tally.rows for one in shards)
-                shard = ShardBuilder(layout.path(len(shards)), schema, work.staging, at, rows_before)
+                shard = ShardBuilder(layout.path(len(shards)), layout.schema, work.staging, at, rows_before)
             _drop_faults(shard, encoded_block, split, at, drops=options.on_error == "drop")
-            batch = _batch(encoded_block, schema, shard.next_row, all_rows=layout.for_packing)
+            batch = _batch(encoded_block, layout.schema, shard.next_row, all_rows=layout.for_packing)
             tally = _tally(encoded_block, split.files[task.file].where, at)
             at = (task.file, at[1] + encoded_block.num_rows)
             shard.write(batch, tally, at)
             advance(task.block.bytes_read)
         if shard is None and not shards:
-            shard = ShardBuilder(layout.path(0), schema, work.staging, at, 0)
+            shard = ShardBuilder(layout.path(0), layout.schema, work.staging, at, 0)
         if shard is not None:
             shards.append(shard.finish())
         return shards
@@ -190,12 +197,18 @@ def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, al
     first_row: the number of the block's first row in its split; all_rows: whether rows left out are samples without
     tokens.
     """
-    lengths, rows = np.array(encoded_block.lengths, np.int64), np.array(encoded_block.rows, np.int64)
+    rows, turns, lengths = (
+        np.array(values, np.int64) for values in (encoded_block.rows, encoded_block.turns, encoded_block.lengths)
+    )
     prompts = encoded_block.prompts
     if all_rows:
-        lengths = np.bincount(rows, lengths, encoded_block.num_rows).astype(np.int64)
-        by_row = dict(zip(encoded_block.rows, prompts, strict=bool(prompts)))
-        prompts = [by_row.get(row, "") for row in range(encoded_block.num_rows)]
+        bare = np.setdiff1d(np.arange(encoded_block.num_rows), rows)
+        order = np.argsort(np.concatenate([rows, bare]), kind="stable")
+        rows, turns, lengths = (
+            np.concatenate([values, more])[order]
+            for values, more in ((rows, bare), (turns, np.zeros_like(bare)), (lengths, np.zeros_like(bare)))
+        )
+        prompts = [(prompts + [""] * len(bare))[at] for at in order] if prompts else [""] * len(order)
     offsets = as_arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     content: dict[str, pa.Array] = {
         name: pa.ListArray.from_arrays(offsets, as_arrow(values, pa.int32()))
@@ -203,10 +216,10 @@ def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, al
     }
     if "text" in schema.names:
         content["text"] = pa.array(prompts, pa.string())
-    if "source_row" in schema.names:
-        content["source_row"] = as_arrow(first_row + rows, pa.int64())
-    if "source_turn" in schema.names:
-        content["source_turn"] = as_arrow(np.array(encoded_block.turns, np.int64), pa.int64())
+    if SOURCE_ROW in schema.names:
+        content[SOURCE_ROW] = as_arrow(first_row + rows, pa.int64())
+    if SOURCE_TURN in schema.names:
+        content[SOURCE_TURN] = as_arrow(turns, pa.int64())
     return pa.record_batch([content[name] for name in schema.names], schema=schema)
 
 

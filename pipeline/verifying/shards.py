@@ -5,6 +5,7 @@ Written apart from what gathers and writes packs, so that one mistake cannot sta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.arrays import as_numpy, list_offsets
-from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA
+from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA, SOURCE_COLUMNS, SOURCED_PACK_SCHEMA
 from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import LABELS, NO_TARGET_COLUMN, Addresses, Rows, read_values
 from pipeline.reading.windows import Window
@@ -23,7 +24,7 @@ from strategies.arrays import BoolArray, Int32Array, Int64Array
 from strategies.compiled import kernel
 
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
-_PER_SEGMENT = ("seq_lengths", "sample_ids", "sample_offsets", "target_counts")
+_PER_SEGMENT = ("seq_lengths", "sample_ids", "sample_offsets", "target_counts", *SOURCE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class WindowSource:
     first_row: int
     """The number of the first of them in its split."""
 
+    sources: Mapping[str, Int64Array]
+    """By column of packs: of which raw row each was made, and the turn that ends it; empty where they do not tell.
+    # shape: (num_rows,)"""
+
 
 def check_shard(path: Path, capacity: int, source: WindowSource | None) -> ShardContent:
     """Check every pack of a shard, and compare its tokens with their source, if there is one.
@@ -70,7 +75,7 @@ def check_shard(path: Path, capacity: int, source: WindowSource | None) -> Shard
     packs = tokens = targets = 0
     problem = None
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-        if not reader.schema.equals(PACK_SCHEMA):
+        if not _is_schema(reader.schema, source):
             problem = f"the columns are {', '.join(reader.schema.names)}, or have other types than the format's"
         while problem is None:
             try:
@@ -103,6 +108,13 @@ def check_shard(path: Path, capacity: int, source: WindowSource | None) -> Shard
     )
 
 
+def _is_schema(schema: pa.Schema, source: WindowSource | None) -> bool:
+    """Whether a shard has the columns of the format; those that tell of raw rows just where the source does."""
+    if source is not None:
+        return bool(schema.equals(SOURCED_PACK_SCHEMA if source.sources else PACK_SCHEMA))
+    return bool(schema.equals(PACK_SCHEMA) or schema.equals(SOURCED_PACK_SCHEMA))
+
+
 def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     """All values of a list column, end to end."""
     array = batch.column(name)
@@ -111,14 +123,14 @@ def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
 
 
 def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str | None:
-    for name in PACK_COLUMNS:
+    for name in batch.schema.names:
         array = batch.column(name)
         if array.null_count or array.flatten().null_count:
             return f"column {name!r} has nulls"
-    offsets = {name: list_offsets(batch.column(name)) for name in PACK_COLUMNS}
+    offsets = {name: list_offsets(batch.column(name)) for name in batch.schema.names}
     offsets = {name: values - values[0] for name, values in offsets.items()}
     same = [(name, _PER_TOKEN[0], 0) for name in _PER_TOKEN[1:]] + [
-        (name, _PER_SEGMENT[0], 0) for name in _PER_SEGMENT[1:]
+        (name, _PER_SEGMENT[0], 0) for name in _PER_SEGMENT[1:] if name in offsets
     ]
     for name, other, more in [*same, ("boundaries", _PER_SEGMENT[0], 1)]:
         wrong = np.flatnonzero(np.diff(offsets[name]) != np.diff(offsets[other]) + more)
@@ -224,6 +236,11 @@ def _compare(
     if len(outside):
         at = outside[0]
         return f"pack {pack[at]}: sample {sample[at]} is not in the shard's window"
+    for name, told in source.sources.items():
+        wrong = np.flatnonzero(_values(batch, name) != told[sample - first_row])
+        if len(wrong):
+            at = wrong[0]
+            return f"pack {pack[at]}: {name} of sample {sample[at]} is not that of the source"
     code, segment, position = _find_difference(
         rows.addresses, sample - first_row, start, length, _values(batch, "input_ids"), _values(batch, "labels"), masked
     )

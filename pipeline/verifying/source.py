@@ -66,7 +66,7 @@ def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> 
         cuts_stream=manifest.cuts_stream,
         keep_untrainable=config.keep_untrainable,
     )
-    return Source(splits=rows.splits, rules=rules)
+    return Source(splits=rows.splits, tells_sources=rows.tells_sources, rules=rules)
 
 
 def _open_tokens(inputs: list[Input], config: PackOptions, work: Workspace) -> InputRows:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.base.digests import hash_file
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.words import in_one_line
+from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.counts import Counts, Loss
 from pipeline.format.figures import Figures, figures_of
 from pipeline.format.manifest import MANIFEST, FileEntry, PackManifest, SplitEntry
@@ -30,6 +31,9 @@ class Source:
     """The inputs that a dataset was packed from, and how they were to be packed."""
 
     splits: Mapping[str, SplitRows]
+    tells_sources: bool
+    """Whether every row says of which raw row it was made, and the turn that ends it."""
+
     rules: Rules
 
 
@@ -155,8 +159,10 @@ class _SplitCheck:
         for window in windows:
             rows = None
             if self.source is not None and window.num_rows and paths[window.index]:
-                read = self.source.splits[self.split].read_window(window)
-                rows = WindowSource(rows=read, first_row=window.first_row)
+                split = self.source.splits[self.split]
+                told = split.sources(window) if self.source.tells_sources else ()
+                sources = dict(zip(SOURCE_COLUMNS, told, strict=bool(told)))
+                rows = WindowSource(rows=split.read_window(window), first_row=window.first_row, sources=sources)
             for path in paths[window.index]:
                 yield path, rows
 

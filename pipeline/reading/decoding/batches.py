@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.base.arrays import end_to_end
 from pipeline.base.errors import DataError
 from pipeline.base.words import first_line
+from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
@@ -115,8 +116,9 @@ def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Sch
         if column.name not in kinds:
             schema = schema.append(pa.field(column.name, pa.list_(pa.int64())))
     for extra in selection.of_file(columns, whole)[len(kinds) :]:
-        is_text = isinstance(first[extra], str)
-        schema = schema.append(pa.field(extra, pa.string() if is_text else pa.list_(pa.float64())))
+        kind = pa.int64() if extra in SOURCE_COLUMNS.values() and type(first[extra]) is int else None
+        kind = kind or (pa.string() if isinstance(first[extra], str) else pa.list_(pa.float64()))
+        schema = schema.append(pa.field(extra, kind))
     names = (*(selection.names.get(role, role) for role in ROLES), *PACK_NAMES)
     return schema, [name for name in names if name not in first]
 
@@ -167,11 +169,11 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
         except DataError as fault:
             return fault
         for field in schema:
-            if pa.types.is_string(field.type) or pa.types.is_floating(field.type.value_type):
+            if not pa.types.is_list(field.type) or pa.types.is_floating(field.type.value_type):
                 try:
                     pa.array([value.get(field.name)], field.type)
                 except (pa.ArrowException, ValueError, TypeError):
-                    wanted = "text" if pa.types.is_string(field.type) else "a list of numbers"
+                    wanted = {pa.string(): "text", pa.int64(): "an integer"}.get(field.type, "a list of numbers")
                     message = f"{where}, row {row}: column {field.name!r} is not {wanted}"
                     return DataError(message + (", as in row 0" if row else ""))
                 continue

@@ -13,12 +13,10 @@ import pyarrow as pa
 
 from pipeline.base.arrays import Integers, as_arrow, end_to_end
 from pipeline.base.errors import DataError
+from pipeline.format.columns import SOURCE_ROW
 from pipeline.reading.columns import Columns, PackColumn, PackForm
 from pipeline.reading.decoding.packs import Lists, lists_of, runs, telling_row, turns
 from strategies.arrays import BoolArray, Int64Array
-
-SOURCE_ROW = "source_row"
-"""The column of unpacked samples that has the row each stood in."""
 
 Fault = Callable[[int, str], DataError]
 """(row, what is wrong there) -> the error."""

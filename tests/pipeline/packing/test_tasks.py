@@ -21,6 +21,7 @@ from pipeline.embedding.sentences import SentenceEmbedder
 from pipeline.embedding.store import VectorStore
 from pipeline.embedding.tokens import TokenEmbedder
 from pipeline.embedding.vectors import EmbedTask, embed_chunk
+from pipeline.format.columns import PACK_SCHEMA
 from pipeline.format.options import InputOptions, PackOptions
 from pipeline.packing.plan import PlanTask, plan_window
 from pipeline.packing.shards import ShardTask, write_shard
@@ -86,6 +87,7 @@ def test_a_window_is_planned_and_its_shards_written_elsewhere(tmp_path: Path, wo
         plan=tmp_path / "here.plan",
         shard=1,
         tokens=summary.shards[1].tokens,
+        schema=PACK_SCHEMA,
         compression="lz4",
         path=tmp_path / "here.arrow",
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from pipeline.format.columns import SOURCE_COLUMNS
+from pipeline.reading.mapped import map_file
+from pipeline.reading.windows import SplitRows, Window
 from pipeline.tokenizing.encoding import EncodedBlock
+from pipeline.verifying.shards import WindowSource, check_shard
 from tests.conftest import Run
 from tests.pipeline.tokenizing.conftest import Lines
 from tests.pipeline.tokenizing.oracle import samples_of, trained_runs
@@ -271,3 +277,63 @@ def test_expanded_rows_say_where_they_come_from(run: Run, lines: Lines, tok: Pat
     assert (rows["source_row"][:], rows["source_turn"][:]) == ([0, 0, 1], [1, 3, 1])
     assert (result["counts"]["rows"], result["counts"]["samples"]) == (2, 3)
     assert sum(result["counts"]["targets_by_kind"].values()) == result["counts"]["targets"]
+
+
+EXPAND = ("--chat-template", TEMPLATES / "qwen3.jinja", "--history", "expand", "--on-error", "drop")
+
+
+@pytest.mark.parametrize("form", ["raw", "arrow", "parquet", "jsonl"])
+def test_packs_say_which_rows_and_turns_they_hold(run: Run, lines: Lines, tok: Path, tmp_path: Path, form: str) -> None:
+    """Packed from raw chats or from their tokens, each segment is the sample that `tokenize` made of row and turn."""
+    raw = [
+        lines([{"messages": REASONED}, {"messages": []}, {"messages": PLAIN[:2]}]),
+        lines([{"messages": PLAIN}, {"messages": REASONED}], "b.jsonl"),
+    ]
+    tokenizer = ("--tokenizer", tok, *EXPAND[:2])
+    assert run("tokenize", *raw, "--output", tmp_path / "tokens", "--tokenizer", tok, *EXPAND).code == 0
+    samples = datasets.load_from_disk(str(tmp_path / "tokens"))
+    source: list[Path] = [tmp_path / "tokens"]
+    if form in ("parquet", "jsonl"):
+        source = [tmp_path / f"x.{form}"]
+        (samples.to_parquet if form == "parquet" else samples.to_json)(str(source[0]))
+    elif form == "raw":
+        source = raw
+    flags = ("--tokenizer", tok, *EXPAND) if form == "raw" else ()
+    ended = run("pack", *source, "--output", tmp_path / "packs", "--max-length", 96, *flags, "--json")
+    packs = datasets.load_from_disk(str(tmp_path / "packs"))
+    assert packs.column_names[-2:] == ["source_rows", "source_turns"]
+    told = {(row["source_row"], row["source_turn"]): row["input_ids"] for row in samples}
+    found = {}
+    for pack in packs:
+        edges = zip(pack["boundaries"], pack["boundaries"][1:], strict=False)
+        for row, turn, (begin, end) in zip(pack["source_rows"], pack["source_turns"], edges, strict=True):
+            found[row, turn] = pack["input_ids"][begin:end]
+    assert found == told
+    assert set(told) == {(0, 1), (0, 3), (2, 1), (3, 1), (3, 3), (4, 1), (4, 3)}
+    assert sorted(itertools.chain(*packs["sample_ids"])) == ([0, 1, *range(3, 8)] if form == "raw" else [*range(7)])
+    counts, losses = ended.json["counts"], ended.json["counts"]["dropped"]
+    assert (counts["samples_in"], losses["empty"]["samples"]) == ((8, 1) if form == "raw" else (7, 0))
+    manifest = json.loads((tmp_path / "packs" / "manifest.json").read_bytes())
+    assert [entry["rows"] for entry in manifest["inputs"]] == ([3, 2] if form == "raw" else [7])
+    named = [word for path in source for word in ("--source", path)]
+    verified = run("verify", tmp_path / "packs", *named, *(tokenizer if form == "raw" else ()))
+    assert verified.code == 0, verified.err
+
+
+def test_verify_sees_packs_that_name_other_rows(run: Run, lines: Lines, tok: Path, tmp_path: Path) -> None:
+    source = lines([{"messages": REASONED}])
+    run("tokenize", source, "--output", tmp_path / "tokens", "--tokenizer", tok, *EXPAND)
+    run("pack", tmp_path / "tokens", "--output", tmp_path / "packs", "--max-length", 96)
+    (shard,) = (tmp_path / "packs").glob("*.arrow")
+    (tokens,) = (tmp_path / "tokens").glob("*.arrow")
+    mapped = map_file(str(tokens), {}, "tokens")
+    assert mapped is not None
+    rows = SplitRows([mapped])
+    window = Window(index=0, first_row=0, num_rows=2, num_tokens=0)
+    told = dict(zip(SOURCE_COLUMNS, rows.sources(window), strict=True))
+    right = WindowSource(rows=rows.read_window(window), first_row=0, sources=told)
+    assert check_shard(shard, 96, right).problem is None
+    for name in SOURCE_COLUMNS:
+        wrong = replace(right, sources=told | {name: told[name][::-1] + 1})
+        assert f"{name} of sample" in str(check_shard(shard, 96, wrong).problem)
+    assert "the columns are" in str(check_shard(shard, 96, replace(right, sources={})).problem)
