@@ -122,7 +122,11 @@ TOKENIZE_FLAGS: list[Decorator] = [
     ),
     flag(TokenizeOptions, "turn_end", "Choose what ends turns for which the template writes no special token."),
     flag(TokenizeOptions, "unsaid", "Choose whether a template may leave out tools and system turns."),
-    flag(TokenizeOptions, "special_in_text", "Choose what becomes of samples whose words hold special tokens."),
+    flag(
+        TokenizeOptions,
+        "special_in_text",
+        "Choose what becomes of samples whose words hold special tokens; split encodes them there as plain text.",
+    ),
     pairs_flag("template-kwargs", "Tell the chat template this too, as in enable_thinking=false; values are JSON."),
     flag(TokenizeOptions, "template_date", "Have the chat template read this day.", metavar="YYYY-MM-DD"),
     pairs_flag("keys", "Name the keys of a turn, as in role=speaker,content=text.", "KEY=NAME,..."),

@@ -73,8 +73,8 @@ class TokenizeOptions(Options):
     unsaid: Literal["error", "allow"] = "error"
     """What becomes of chats whose tools or system turn the template leaves out."""
 
-    special_in_text: Literal["warn", "error"] = "warn"
-    """What becomes of samples in whose words special tokens stand."""
+    special_in_text: Literal["warn", "error", "split"] = "warn"
+    """What becomes of samples in whose words special tokens stand; split encodes these as plain text."""
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template is told besides, such as enable_thinking."""

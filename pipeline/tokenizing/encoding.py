@@ -13,10 +13,12 @@ import numpy as np
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.rendering import Renderer, Rendering
+from pipeline.tokenizing.chats.rendering import Rendering
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.rendering import Renderer
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import RowFault
+from pipeline.tokenizing.rows.own_words import PlainEncoding
 from pipeline.tokenizing.rows.samples import Sample
 from pipeline.tokenizing.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array
@@ -79,6 +81,7 @@ class Encoder:
         self._tokenizer, self._format = tokenizer, format_
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
+        self._words = self._renderer.words
         self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
         self._keep_text = options.keep_text
         self._appended = tokenizer.eos_id if options.append_eos else None
@@ -94,12 +97,16 @@ class Encoder:
         num_rows, samples = self._samples(block, faults)
         rendered = self._rendered(samples, faults)
         texts = [sample.text for _, sample in rendered]
-        encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        encodings: list[Encoding | PlainEncoding] = [
+            *self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        ]
         ranges_of: list[list[tuple[str, tuple[int, int]]]] = []
         broken: set[int] = set()
-        for (row, sample), encoding in zip(rendered, encodings, strict=True):
+        for number, (row, sample) in enumerate(rendered):
             try:
-                ranges_of.append(self._target_ranges(sample, encoding, encoding.ids))
+                if sample.hides:
+                    encodings[number] = self._words.encode(sample.text, add_special_tokens=not self._is_chat)
+                ranges_of.append(self._target_ranges(sample, encodings[number], encodings[number].ids))
             except RowFault as fault:
                 ranges_of.append([])
                 if row not in broken:
@@ -175,7 +182,7 @@ class Encoder:
         return rendered
 
     def _target_ranges(
-        self, sample: Rendering, encoding: Encoding, tokens: list[int]
+        self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]
     ) -> list[tuple[str, tuple[int, int]]]:
         """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""
         if not tokens:
@@ -235,7 +242,7 @@ def _joined(spans: list[Span]) -> list[Span]:
     return joined
 
 
-def _overlapping(encoding: Encoding, span: Span) -> tuple[int, int] | None:
+def _overlapping(encoding: Encoding | PlainEncoding, span: Span) -> tuple[int, int] | None:
     """The tokens that overlap some characters; None if there are none. Characters may have no token, or several."""
     begin, end = span
     first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)

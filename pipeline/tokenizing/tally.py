@@ -23,6 +23,7 @@ NOTES = {
     "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
     " one to text and pairs, and the marks of a template should go round it",
     "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
+    "special_split": "special tokens stood in their own words and were encoded as plain text, as asked",
     "history_inserted": "the template writes the earlier turns otherwise once they are history (only what it inserts"
     " itself differs); --history expand makes a sample of each answer as it is at inference",
     "history_left_out": "the template leaves out the reasoning of earlier turns",

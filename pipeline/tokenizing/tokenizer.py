@@ -32,6 +32,9 @@ class TextTokenizer:
     """The hash of everything that decides token ids, and of what templates see of it."""
 
     special_ids: frozenset[int]
+    special_tokens: tuple[str, ...]
+    """The longest first."""
+
     special_texts: re.Pattern[str]
     """Matches any special token, the longest first."""
 
@@ -81,13 +84,15 @@ def load_tokenizer(name: str) -> TextTokenizer:
     if eos is None and len(special) == 1:
         (eos,), inferred = special, True
     content = json.dumps([state, names], sort_keys=True, ensure_ascii=True)
+    longest_first = tuple(sorted(special, key=len, reverse=True))
     from tokenizers import Tokenizer  # noqa: PLC0415 - only where tokens are made
 
     return TextTokenizer(
         name=path.resolve().name if path.exists() else name,
         content_hash=hash_bytes(content.encode()),
         special_ids=frozenset(special.values()),
-        special_texts=re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)"),
+        special_tokens=longest_first,
+        special_texts=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
         bos_id=whole.bos_token_id,
         eos_id=None if eos is None else special[eos],
         eos_text=eos,

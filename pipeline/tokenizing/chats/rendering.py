@@ -1,12 +1,10 @@
-"""A sample → its text, with the characters that are to be trained, by kind."""
+"""A chat → its text, with the characters that are to be trained, by kind."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pipeline.base.errors import ConfigError
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.marks import owners_of, within
@@ -14,9 +12,9 @@ from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_a
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
-from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import RowFault, name_of, said_besides, with_text_arguments
-from pipeline.tokenizing.rows.samples import Chat, Sample, Text
+from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
+from pipeline.tokenizing.rows.samples import Chat, Sample
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 
@@ -25,6 +23,8 @@ class Rendering:
     """A sample as text."""
 
     text: str
+    """With special tokens of people's own words hidden, if `hides`; see `OwnWords`."""
+
     targets: Targets | None
     """Characters to be trained, in order; None trains every token."""
 
@@ -40,54 +40,26 @@ class Rendering:
     source_turn: int = 0
     """The last turn of its row that it has."""
 
-
-class Renderer:
-    """Renders the samples of one format."""
-
-    def __init__(
-        self, tokenizer: TextTokenizer, template: ChatTemplate | None, format_: Format, options: TokenizeOptions
-    ) -> None:
-        """template: None lays pairs end to end. Raises `ConfigError` for targets that the format cannot have."""
-        train_on = options.train_on or format_.default_train_on
-        if format_.name == "text" and train_on != "all":
-            raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
-        self._trains_all = train_on == "all"
-        self._words = _Words(tokenizer.special_texts, options)
-        self._chats = ChatRenderer(tokenizer, template, train_on, options) if template else None
-
     @property
-    def writes_tools(self) -> bool:
-        """Whether the template writes the tools of a chat."""
-        return self._chats is not None and self._chats.writes_tools
-
-    def together(self, samples: Sequence[Sample]) -> dict[int, str]:
-        """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
-        return {} if self._chats is None else self._chats.together(samples)
-
-    def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
-        """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
-        if isinstance(sample, Chat):
-            if self._chats is None:
-                raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
-            return self._chats.render(sample, chat_text)
-        if isinstance(sample, Text):
-            notes = self._words.notes([sample.text])
-            return [Rendering(text=sample.text, targets=None, prompt=sample.text, notes=notes)]
-        text = sample.prompt + sample.completion
-        targets: Targets | None = None if self._trains_all else [("answer", (len(sample.prompt), len(text)))]
-        notes = [*sample.notes, *self._words.notes([text])]
-        return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)]
+    def hides(self) -> bool:
+        """Whether something is hidden in the text, to be encoded as plain text."""
+        return HIDDEN in self.notes
 
 
 class ChatRenderer:
     """Renders chats by a template."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, template: ChatTemplate, train_on: str, options: TokenizeOptions
+        self,
+        tokenizer: TextTokenizer,
+        template: ChatTemplate,
+        train_on: str,
+        options: TokenizeOptions,
+        words: OwnWords,
     ) -> None:
+        self._words = words
         self._template, self._train_on, self._options = template, train_on, options
         self._special_texts = tokenizer.special_texts
-        self._words = _Words(tokenizer.special_texts, options)
         self._turns = TurnFinder(template, tokenizer)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
@@ -121,6 +93,8 @@ class ChatRenderer:
             chat = self._with_reasoning(chat, notes)
             if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
+        chat = self._looked_at(chat, notes)
+        chat_text = None if HIDDEN in notes else chat_text
         shape = self._turns.shape(chat)
         rewritten = [] if self._train_on == "all" else self._turns.rewritten(chat, shape)
         rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
@@ -165,6 +139,13 @@ class ChatRenderer:
             return chat.with_messages([with_inline_reasoning(turn) for turn in chat.messages])
         return chat
 
+    def _looked_at(self, chat: Chat, notes: list[str]) -> Chat:
+        """The chat, special tokens in its words hidden where they are to be plain text. Raises `RowFault`."""
+        roles = chat.plain_roles
+        texts = None if roles is None else ["\n".join(roles), *(turn["content"] for turn in chat.messages)]
+        messages, tools = self._words.look((chat.messages, chat.tools), notes, texts)
+        return replace(chat, messages=messages, tools=tools) if HIDDEN in notes else chat
+
     def _rendering(
         self,
         chat: Chat,
@@ -183,14 +164,17 @@ class ChatRenderer:
                 text = template.render(chat.messages, chat.tools) if chat_text is None else chat_text
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
+        if HIDDEN in notes:
+            self._require_same(chat, text)
         found = self._turns.find(chat, shape, text)
         self._require_all(chat, trained, text, found, notes)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
+        prompt = "\n".join(turn["content"] for turn in spoken if turn["role"] == "user")
         rendering = Rendering(
             text=text,
             targets=None,
-            prompt="\n".join(turn["content"] for turn in spoken if turn["role"] == "user"),
-            notes=notes + self._words.notes([turn["content"] for turn in spoken]),
+            prompt=self._words.shown(prompt) if HIDDEN in notes else prompt,
+            notes=notes,
             source_turn=len(chat.messages) - 1,
         )
         if self._uses_marks:
@@ -198,6 +182,16 @@ class ChatRenderer:
         elif self._train_on != "all":
             self._add_turns(rendering, chat, trained, found)
         return rendering
+
+    def _require_same(self, chat: Chat, text: str) -> None:
+        """Raise `RowFault` if the template writes a chat otherwise because something is hidden in it."""
+        messages, tools = self._words.shown((chat.messages, chat.tools))
+        if self._template.render(messages, tools) != self._words.shown(text):
+            raise RowFault(
+                "special_in_text",
+                f"special tokens stand in the chat's own words, and {self._template.name} changes them, so they cannot"
+                " be told from its own",
+            )
 
     def _require_all(self, chat: Chat, trained: list[int], text: str, found: FoundTurns, notes: list[str]) -> None:
         """Raise `RowFault` if the template leaves out what somebody says, unless that is allowed; note it then."""
@@ -325,18 +319,3 @@ class ChatRenderer:
             " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
             " trains what is written alone",
         )
-
-
-class _Words:
-    """What is said of special tokens in a sample's own words."""
-
-    def __init__(self, special_texts: re.Pattern[str], options: TokenizeOptions) -> None:
-        self._special_texts, self._refuses = special_texts, options.special_in_text == "error"
-
-    def notes(self, texts: Sequence[str]) -> list[str]:
-        """A note where there are any. Raises `RowFault` where that is an error."""
-        if not any(self._special_texts.search(text) for text in texts):
-            return []
-        if self._refuses:
-            raise RowFault("special_in_text", "special tokens stand in the sample's own words")
-        return ["holds_special"]

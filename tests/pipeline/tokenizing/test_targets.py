@@ -15,6 +15,7 @@ from pipeline.tokenizing.chats.turns import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.tokenization import load_tokenization
+from pipeline.tokenizing.tokenizer import TextTokenizer
 from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs
 
@@ -25,10 +26,10 @@ ODD = st.sampled_from(
 )
 
 
-def encoder(tokenizer_dir: Path, source: str, tmp_path: Path, **options: Any) -> Encoder:
+def encoder(tokenizer: Path | TextTokenizer, source: str, tmp_path: Path, **options: Any) -> Encoder:
     path = tmp_path / "template.jinja"
     path.write_text(source, encoding="utf-8")
-    tokenization = load_tokenization(tokenizer_dir, path, TokenizeOptions(**options))
+    tokenization = load_tokenization(tokenizer, path, TokenizeOptions(**options))
     return Encoder(
         tokenization.tokenizer,
         tokenization.template,
