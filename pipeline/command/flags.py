@@ -128,7 +128,12 @@ TOKENIZE_FLAGS: list[Decorator] = [
         "Choose what becomes of samples whose words hold special tokens; split encodes them there as plain text.",
     ),
     pairs_flag("template-kwargs", "Tell the chat template this too, as in enable_thinking=false; values are JSON."),
-    flag(TokenizeOptions, "template_date", "Have the chat template read this day.", metavar="YYYY-MM-DD"),
+    flag(
+        TokenizeOptions,
+        "template_date",
+        "Have the chat template read this day; needed where it reads the clock.",
+        metavar="YYYY-MM-DD",
+    ),
     pairs_flag("keys", "Name the keys of a turn, as in role=speaker,content=text.", "KEY=NAME,..."),
     pairs_flag("roles", "Name the speakers of a role, as in user=human|customer,assistant=bot.", "ROLE=NAMES,..."),
     flag(TokenizeOptions, "append_eos", "Put the end token after texts, pairs and turns that have none."),

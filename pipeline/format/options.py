@@ -17,9 +17,18 @@ ATTENTION = "attention_mask"
 ROLES = (TOKENS, *TARGETS, ATTENTION)
 """What a column of a tokenised input can be for; a column of the same name is taken unless `column` names another."""
 
-FIELDS = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history", "text")
+TEMPLATE_KWARGS = "chat_template_kwargs"
+FIELDS = (
+    *("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history", "text"),
+    TEMPLATE_KWARGS,
+)
 """What a raw row can hold; a column of the same name is taken unless `map` names another."""
 
+TEMPLATE_OWN = (
+    *("conversations", "messages", "tools", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
+"""What nobody can tell a chat template, because it follows from the row or decides how it is rendered."""
 
 KEYS = ("role", "content")
 """What `keys` can name in a turn."""
@@ -80,7 +89,7 @@ class TokenizeOptions(Options):
     """What the chat template is told besides, such as enable_thinking."""
 
     template_date: str | None = None
-    """The day, as 2026-11-20, for templates that read the clock."""
+    """The day, as 2026-11-20, that templates read for the clock; needed where one does."""
 
     keys: Mapping[str, str] = field(default_factory=dict)
     """role or content -> the key of a turn that holds it."""
@@ -100,9 +109,6 @@ class TokenizeOptions(Options):
     keep_text: bool = False
     """Keep what the user said in a column `text`."""
 
-    rendered_on: str | None = None
-    """The day that a chat template wrote into the tokens, as 2026-11-20; a run sets it."""
-
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that an option cannot have, and a field that there is not."""
         super().__post_init__()
@@ -115,6 +121,9 @@ class TokenizeOptions(Options):
         for name in self.roles:
             if name not in SPEAKERS:
                 raise ConfigError(f"--roles {name}: no such role{did_you_mean(name, SPEAKERS)}")
+        for name in self.template_kwargs:
+            if name in TEMPLATE_OWN:
+                raise ConfigError(f"--template-kwargs {name}: templates have it from us, and cannot be told otherwise")
         if self.template_date is not None and not _is_day(self.template_date):
             raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
 

@@ -96,7 +96,6 @@ def pack(
             shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work)
             files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
             lists = write_lists(samples, setup, place.staging.dataset)
-            setup.require_same_day()
             cache.require_unchanged()
             manifest = finish_dataset(
                 place.staging.dataset,

@@ -117,16 +117,10 @@ class Setup:
     @property
     def recorded_options(self) -> PackOptions:
         """The options as the manifest records them: the strategy by its own name, with all its settings but paths."""
-        strategy, tokenize = self.strategy.strategy, None
-        if self.tokenization is not None:
-            tokenize = replace(self.options.tokenize or TokenizeOptions(), rendered_on=self.tokenization.rendered_on)
+        strategy = self.strategy.strategy
+        tokenize = None if self.tokenization is None else self.options.tokenize or TokenizeOptions()
         settings = strategy.settings(self.strategy.options)
         return replace(self.options, strategy=strategy.name, set=settings, tokenize=tokenize)
-
-    def require_same_day(self) -> None:
-        """Raise `BusyError` if midnight passed while a template wrote the day."""
-        if self.tokenization is not None:
-            self.tokenization.require_same_day()
 
     def identity(self, inputs: Sequence[NamedHash], of_inputs: Origin) -> Identity:
         """What makes this run another than others.

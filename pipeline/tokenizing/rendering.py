@@ -1,8 +1,10 @@
-"""A sample → its text, with the characters that are to be trained, by kind."""
+"""A sample → its text, with the characters that are to be trained; each chat by the template as its row tells it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
@@ -13,6 +15,8 @@ from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.own_words import OwnWords
 from pipeline.tokenizing.rows.samples import Chat, Sample, Text
 from pipeline.tokenizing.tokenizer import TextTokenizer
+
+_MOST_TOLD = 256
 
 
 class Renderer:
@@ -27,23 +31,31 @@ class Renderer:
             raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
         self._trains_all = train_on == "all"
         self.words = OwnWords(tokenizer, options.special_in_text)
-        self._chats = ChatRenderer(tokenizer, template, train_on, options, self.words) if template else None
+        self._chats = _ToldRenderers(tokenizer, template, train_on, options, self.words) if template else None
 
     @property
     def writes_tools(self) -> bool:
         """Whether the template writes the tools of a chat."""
-        return self._chats is not None and self._chats.writes_tools
+        return self._chats is not None and self._chats.untold.writes_tools
 
     def together(self, samples: Sequence[Sample]) -> dict[int, str]:
         """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
-        return {} if self._chats is None else self._chats.together(samples)
+        if self._chats is None:
+            return {}
+        groups: dict[ChatRenderer, list[Chat]] = {}
+        for sample in samples:
+            if isinstance(sample, Chat) and sample.plain_roles is not None:
+                groups.setdefault(self._chats.of(sample), []).append(sample)
+        return {key: text for renderer, chats in groups.items() for key, text in renderer.together(chats).items()}
 
     def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
         """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
             if self._chats is None:
                 raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
-            return self._chats.render(sample, chat_text)
+            if not self._chats.reads_all(sample):
+                sample = replace(sample, notes=[*sample.notes, "kwargs_unread"])
+            return self._chats.of(sample).render(sample, chat_text)
         if isinstance(sample, Text):
             notes: list[str] = []
             text = self.words.look(sample.text, notes)
@@ -52,3 +64,40 @@ class Renderer:
         text = self.words.look(sample.prompt + sample.completion, notes)
         targets: Targets | None = None if self._trains_all else [("answer", (len(sample.prompt), len(text)))]
         return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)]
+
+
+class _ToldRenderers:
+    """A renderer for each thing that rows tell their template besides: it may do otherwise in everything."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        template: ChatTemplate,
+        train_on: str,
+        options: TokenizeOptions,
+        words: OwnWords,
+    ) -> None:
+        self._template, self._rest = template, (train_on, options, words)
+        self._tokenizer = tokenizer
+        self.untold = ChatRenderer(tokenizer, template, *self._rest)
+        """For rows that tell nothing."""
+
+        self._told: dict[str, ChatRenderer] = {}
+
+    def of(self, chat: Chat) -> ChatRenderer:
+        """The renderer for what the row of a chat tells."""
+        kwargs = {name: value for name, value in chat.kwargs.items() if self._template.reads(name)}
+        if not kwargs:
+            return self.untold
+        key = json.dumps(kwargs, sort_keys=True)
+        renderer = self._told.get(key)
+        if renderer is None:
+            renderer = ChatRenderer(self._tokenizer, self._template.told(kwargs), *self._rest)
+            if len(self._told) >= _MOST_TOLD:
+                self._told.clear()
+            self._told[key] = renderer
+        return renderer
+
+    def reads_all(self, chat: Chat) -> bool:
+        """Whether the template reads all that the row of a chat tells."""
+        return all(self._template.reads(name) for name in chat.kwargs)

@@ -92,7 +92,7 @@ def tokenize(
             hashes = content_hashes(sources, cache, engine, progress)
         identity = Identity(
             kind=TOKENIZED,
-            config=_config(tokenization, part),
+            config=TokenizeConfig(**vars(options), **vars(part)),
             settings={},
             inputs=hashes,
             origin=tokenization.origin,
@@ -105,7 +105,6 @@ def tokenize(
             splits = [_write_split(split, identity.run_id, tokenization, work) for split in raw]
             files = _files(splits, work.staging.dataset, lists_dropped=options.on_error == "drop")
             cache.require_unchanged()
-            tokenization.require_same_day()
             manifest = finish_dataset(
                 work.staging.dataset,
                 _manifest(identity, sources, splits),
@@ -116,11 +115,6 @@ def tokenize(
             )
     warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=True)
     return _result("tokenized", Path(output), manifest, started)
-
-
-def _config(tokenization: Tokenization, part: InputOptions) -> TokenizeConfig:
-    options = vars(tokenization.options) | {"rendered_on": tokenization.rendered_on}
-    return TokenizeConfig(**options, **vars(part))
 
 
 def _write_split(split: RawSplit, run_id: str, tokenization: Tokenization, work: Workspace) -> _WrittenSplit:

@@ -29,6 +29,7 @@ NOTES = {
     "history_left_out": "the template leaves out the reasoning of earlier turns",
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
+    "kwargs_unread": "the template does not read all that their chat_template_kwargs tell",
     "unsaid_tools": "the template does not write their tools, as allowed",
     "unsaid_system": "the template does not write their system turn, as allowed",
     "unsaid_names": "the template does not write the names of their speakers",

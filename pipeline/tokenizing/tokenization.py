@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.base.errors import BusyError, ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash, Origin
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
@@ -19,6 +18,12 @@ from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
+_OF_TEMPLATES = (
+    *("history", "reasoning", "reasoning_inline", "tool_calls", "inserted", "turn_end", "unsaid"),
+    *("template_kwargs", "template_date"),
+)
+"""Options that have no effect where no chat template renders."""
+
 
 class Tokenization:
     """A tokenizer and a chat template, loaded, with the options that say how they are used."""
@@ -28,7 +33,7 @@ class Tokenization:
     ) -> None:
         """template: a Jinja file, None for the tokenizer's own; tells: whether to log how files are read.
 
-        Raises `ConfigError` for a template that cannot be used, and for tokens of another day.
+        Raises `ConfigError` for a template that cannot be used.
         """
         self.tokenizer = tokenizer
         self.options = options
@@ -45,13 +50,6 @@ class Tokenization:
             raise ConfigError(
                 f"--append-eos: {self.tokenizer.name} names no end token; use a tokenizer directory whose"
                 " tokenizer_config.json has an eos_token"
-            )
-        is_dated = self.template is not None and self.template.is_dated and options.template_date is None
-        self.rendered_on = _today() if is_dated else None
-        if options.rendered_on not in (None, self.rendered_on):
-            raise ConfigError(
-                f"the chat template wrote the day, {options.rendered_on}: such tokens can only be made, and compared,"
-                " on that day"
             )
         self._encoders: dict[tuple[object, ...], Encoder] = {}
         self._tells = tells
@@ -80,9 +78,16 @@ class Tokenization:
             if self._tells and file.columns not in self._known:
                 self._tell(file, format_)
             self._known.add(file.columns)
-        if self._template_was_given and files and all(format_.name == "text" for format_ in formats):
-            raise ConfigError(f"--chat-template has no effect: {files[0].where} holds plain text, and so do all inputs")
+        if files and not any(map(self._template_for, formats)):
+            self._refuse_without_template(files[0].where)
         return formats
+
+    def _refuse_without_template(self, where: str) -> None:
+        """Raise `ConfigError` for options of rendering, where nothing is rendered."""
+        given = [name for name in self.options.changed() if name in _OF_TEMPLATES]
+        for name in (["chat_template"] if self._template_was_given else []) + given:
+            what = "plain text" if self.template else "pairs or plain text, and there is no chat template"
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect: {where} holds {what}, and so do all inputs")
 
     def _format_of(self, file: RawFile) -> Format:
         options = self.options
@@ -99,6 +104,8 @@ class Tokenization:
                 f"{file.where} holds chats, and {self.tokenizer.name} has no chat template;"
                 " give one with --chat-template FILE"
             )
+        if self._template_for(format_) is None:
+            format_ = format_.without_template()
         self.encoder(format_)
         return format_
 
@@ -139,17 +146,12 @@ class Tokenization:
         own = self.tokenizer
         if self.options.append_eos and own.eos_is_inferred:
             log.info("%s names no end token; its only special token, %s, is taken", own.name, own.eos_text)
-        if self.rendered_on and self.template:
-            log.warning(
-                "%s writes the day: rendered as of %s, tomorrow otherwise; --template-date fixes it",
-                self.template.name,
-                self.rendered_on,
-            )
-
-    def require_same_day(self) -> None:
-        """Raise `BusyError` if midnight passed while a template wrote the day."""
-        if self.rendered_on and self.rendered_on != _today():
-            raise BusyError("the chat template writes the day, and midnight has passed since it began; run again")
+        if self.template is not None:
+            if self.options.template_date and not self.template.may_read_clock:
+                log.warning("--template-date has no effect: %s does not read the clock", self.template.name)
+            for name in self.options.template_kwargs:
+                if not self.template.reads(name):
+                    log.warning("--template-kwargs %s has no effect: %s does not read it", name, self.template.name)
 
 
 def _turn_reader(options: TokenizeOptions) -> TurnReader:
@@ -176,8 +178,3 @@ def load_tokenization(
     """
     loaded = tokenizer if isinstance(tokenizer, TextTokenizer) else load_tokenizer(str(tokenizer))
     return Tokenization(loaded, None if template is None else Path(template), options, tells=tells)
-
-
-def _today() -> str:
-    """The day that templates write, as 2026-11-20."""
-    return datetime.date.today().isoformat()

@@ -14,7 +14,7 @@ from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefus
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
 from pipeline.tokenizing.rows.messages import RowFault, name_of, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
-from pipeline.tokenizing.rows.samples import Chat, Sample
+from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 
@@ -60,7 +60,7 @@ class ChatRenderer:
         self._words = words
         self._template, self._train_on, self._options = template, train_on, options
         self._special_texts = tokenizer.special_texts
-        self._turns = TurnFinder(template, tokenizer)
+        self._turns = TurnFinder(template.of_any_day(), tokenizer)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
         choices = {"reasoning": options.reasoning, "call": options.tool_calls, "inserted": options.inserted}
@@ -71,11 +71,10 @@ class ChatRenderer:
         """Whether the template writes the tools of a chat."""
         return self._turns.probes.writes_tools
 
-    def together(self, samples: Sequence[Sample]) -> dict[int, str]:
+    def together(self, chats: Sequence[Chat]) -> dict[int, str]:
         """What the template writes for plain chats, by their identity; nothing if it refuses one of them."""
         if self._uses_marks:
             return {}
-        chats = [sample for sample in samples if isinstance(sample, Chat) and sample.plain_roles is not None]
         try:
             texts = self._template.render_all([chat.messages for chat in chats])
         except TemplateRefusal:

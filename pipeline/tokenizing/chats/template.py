@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
@@ -23,6 +24,10 @@ _TRACKER = threading.Lock()
 """Generation marks are noted in the compiled template, which all threads share."""
 
 _CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_CLOCK_IS_READ = "the clock is read"
+_WITHOUT_CLOCK = (  # the line break after it is taken away by Jinja, as its environment here is set
+    "{%- macro strftime_now(format) %}{{ raise_exception('" + _CLOCK_IS_READ + "') }}{% endmacro %}\n"
+)
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -52,13 +57,26 @@ class ChatTemplate:
         plain, with_tools = _sources(tokenizer, path)
         self.content_hash = hash_bytes("\0".join(dict.fromkeys((plain, with_tools))).encode())
         self.has_marks = bool(_MARK.search(plain))
-        self.is_dated = "strftime_now" in plain + with_tools
-        """Whether what it renders depends on the day."""
+        self.may_read_clock = "strftime_now" in plain + with_tools
+        """Whether what it renders may depend on the day."""
 
         self._source, self._source_with_tools = (
             source if date is None else _as_of(date, source, self.name) for source in (plain, with_tools)
         )
+        self._needs_day = date is None and self.may_read_clock
         self._check_syntax()
+
+    def told(self, kwargs: Mapping[str, Any]) -> ChatTemplate:
+        """The same template, which is told more; `kwargs` win over what it was told before."""
+        other = copy.copy(self)
+        other._variables = self._variables | dict(kwargs)
+        return other
+
+    def of_any_day(self) -> ChatTemplate:
+        """The same template, for renderings that nobody keeps: it may read the clock where no day is given."""
+        other = copy.copy(self)
+        other._needs_day = False
+        return other
 
     def render(
         self,
@@ -68,9 +86,10 @@ class ChatTemplate:
         generation_prompt: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a chat; with `generation_prompt`, opened for the assistant. Raises `TemplateRefusal`.
+        """The text of a chat; with `generation_prompt`, opened for the assistant.
 
-        kwargs: what the template is told in place of its own for the same names.
+        kwargs: what the template is told in place of its own for the same names. Raises `TemplateRefusal`, and
+        `ConfigError` where the template reads the clock and no day is given, as all that renders does.
         """
         return self._run([messages], tools, generation_prompt, marks=False, kwargs=kwargs)[0][0]
 
@@ -97,16 +116,23 @@ class ChatTemplate:
         marks: bool,
         kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[list[Span]]]:
+        source = self._source if tools is None else self._source_with_tools
         try:
             return self._render(
                 conversations=chats,  # type: ignore[arg-type]
                 tools=tools,
-                chat_template=self._source if tools is None else self._source_with_tools,
+                chat_template=_WITHOUT_CLOCK + source if self._needs_day else source,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=generation_prompt,
                 **(self._variables | dict(kwargs or {})),
             )  # type: ignore[return-value]
         except Exception as error:  # a template is a program: anything can come out of it
+            if self._needs_day and str(error) == _CLOCK_IS_READ:
+                today = datetime.date.today().isoformat()
+                raise ConfigError(
+                    f"{self.name} reads the clock, so tomorrow the same command would give other tokens; say which day"
+                    f" it is, as in --template-date {today}"
+                ) from None
             raise TemplateRefusal(in_one_line(error)) from None
 
     def _check_syntax(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.base.errors import DataError
+from pipeline.base.words import listed
+from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
 from pipeline.tokenizing.rows.messages import Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 
@@ -18,9 +20,9 @@ _REQUIRED = {
     "text": ("text",),
 }
 _OPTIONAL = {
-    "messages": ("system", "tools"),
-    "prompt-completion": ("system", "tools"),
-    "instruction": ("system", "input", "history"),
+    "messages": ("system", "tools", TEMPLATE_KWARGS),
+    "prompt-completion": ("system", "tools", TEMPLATE_KWARGS),
+    "instruction": ("system", "input", "history", TEMPLATE_KWARGS),
     "text": (),
 }
 _ALIASES = {"messages": ("messages", "conversations"), "system": ("system", "system_prompt")}
@@ -54,6 +56,10 @@ class Format:
         """Targets, unless the user says otherwise."""
         return {"messages": "assistant", "text": "all"}.get(self.name, "completion")
 
+    def without_template(self) -> Format:
+        """The same, for rows that no template renders."""
+        return replace(self, columns={name: one for name, one in self.columns.items() if name != TEMPLATE_KWARGS})
+
     def present(self, columns: Sequence[str]) -> list[str]:
         """The columns of a file that are looked at."""
         wanted = dict.fromkeys([*self.columns.values(), *self.guards])
@@ -62,6 +68,11 @@ class Format:
     def sample(self, row: Mapping[str, Any], *, as_chat: bool) -> Sample:
         """Read a row. as_chat: make pairs into chats of two turns. Raises `RowFault`."""
         self._guard(row)
+        sample = self._sample(row, as_chat=as_chat)
+        kwargs = self._kwargs(row)
+        return replace(sample, kwargs=kwargs) if kwargs and isinstance(sample, Chat) else sample
+
+    def _sample(self, row: Mapping[str, Any], *, as_chat: bool) -> Sample:
         if self.name == "text":
             return Text(self._text(row, "text"))
         if self.name == "messages":
@@ -191,6 +202,26 @@ class Format:
                 "not_text", f"column {self.columns['tools']!r} is no list of tool descriptions (JSON schemas)"
             )
         return [_as_function(tool) for tool in found] or None
+
+    def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the row tells its template besides; nulls tell nothing. Raises `RowFault`."""
+        column = self.columns.get(TEMPLATE_KWARGS, "")
+        told = parsed(row.get(column))
+        if told is None or told == "":
+            return {}
+        if not isinstance(told, dict):
+            what = "a text that is no JSON" if isinstance(told, str) else kind_of(told)
+            raise RowFault(
+                "bad_template_kwargs",
+                f'column {column!r} holds {what}; an object is needed, as in {{"enable_thinking": false}}, or its text',
+            )
+        own = [name for name in TEMPLATE_OWN if name in told]
+        if own:
+            raise RowFault(
+                "bad_template_kwargs",
+                f"column {column!r} has {listed(own, 'and')}: templates have it from us, and cannot be told otherwise",
+            )
+        return {name: one for name, one in told.items() if one is not None}
 
 
 def choose_format(

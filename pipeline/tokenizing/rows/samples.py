@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,9 @@ class Chat:
 
     marks: Sequence[bool | None] = field(default=())
     """Whether the data says of a turn that it is trained.  # length: num_messages, or none"""
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What its row tells the template besides, over what the run does."""
 
     notes: Sequence[str] = field(default=(), compare=False)
     """What is to be said about its row; see `tally.NOTES`."""

@@ -33,7 +33,6 @@ def make_tokenized_version_1(folder: Path) -> None:
     manifest = manifest_of(folder)
     manifest["format_version"] = 1
     manifest["config"]["on_error"] = "skip"
-    del manifest["config"]["rendered_on"]
     for counts in (manifest["counts"], *(split["counts"] for split in manifest.get("splits", {}).values())):
         counts["skipped"] = counts.pop("dropped")
     for name in [name for name in manifest["files"] if name.endswith("dropped.jsonl")]:

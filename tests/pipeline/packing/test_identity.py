@@ -42,7 +42,6 @@ OTHER: dict[type[Options], dict[str, Any]] = {
         "keys": {"role": "speaker"},
         "roles": {"user": "customer"},
         "keep_text": True,
-        "rendered_on": "2026-11-20",
     },
     PackOptions: {
         "max_length": 61,

@@ -212,6 +212,7 @@ def test_named_keys_and_speakers() -> None:
     [
         ({"template_date": "2026-02-30"}, "--template-date 2026-02-30"),
         ({"template_date": "20260203"}, "--template-date 20260203"),
+        ({"template_kwargs": {"messages": []}}, "--template-kwargs messages"),
         ({"keys": {"rol": "speaker"}}, "did you mean 'role'"),
         ({"roles": {"asistant": "bot"}}, "did you mean 'assistant'"),
     ],

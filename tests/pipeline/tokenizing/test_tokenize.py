@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -299,15 +298,6 @@ def test_show_in_colour(run: Run, lines: Lines, flags: list[object], monkeypatch
     assert "\x1b[2massistant\x1b[0m" in shown  # the rest: dim
     assert "\x1b[33m\x1b[1m<|im_end|>\x1b[0m" in shown  # special: yellow
     assert "⟦" not in shown
-
-
-def test_a_template_that_writes_the_day(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path) -> None:
-    path = tmp_path / "dated.jinja"
-    path.write_text("{{ strftime_now('%Y') }}\n" + template("chatml", marks=False))
-    source = lines([{"messages": chat("a", "b")}])
-    ended = run("tokenize", source, "--output", tmp_path / "o", "--tokenizer", tokenizer_dir, "--chat-template", path)
-    assert ended.code == 0 and "writes the day" in ended.err
-    assert manifest_of(tmp_path / "o")["config"]["rendered_on"] == time.strftime("%Y-%m-%d")
 
 
 def test_a_job_file(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path) -> None:
