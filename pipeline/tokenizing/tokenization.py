@@ -12,7 +12,9 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import Encoder
-from pipeline.tokenizing.rows.formats import Format, choose_format
+from pipeline.tokenizing.rows.choice import choose_format
+from pipeline.tokenizing.rows.detection import FirstRows
+from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import TurnReader
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
@@ -53,7 +55,7 @@ class Tokenization:
             )
         self._encoders: dict[tuple[object, ...], Encoder] = {}
         self._tells = tells
-        self._known: set[tuple[str, ...]] = set()  # columns of files of which it was said how they are read
+        self._known: set[tuple[object, ...]] = set()  # columns and formats of which it was said how they are read
         if tells:
             self._tell_guesses()
 
@@ -75,9 +77,10 @@ class Tokenization:
         """
         formats = [self._format_of(file) for file in files]
         for file, format_ in zip(files, formats, strict=True):
-            if self._tells and file.columns not in self._known:
+            schema = (file.columns, format_.key)
+            if self._tells and schema not in self._known:
                 self._tell(file, format_)
-            self._known.add(file.columns)
+            self._known.add(schema)
         if files and not any(map(self._template_for, formats)):
             self._refuse_without_template(files[0].where)
         return formats
@@ -97,7 +100,7 @@ class Tokenization:
             options.map,
             file.where,
             more_later=file.is_open_ended,
-            reader=self._reader,
+            first=FirstRows(look=file.first_rows, reader=self._reader),
         )
         if format_.name == "messages" and self._template_for(format_) is None:
             raise ConfigError(
@@ -111,7 +114,7 @@ class Tokenization:
 
     def encoder(self, format_: Format) -> Encoder:
         """What encodes rows of a format. Raises `ConfigError` for targets that the format cannot have."""
-        key = (format_.name, *format_.columns.items())
+        key = format_.key
         if key not in self._encoders:
             template = self._template_for(format_)
             self._encoders[key] = Encoder(self.tokenizer, template, format_, self.options)
@@ -126,16 +129,16 @@ class Tokenization:
         read = [
             name if name == column else f"{name} from {column}"
             for name, column in format_.columns.items()
-            if column in file.columns
+            if name not in format_.unseen
         ]
-        if format_.columns.get("tools") in file.columns and template and not self.encoder(format_).writes_tools:
+        if "tools" in {*format_.columns} - {*format_.unseen} and template and not self.encoder(format_).writes_tools:
             log.warning("%s: %s does not write the tools of chats (column tools)", file.where, template.name)
-        unread = [name for name in file.columns if name not in format_.columns.values()]
+        unread = [name for name in file.columns if name not in format_.present(file.columns)]
         log.info(
             "%s: format %s (%s), %s, trained on %s%s",
             file.where,
             format_.name,
-            ", ".join(read),
+            ", ".join(read) + (", the completion as tool calls" if format_.completes_with_calls else ""),
             f"rendered by {template.name}" if template else "without a chat template",
             self.options.train_on or format_.default_train_on,
             f"; not read: {', '.join(unread)}" if unread else "",

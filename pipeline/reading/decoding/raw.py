@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,9 @@ BLOCK_BYTES = 1 << 17
 
 _BLOCK_ROWS = 4096  # however short they are
 _DECODED_ROWS = 256  # at a time, from parquet, however long they are
+
+_LOOK_ROWS = 100
+_LOOK_BLOCKS = 8
 
 Row = dict[str, Any]
 
@@ -90,6 +94,13 @@ class RawFile:
                 yield from _parquet_blocks(self.path, columns)
             else:
                 yield from _arrow_blocks(self.path, columns)
+
+    def first_rows(self) -> list[Row]:
+        """The rows that are looked at to tell what a row is: at most a hundred, or what is in the first blocks."""
+        columns = [name for name in self.columns if self.columns.count(name) == 1]
+        blocks = itertools.islice(self.blocks(columns), _LOOK_BLOCKS)
+        rows = (row for block in blocks for row in block.rows() if isinstance(row, dict))
+        return list(itertools.islice(rows, _LOOK_ROWS))
 
     def _json_blocks(self) -> Iterator[RawBlock]:
         # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.

@@ -7,29 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.base.errors import DataError
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
+from pipeline.tokenizing.rows.detection import are_calls, not_a_chat
 from pipeline.tokenizing.rows.messages import Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
+from pipeline.tokenizing.rows.paths import column_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 
-_REQUIRED = {
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "instruction": ("instruction", "output"),
-    "text": ("text",),
-}
-_OPTIONAL = {
-    "messages": ("system", "tools", TEMPLATE_KWARGS),
-    "prompt-completion": ("system", "tools", TEMPLATE_KWARGS),
-    "instruction": ("system", "input", "history", TEMPLATE_KWARGS),
-    "text": (),
-}
-_ALIASES = {"messages": ("messages", "conversations"), "system": ("system", "system_prompt")}
-
-_UNUSABLE = {
+UNUSABLE = {
     "label": "it is a preference (KTO): an answer that is not wanted would be trained",
-    "chosen": "these are preferences; rename the wanted answer with --map completion=chosen, if it is a text",
+    "chosen": "these are preferences; the wanted answer is trained with --map completion=chosen, or a whole chat with"
+    " --map messages=chosen",
     "rejected": "these are preferences; drop the column to train the other answer",
     "images": "pictures cannot be tokenised as text",
     "image": "pictures cannot be tokenised as text",
@@ -45,11 +33,17 @@ class Format:
 
     name: str
     columns: Mapping[str, str]
-    """Field -> column, of the fields that are there."""
+    """Field -> column, or path into one, of the fields that are there."""
+
+    unseen: tuple[str, ...] = ()
+    """Fields that later rows may have, and none had so far."""
 
     reader: TurnReader = field(default_factory=TurnReader)
     guards: tuple[str, ...] = ()
-    """Columns that must not have content."""
+    """Columns, or paths into one, that must not have content."""
+
+    completes_with_calls: bool = False
+    """Whether the completion is a list of tool calls, or JSON text of one."""
 
     @property
     def default_train_on(self) -> str:
@@ -60,10 +54,15 @@ class Format:
         """The same, for rows that no template renders."""
         return replace(self, columns={name: one for name, one in self.columns.items() if name != TEMPLATE_KWARGS})
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from the other formats of a run."""
+        return (self.name, *self.columns.items(), self.guards, self.completes_with_calls)
+
     def present(self, columns: Sequence[str]) -> list[str]:
         """The columns of a file that are looked at."""
-        wanted = dict.fromkeys([*self.columns.values(), *self.guards])
-        return [column for column in wanted if column in columns]
+        wanted = [column_of(path, columns) for path in (*self.columns.values(), *self.guards)]
+        return list(dict.fromkeys(column for column in wanted if column is not None))
 
     def sample(self, row: Mapping[str, Any], *, as_chat: bool) -> Sample:
         """Read a row. as_chat: make pairs into chats of two turns. Raises `RowFault`."""
@@ -83,6 +82,8 @@ class Format:
             prompt, completion = "\n".join(part for part in parts if part), self._text(row, "output")
         else:
             prompt, completion = (self._value(row, name) for name in ("prompt", "completion"))
+            if self.completes_with_calls:
+                completion = self._calling(completion)
             if isinstance(prompt, list) or isinstance(completion, list):
                 return self._pair_of_turns(row, prompt, completion)
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
@@ -126,17 +127,18 @@ class Format:
     def _guard(self, row: Mapping[str, Any]) -> None:
         """Raise `RowFault` for content that changes what should be trained, and is not read."""
         for column in self.guards:
-            value = row.get(column)
-            is_there = value in (False, 0) if column == "label" else value not in (None, "", [])
+            value = value_at(row, column)
+            is_there = value in (False, 0) if column.rpartition(".")[2] == "label" else value not in (None, "", [])
             if is_there:
-                raise RowFault("not_text", f"column {column!r} has content: {_UNUSABLE[column]}")
+                raise RowFault("not_text", f"column {column!r} has content: {UNUSABLE[column.rpartition('.')[2]]}")
 
     def _turns(self, value: Any, column: str) -> tuple[list[Message], list[bool | None]]:
         """The turns of a conversation, and whether each says that it is trained. Raises `RowFault`."""
         value = parsed(value)
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
             raise RowFault(
-                "not_text", f"column {column!r} is no list of turns with role and content (or from and value)"
+                "not_text",
+                f"column {column!r} is no list of turns with role and content (or from and value){not_a_chat(value)}",
             )
         found = [self.reader.message(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
         if not found:
@@ -148,9 +150,18 @@ class Format:
             return [{"role": role, "content": value}], [None]
         return self._turns(value, column)
 
+    def _calling(self, completion: Any) -> Any:
+        """A completion that calls functions, as a turn; a text that is no call stays an answer. Raises `RowFault`."""
+        calls = parsed(completion)
+        if calls == []:
+            raise RowFault("empty_turn", f"column {self.columns['completion']!r} has no tool call")
+        if not are_calls(calls):
+            return completion
+        return [{"role": "assistant", "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}]
+
     def _history(self, row: Mapping[str, Any]) -> list[Message]:
         """The earlier turns that a column of [question, answer] pairs gives."""
-        history = parsed(row.get(self.columns.get("history", "")))
+        history = parsed(value_at(row, self.columns.get("history", "")))
         if not history:
             return []
         if not isinstance(history, list) or not all(
@@ -166,7 +177,7 @@ class Format:
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         column = self.columns[name]
-        value = row.get(column)
+        value = value_at(row, column)
         if value is None:
             raise RowFault("null_content", f"column {column!r} is {'null' if column in row else 'missing'}")
         return value
@@ -180,7 +191,7 @@ class Format:
         return value
 
     def _optional_text(self, row: Mapping[str, Any], name: str) -> str:
-        value = row.get(self.columns.get(name, ""))
+        value = value_at(row, self.columns.get(name, ""))
         return "" if value is None else self._text(row, name)
 
     def _system(self, row: Mapping[str, Any]) -> list[Message]:
@@ -189,7 +200,7 @@ class Format:
         return [{"role": "system", "content": content}] if content else []
 
     def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
-        tools = row.get(self.columns.get("tools", ""))
+        tools = value_at(row, self.columns.get("tools", ""))
         if not tools:
             return None
         try:
@@ -206,7 +217,7 @@ class Format:
     def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row tells its template besides; nulls tell nothing. Raises `RowFault`."""
         column = self.columns.get(TEMPLATE_KWARGS, "")
-        told = parsed(row.get(column))
+        told = parsed(value_at(row, column))
         if told is None or told == "":
             return {}
         if not isinstance(told, dict):
@@ -222,83 +233,6 @@ class Format:
                 f"column {column!r} has {listed(own, 'and')}: templates have it from us, and cannot be told otherwise",
             )
         return {name: one for name, one in told.items() if one is not None}
-
-
-def choose_format(
-    columns: Sequence[str],
-    forced: str,
-    mapped: Mapping[str, str],
-    where: str,
-    *,
-    more_later: bool = False,
-    reader: TurnReader | None = None,
-) -> Format:
-    """The format of a file by its columns.
-
-    forced: a format's name, or auto; mapped: field -> column, from `--map`; more_later: whether rows may have columns
-    that the first one lacks.
-    Raises `DataError`, showing the columns and the choices, where none or several fit.
-    """
-    shown = ", ".join(columns) or "none"
-    for name, column in mapped.items():
-        if column not in columns:
-            raise DataError(f"{where}: --map {name}={column}: no such column (the columns are: {shown})")
-    names = [forced] if forced != "auto" else [n for n in _REQUIRED if {*mapped} <= {*_REQUIRED[n], *_OPTIONAL[n]}]
-    fits = [n for n in names if all(_columns_of(field, columns, mapped) for field in _REQUIRED[n])]
-    if "input_ids" in columns and not mapped and forced == "auto":
-        raise DataError(
-            f"{where}: there is a column 'input_ids', so it is tokenised already; pack it without --tokenizer"
-        )
-    if len(fits) != 1:
-        raise DataError(f"{where}: {_misfit(fits, forced, columns, mapped)}")
-    found = {}
-    for wanted in (*_REQUIRED[fits[0]], *_OPTIONAL[fits[0]]):
-        candidates = _columns_of(wanted, columns, mapped)
-        if len(candidates) > 1:
-            raise DataError(
-                f"{where}: {' and '.join(map(repr, candidates))} could both be the {wanted};"
-                f" choose one with --map {wanted}={candidates[0]}"
-            )
-        if candidates and columns.count(candidates[0]) > 1:
-            raise DataError(f"{where}: there are {columns.count(candidates[0])} columns called {candidates[0]!r}")
-        if candidates:
-            found[wanted] = candidates[0]
-        elif more_later:
-            found[wanted] = wanted
-    guards = [
-        column
-        for column in _UNUSABLE
-        if (column in columns or more_later) and column not in found.values() and fits[0] != "text"
-    ]
-    return Format(name=fits[0], columns=found, reader=reader or TurnReader(), guards=tuple(guards))
-
-
-def _columns_of(field: str, columns: Sequence[str], mapped: Mapping[str, str]) -> list[str]:
-    if field in mapped:
-        return [mapped[field]]
-    return [name for name in _ALIASES.get(field, (field,)) if name in columns]
-
-
-def _misfit(fits: list[str], forced: str, columns: Sequence[str], mapped: Mapping[str, str]) -> str:
-    shown = ", ".join(columns) or "none"
-    if fits:
-        return f"the columns ({shown}) fit {' and '.join(fits)}; choose one with --format"
-    choices = "; ".join(
-        f"{name} ({', '.join(' or '.join(_ALIASES.get(field, (field,))) for field in fields)})"
-        for name, fields in _REQUIRED.items()
-    )
-    if forced != "auto":
-        missing = [field for field in _REQUIRED[forced] if not _columns_of(field, columns, mapped)]
-        needed = " and ".join(missing)
-        return f"--format {forced} needs {needed} (the columns are: {shown}); name yours with --map {missing[0]}=COLUMN"
-    begun = [name for name in _REQUIRED if mapped and {*mapped} <= {*_REQUIRED[name], *_OPTIONAL[name]}]
-    if begun:
-        lacking = " and ".join(field for field in _REQUIRED[begun[0]] if not _columns_of(field, columns, mapped))
-        return f"with this --map a row is {begun[0]}, and {lacking} is missing (the columns are: {shown}); map it too"
-    return (
-        f"no known format fits the columns ({shown}); the formats are {choices}. Name your columns with --map, as in"
-        " --map prompt=question,completion=answer"
-    )
 
 
 def _one_system(messages: list[Message]) -> list[Message]:

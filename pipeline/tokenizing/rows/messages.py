@@ -13,7 +13,7 @@ from pipeline.base.words import listed
 Message = dict[str, Any]
 """A turn as chat templates expect it."""
 
-_ROLES = {
+ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -118,13 +118,17 @@ class TurnReader:
         speaker, content = message.pop(role_key, None), message.pop(content_key, None)
         trained = _is_trained({key: message.pop(key) for key in _MARKS if key in message}, where)
         if not isinstance(speaker, str) and not is_from:
-            raise RowFault("unknown_role", f"{where}: it has no role")
+            raise RowFault(
+                "unknown_role",
+                f"{where}: it has no role (its keys are: {', '.join(map(str, turn)) or 'none'}); name who speaks with"
+                " --keys, as in --keys role=speaker,content=text",
+            )
         speaker = speaker if isinstance(speaker, str) else repr(speaker)
         role = self.speakers.get(speaker)
         if role is None and is_from:
-            role = _ROLES.get(speaker.lower()) or (speaker.lower() if speaker.lower() in _CALLERS else None)
+            role = ROLES.get(speaker.lower()) or (speaker.lower() if speaker.lower() in _CALLERS else None)
             if role is None:
-                known = ", ".join((*_ROLES, *_CALLERS))
+                known = ", ".join((*ROLES, *_CALLERS))
                 raise RowFault(
                     "unknown_role",
                     f"{where}: from {speaker!r} is not known (known: {known}); name it with --roles, as in"
@@ -178,7 +182,7 @@ def parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

@@ -9,13 +9,23 @@ import pytest
 import transformers
 
 from tests.conftest import left_behind
-from tests.pipeline.chats import chat, template
+from tests.pipeline.chats import SPECIAL, chat, template
 
 
 @pytest.fixture(scope="session")
 def whole(tokenizer_dir: Path) -> Any:
     """The same, as transformers loads it."""
     return transformers.AutoTokenizer.from_pretrained(str(tokenizer_dir))
+
+
+@pytest.fixture(scope="session")
+def gpt2(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's tokenizer with the special tokens that the templates write."""
+    folder = tmp_path_factory.mktemp("gpt2") / "gpt2"
+    file = real_data / "tokenizers" / "gpt2" / "tokenizer.json"
+    end = {"bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), **{**SPECIAL, **end}).save_pretrained(str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.rows.formats import Format, choose_format
+from pipeline.tokenizing.rows.choice import choose_format
+from pipeline.tokenizing.rows.detection import FirstRows
+from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import RowFault, TurnReader
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 from tests.conftest import Run
@@ -166,7 +169,6 @@ def same_tokens_in_every_file_format(run: Run, folder: Path, files: list[Path], 
 
 def test_every_file_format(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path, chatml: Path) -> None:
     import gzip
-    import json
 
     plain = lines(ROWS)
     array = tmp_path / "rows.json"
@@ -202,7 +204,7 @@ def test_absent_fields_of_arrow_structs_are_absent(run: Run, tmp_path: Path, tok
 
 def test_named_keys_and_speakers() -> None:
     reader = TurnReader(role_key="speaker", content_key="said", speakers={"bot": "assistant", "customer": "user"})
-    format_ = choose_format(["messages"], "auto", {}, "x.jsonl", reader=reader)
+    format_ = choose_format(["messages"], "auto", {}, "x.jsonl", first=FirstRows(reader=reader))
     turns = [{"speaker": "customer", "said": "a"}, {"speaker": "bot", "said": "b", "train": True}]
     assert format_.sample({"messages": turns}, as_chat=True) == Chat(chat("a", "b"), marks=[None, True])
 
@@ -221,3 +223,80 @@ def test_options_that_cannot_be(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         TokenizeOptions(**options)
     assert told in str(raised.value)
+
+
+def looked(rows: list[dict[str, Any]], forced: str = "auto", **mapped: str) -> Format:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return choose_format(columns, forced, mapped, "x.jsonl", more_later=True, first=FirstRows(look=lambda: rows))
+
+
+def test_a_path_is_read_unless_a_column_has_that_very_name() -> None:
+    inner: dict[str, Any] = {"messages": chat("a", "b"), "system": "s", "images": []}
+    system = {"role": "system", "content": "s"}
+    assert looked([{"data": inner}]).sample({"data": inner}, as_chat=True) == Chat([system, *chat("a", "b")])
+    for data in (inner, json.dumps(inner)):
+        row = {"data": data}
+        assert looked([row], messages="data.messages").sample(row, as_chat=True) == Chat([system, *chat("a", "b")])
+    both = {"data.messages": chat("c", "d"), "data": inner}
+    assert read(both, messages="data.messages") == Chat(chat("c", "d"))
+    with pytest.raises(DataError, match="no such column"):
+        read({"data": inner}, messages="date.messages")
+    with pytest.raises(RowFault, match=r"column 'data.turns' is missing"):
+        read({"data": inner}, messages="data.turns")
+    with pytest.raises(RowFault, match=r"column 'data.images' has content"):
+        read({"data": inner | {"images": ["x.jpg"]}}, messages="data.messages")
+
+
+def test_what_stands_beside_a_chat_in_later_rows_is_read_too() -> None:
+    format_ = looked([{"data": {"messages": chat("a", "b")}}])
+    tool = {"type": "function", "function": {"name": "add"}}
+    later = {"data": {"messages": chat("a", "b"), "tools": [tool]}}
+    assert format_.sample(later, as_chat=True) == Chat(chat("a", "b"), tools=[tool])
+
+
+def test_a_few_rows_with_marks_of_roles_are_text() -> None:
+    rows = [
+        "She read the label, and the user: nobody.",
+        "The User: a portrait. The Assistant: a sequel.",
+        "Dialogue in a play.\nUser: Who is there?\nAssistant: Me.",
+        "Q: Why?\nA: Because.",
+        "### Human resources ### Assistant manager",
+    ]
+    assert looked([{"text": text} for text in rows]).name == "text"
+    with pytest.raises(DataError, match="User: … Assistant:"):
+        looked([{"text": rows[2]}, {"text": rows[2]}, {"text": rows[0]}])
+
+
+def test_a_chat_beside_a_text_is_a_choice() -> None:
+    row = {"text": "a", "dialog": chat("a", "b")}
+    with pytest.raises(DataError, match="--format text or --map messages=dialog"):
+        looked([row])
+    assert looked([row], "text").name == "text"
+    assert looked([row], messages="dialog").name == "messages"
+
+
+def test_a_text_that_lists_calls_stays_text_where_no_column_says_otherwise() -> None:
+    calls = '[{"name": "add", "arguments": {}}]'
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    assert read({"prompt": "p", "completion": calls}, as_chat=True) == Chat(chat("p", calls), num_prompt=1)
+    row = {"query": "p", "answers": calls, "tools": tools}
+    sample = looked([row]).sample(row, as_chat=True)
+    assert isinstance(sample, Chat)
+    assert [call["function"]["name"] for call in sample.messages[1]["tool_calls"]] == ["add"]
+    unsure = {"query": "p", "answers": "It cannot be done.", "tools": tools}
+    said = looked([row, row, unsure]).sample(unsure, as_chat=True)
+    assert said == Chat(chat("p", "It cannot be done."), tools=tools, num_prompt=1)
+    with pytest.raises(RowFault, match="has no tool call"):
+        looked([row]).sample({**row, "answers": "[]"}, as_chat=True)
+
+
+def test_rows_unlike_the_first_are_left_out_where_that_is_asked(
+    run: Run, tmp_path: Path, lines: Lines, flags: list[object]
+) -> None:
+    rows = [{"dialog": chat("a", "b")}, {"dialog": ["a", "b"]}, {"dialog": "User: a\nAssistant: b"}]
+    source = lines([rows[0], rows[0], *rows])
+    ended = run("tokenize", source, "--output", tmp_path / "out", *flags, "--on-error", "drop")
+    assert ended.code == 0, ended.err
+    assert "messages from dialog" in ended.err
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert [(one["row"], one["reason"]) for one in dropped] == [(3, "not_text"), (4, "not_text")]

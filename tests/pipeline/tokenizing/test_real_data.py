@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from tests.conftest import Run
-from tests.pipeline.chats import SPECIAL, STYLES, chat, template
+from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import straddle_free, trained_runs
 from tests.pipeline.tokenizing.test_targets import END
 
@@ -27,16 +27,6 @@ FILES = {
 MANY = 5000
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def gpt2(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2's tokenizer with the special tokens that the templates write."""
-    folder = tmp_path_factory.mktemp("gpt2") / "gpt2"
-    file = real_data / "tokenizers" / "gpt2" / "tokenizer.json"
-    end = {"bos_token": "<s>", "eos_token": "</s>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), **{**SPECIAL, **end}).save_pretrained(str(folder))
-    return folder
 
 
 def lines_of(path: Path, style: str) -> list[bytes]:
