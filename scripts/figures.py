@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -248,11 +249,39 @@ def _text(default: Any) -> str:
     return f"{default:,}" if isinstance(default, int) else f"{default:g}" if isinstance(default, float) else ""
 
 
+def forms() -> str:
+    """The public forms of rows, and what becomes of each."""
+    folder = ROOT / "tests" / "pipeline" / "tokenizing" / "forms"
+    known = json.loads((folder / "forms.json").read_text(encoding="utf-8"))
+    parts = []
+    for group, names in groupby(known, key=lambda name: known[name]["group"]):
+        rows = [_form(known[name], folder / f"{name}.jsonl") for name in names]
+        parts.append(f"### {group}\n\n{table(('form', 'columns', 'what becomes of it'), rows)}")
+    return "\n\n".join(parts)
+
+
+def _form(form: dict[str, Any], file: Path) -> tuple[str, str, str]:
+    first = json.loads(file.read_text(encoding="utf-8").partition("\n")[0])
+    given = f"`{' '.join(form['flags'])}`: " if form["flags"] else ""
+    if "refused" in form:
+        told = f"{given}refused: {form['refused']}"
+    else:
+        trained = ", ".join(f"`{text}`" for text in form["trained"][0]).replace("\n", "\\n")
+        told = f"{given}**read** as {form['reads']}; trained: {trained}"
+    name = form["called"] + (f" ({form['of']})" if form["of"] else "")
+    return _cell(name), ", ".join(f"`{column}`" for column in first), _cell(told)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("### ", "\\#\\#\\# ")
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "console pack": partial(console, "pack"),
     "console related": partial(console, "related", 2, 9),
     "strategies": strategies,
+    "forms": forms,
     "speed": speed,
     "relatedness": relatedness,
     "cosine limit": cosine_limit,

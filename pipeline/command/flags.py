@@ -84,7 +84,7 @@ INPUT_FLAGS: list[Decorator] = [
 ]
 
 TOKENIZE_FLAGS: list[Decorator] = [
-    flag(TokenizeOptions, "format", "Say what a row is; auto tells by the columns."),
+    flag(TokenizeOptions, "format", "Say what a row is; auto tells by the columns and the first rows."),
     flag(
         TokenizeOptions,
         "train_on",

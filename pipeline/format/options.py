@@ -56,7 +56,7 @@ class TokenizeOptions(Options):
     """How raw rows become tokens and targets."""
 
     format: Literal["auto", "messages", "prompt-completion", "instruction", "text"] = "auto"
-    """What a row is; auto tells by the columns."""
+    """What a row is; auto tells by the columns and the first rows."""
 
     train_on: Literal["assistant", "last", "completion", "all"] | None = None
     """Which tokens are targets; None takes what the format has by default."""
