@@ -251,7 +251,7 @@ def _text(default: Any) -> str:
 
 def forms() -> str:
     """The public forms of rows, and what becomes of each."""
-    folder = ROOT / "tests" / "pipeline" / "tokenizing" / "forms"
+    folder = ROOT / "tests" / "pipeline" / "tokenizing" / "rows" / "forms"
     known = json.loads((folder / "forms.json").read_text(encoding="utf-8"))
     parts = []
     for group, names in groupby(known, key=lambda name: known[name]["group"]):
