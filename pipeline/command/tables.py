@@ -53,17 +53,27 @@ def tokenize_table(result: TokenizeResult) -> View:
         "seconds": round(result.seconds, 3),
         **{key: content[key] for key in ("tokenizer", "chat_template", "counts", "splits") if key in content},
     }
-    share = counts.targets / max(1, counts.tokens)
-    rows = [
-        ("tokenised", f"{counts.samples:,} {_of_rows(counts)}, {counts.tokens:,} tokens"),
-        ("targets", f"{counts.targets:,}, {share:.1%} of the tokens are trained"),
-    ]
-    rows += [(f"  {kind}", f"{number:,}") for kind, number in counts.targets_by_kind.items()]
+    rows = _tally_rows(counts)
     splits = {} if manifest.splits is UNSET else manifest.splits
     rows += [(f"  {name}", f"{split.counts.samples:,} {_of_rows(split.counts)}") for name, split in splits.items()]
     rows += [(f"left out: {reason}", counted(number, "row")) for reason, number in counts.dropped.items()]
     rows += _published_rows(result, manifest.run_id, manifest.files.values(), counts.tokens)
     return aligned(rows), value
+
+
+def _tally_rows(counts: Tally) -> list[Row]:
+    """What raw rows became, but for those left out."""
+    share = counts.targets / max(1, counts.tokens)
+    rows = [("tokenised", f"{counts.samples:,} {_of_rows(counts)}, {counts.tokens:,} tokens")]
+    if counts.turns:
+        rows.append(("turns", f"{counts.turns_trained:,} of {counts.turns:,} are trained"))
+    rows.append(("targets", f"{counts.targets:,}, {share:.1%} of the tokens are trained"))
+    rows += [
+        (f"  {kind}", f"{number:,} ({number / counts.targets:.1%})") for kind, number in counts.targets_by_kind.items()
+    ]
+    if counts.reasoning_left_out:
+        rows.append(("left out: reasoning", f"of {counted(counts.reasoning_left_out, 'turn')}"))
+    return rows
 
 
 def _of_rows(counts: Tally) -> str:
@@ -189,6 +199,7 @@ def _shown(value: Any) -> str:
 def _figures(manifest: PackManifest) -> dict[str, Any]:
     content = msgspec.to_builtins(manifest)
     figures: dict[str, Any] = {name: content[name] for name in Figures.__struct_fields__}
+    figures |= {name: content[name] for name in ("tokenized",) if name in content}
     if "splits" in content:
         figures["splits"] = {
             split: {name: entry[name] for name in Figures.__struct_fields__}
@@ -200,7 +211,8 @@ def _figures(manifest: PackManifest) -> dict[str, Any]:
 def _figure_rows(manifest: PackManifest, verb: str) -> list[Row]:
     counts = manifest.counts
     share = counts.targets_packed / max(1, counts.tokens_packed)
-    rows = [
+    rows = [] if manifest.tokenized is UNSET else _tally_rows(manifest.tokenized)
+    rows += [
         (
             verb,
             f"{counts.samples_packed:,} of {counts.samples_in:,} samples, {counts.tokens_packed:,} of"

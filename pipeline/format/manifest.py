@@ -83,6 +83,15 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     targets_by_kind: dict[str, int] = {}
     """Targets by what they are: answer, reasoning, call, inserted, end; `all` where everything is trained."""
 
+    turns: int = 0
+    """Turns of the chats that gave samples, whoever speaks."""
+
+    turns_trained: int = 0
+    """Those that are trained, each in one sample."""
+
+    reasoning_left_out: int = 0
+    """Those whose reasoning stands in no sample: dropped, or left out by the template."""
+
 
 class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
     """One split of a tokenised dataset."""
@@ -113,6 +122,9 @@ class PackManifest(Figures, frozen=True, kw_only=True):
     splits: dict[str, SplitEntry] | UnsetType = UNSET
     dropped_rows: dict[str, int] | UnsetType = UNSET
     """Raw rows that were left out as they were tokenised, by reason; they count as empty samples."""
+
+    tokenized: Tally | UnsetType = UNSET
+    """What became of raw rows; where they were tokenised as they were packed."""
 
     files: dict[str, FileEntry]
     """Every other file of the directory."""

@@ -52,6 +52,7 @@ def manifest_of(
         files={},
         own_hash="",
         dropped_rows=UNSET if samples.tally is None else samples.tally.entry.dropped,
+        tokenized=UNSET if samples.tally is None else samples.tally.entry,
     )
 
 

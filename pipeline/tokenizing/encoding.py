@@ -59,7 +59,10 @@ class EncodedBlock:
     """-100 where not trained.  # shape: (num_tokens,)"""
 
     kinds: Counter[str]
-    """Targets by kind; what no template wrote is an answer."""
+    """Targets by kind; text is an answer, and its end."""
+
+    turn_counts: Counter[str]
+    """Turns by what `Tally` counts of them."""
 
     prompts: list[str]
     """What to embed each sample by; empty unless it is to be kept.  # length: num_samples"""
@@ -117,6 +120,7 @@ class Encoder:
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
         kinds: Counter[str] = Counter()
+        turn_counts: Counter[str] = Counter()
         for (row, sample), encoding, ranges in zip(rendered, encodings, ranges_of, strict=True):
             if row in broken:  # with all its samples
                 continue
@@ -131,6 +135,7 @@ class Encoder:
             ids.fromlist(tokens)
             lengths.append(len(tokens))
             kept.append((row, sample))
+            turn_counts.update(sample.turns)
         input_ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
         labels = np.full(len(ids), IGNORE, np.int32)
         for start, stop in targets:
@@ -143,6 +148,7 @@ class Encoder:
             input_ids=input_ids,
             labels=labels,
             kinds=kinds,
+            turn_counts=turn_counts,
             prompts=[sample.prompt for _, sample in kept] if self._keep_text else [],
             faults=sorted(faults, key=lambda fault: fault.row),
             notes={
@@ -188,7 +194,7 @@ class Encoder:
         if not tokens:
             raise RowFault("empty_turn", "the tokenizer gives no token for it")
         if sample.targets is None:
-            return [("all" if self._is_chat else "answer", (0, len(tokens)))]
+            return [("answer" if self._format.name == "text" else "all", (0, len(tokens)))]
         ranges: list[tuple[str, tuple[int, int]]] = []
         at = 0
         for kind, span in sample.targets:
@@ -219,7 +225,11 @@ class Encoder:
             del tokens[-1]
         if self._appended is not None and tokens[-1:] != [self._appended]:
             tokens.append(self._appended)
-        ranges[:] = [(kind, (first, len(tokens)))]
+        stop = len(tokens)
+        ends = kind == "answer" and tokens[-1] in self._tokenizer.special_ids
+        last = stop - 1 if ends else stop
+        ranges[:] = [(kind, (first, last))] if first < last else []
+        ranges += [("end", (last, stop))] if ends else []
 
     def _is_unfinished(self, sample: Rendering, tokens: list[int]) -> bool:
         """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""

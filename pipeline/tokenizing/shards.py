@@ -232,6 +232,7 @@ def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowT
         tokens=len(encoded_block.input_ids),
         targets=int(np.count_nonzero(encoded_block.labels != IGNORE)),
         kinds=encoded_block.kinds,
+        turns=encoded_block.turn_counts,
         dropped=Counter(fault.reason for fault in encoded_block.faults),
         notes=Counter({note: len(rows) for note, rows in encoded_block.notes.items() if rows}),
         first_noted={note: f"{where}, row {first_row + rows[0]}" for note, rows in encoded_block.notes.items() if rows},

@@ -52,6 +52,9 @@ class RowTally:
     kinds: Counter[str] = field(default_factory=Counter)
     """Targets by kind."""
 
+    turns: Counter[str] = field(default_factory=Counter)
+    """Turns by what `Tally` counts of them."""
+
     notes: Counter[str] = field(default_factory=Counter)
     """Samples about which something is to be said, by what."""
 
@@ -67,6 +70,7 @@ class RowTally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped += other.dropped
         self.kinds += other.kinds
+        self.turns += other.turns
         self.notes += other.notes
         self.file_rows += other.file_rows
         self.first_noted = other.first_noted | self.first_noted
@@ -81,14 +85,15 @@ class RowTally:
             targets=self.targets,
             dropped=dict(sorted(self.dropped.items())),
             targets_by_kind=dict(sorted(self.kinds.items())),
+            **self.turns,
         )
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> RowTally:
         """Read what `vars` gave, from JSON."""
         file_rows = Counter({int(number): rows for number, rows in value["file_rows"].items()})
-        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "notes")} | {"file_rows": file_rows}
-        return RowTally(**value | counters)
+        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "turns", "notes")}
+        return RowTally(**value | counters | {"file_rows": file_rows})
 
     @staticmethod
     def total(tallies: Iterable[RowTally]) -> RowTally:

@@ -57,16 +57,17 @@ def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> 
     inputs = resolve(names.inputs, config)
     work.staging.open()
     if tokenization is None:
-        rows = _open_tokens(inputs, config, work)
+        rows, tally = _open_tokens(inputs, config, work), None
     else:
-        rows = tokenize_inputs(inputs, tokenization, work).rows
+        tokenized = tokenize_inputs(inputs, tokenization, work)
+        rows, tally = tokenized.rows, tokenized.tally.entry
     rules = Rules(
         max_length=config.max_length,
         overlong=config.overlong,
         cuts_stream=manifest.cuts_stream,
         keep_untrainable=config.keep_untrainable,
     )
-    return Source(splits=rows.splits, tells_sources=rows.tells_sources, rules=rules)
+    return Source(splits=rows.splits, tells_sources=rows.tells_sources, rules=rules, tally=tally)
 
 
 def _open_tokens(inputs: list[Input], config: PackOptions, work: Workspace) -> InputRows:

@@ -17,7 +17,7 @@ from pipeline.base.words import in_one_line
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.counts import Counts, Loss
 from pipeline.format.figures import Figures, figures_of
-from pipeline.format.manifest import MANIFEST, FileEntry, PackManifest, SplitEntry
+from pipeline.format.manifest import MANIFEST, FileEntry, PackManifest, SplitEntry, Tally
 from pipeline.reading.windows import SplitRows, Window
 from pipeline.verifying.account import Rules, account_of
 from pipeline.verifying.shards import ShardContent, WindowSource, check_shard, misplaced_sample
@@ -35,6 +35,8 @@ class Source:
     """Whether every row says of which raw row it was made, and the turn that ends it."""
 
     rules: Rules
+    tally: Tally | None
+    """What became of raw rows; None where they were tokenised before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from msgspec import UNSET
+
 from pipeline.base.digests import hash_file
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.options import RunOptions
@@ -83,7 +85,7 @@ def verify(
     problems, manifest = _check_manifest(directory)
     content = Content()
     if manifest is not None:
-        problems += _check_small_files(directory, manifest)
+        problems += _check_small_files(directory, manifest) + _check_tally(manifest)
         wrong, content = _check_content(directory, manifest, source_names, run, progress)
         problems += wrong
     return VerifyResult(
@@ -119,6 +121,8 @@ def _check_content(
             packed = _listed(manifest.parts)
             problems.append(f"source: it has {_listed(source.splits)}, the packed dataset {packed}")
             source = None
+        if source is not None and manifest.tokenized not in (UNSET, source.tally):
+            problems.append(f"{MANIFEST}: what is said of raw rows (tokenized) is not so of the source")
         total = sum(entry.tokens for entry in manifest.files.values() if isinstance(entry.tokens, int))
         with stage(progress, "verifying", total) as advance:
             wrong, content = check_splits(directory, manifest, source, engine, engine.monitor(advance))
@@ -171,6 +175,24 @@ def _other_run_id(manifest: PackManifest) -> str | None:
         return None
     identity = manifest.identity(strategy.changed(manifest.config.set))
     return None if identity.run_id == manifest.run_id else f"{MANIFEST}: run_id is not that of its config and inputs"
+
+
+def _check_tally(manifest: PackManifest) -> Problems:
+    """Does what is said of raw rows agree with what came in to be packed? A row left out is an empty sample."""
+    tally, counts = manifest.tokenized, manifest.counts
+    if tally is UNSET:
+        return []
+    problems = []
+    for what, stated, other in (
+        ("samples", tally.samples + sum(tally.dropped.values()), counts.samples_in),
+        ("tokens", tally.tokens, counts.tokens_in),
+        ("targets", tally.targets, counts.targets_in),
+        ("targets by kind", sum(tally.targets_by_kind.values()), counts.targets_in),
+        ("dropped", tally.dropped, manifest.dropped_rows),
+    ):
+        if stated != other:
+            problems.append(f"{MANIFEST}: {what} of raw rows (tokenized) are {stated}, by what came in {other}")
+    return problems
 
 
 def _check_small_files(directory: Path, manifest: PackManifest) -> Problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,8 @@ from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_a
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
-from pipeline.tokenizing.rows.messages import RowFault, name_of, said_besides, with_text_arguments
+from pipeline.tokenizing.chats.unsaid import Unsaid
+from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokenizer import TextTokenizer
@@ -40,6 +42,12 @@ class Rendering:
     source_turn: int = 0
     """The last turn of its row that it has."""
 
+    without_reasoning: frozenset[int] = frozenset()
+    """The turns whose reasoning the template leaves out of it."""
+
+    turns: Counter[str] = field(default_factory=Counter)
+    """Turns by what `Tally` counts of them; the first sample of a row has those of all."""
+
     @property
     def hides(self) -> bool:
         """Whether something is hidden in the text, to be encoded as plain text."""
@@ -61,6 +69,7 @@ class ChatRenderer:
         self._template, self._train_on, self._options = template, train_on, options
         self._special_texts = tokenizer.special_texts
         self._turns = TurnFinder(template.of_any_day(), tokenizer)
+        self._unsaid = Unsaid(template, self._turns.probes, options)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
         choices = {"reasoning": options.reasoning, "call": options.tool_calls, "inserted": options.inserted}
@@ -87,13 +96,26 @@ class ChatRenderer:
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
-        notes = list(chat.notes)
+        notes, num_dropped = list(chat.notes), 0
         if chat.plain_roles is None:
-            chat = self._with_reasoning(chat, notes)
+            told = chat
+            chat = self._with_reasoning(told, notes)
+            if "reasoning_dropped" in notes:
+                num_dropped = sum(one != other for one, other in zip(told.messages, chat.messages, strict=True))
             if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
         chat = self._looked_at(chat, notes)
         chat_text = None if HIDDEN in notes else chat_text
+        renderings = self._samples(chat, trained, chat_text, notes)
+        renderings[0].turns = Counter(
+            turns=len(chat.messages),
+            turns_trained=len(trained),
+            reasoning_left_out=num_dropped + _num_without_reasoning(renderings),
+        )
+        return renderings
+
+    def _samples(self, chat: Chat, trained: list[int], chat_text: str | None, notes: list[str]) -> list[Rendering]:
+        """The samples that a chat gives: one, or one for each answer that is rewritten once it is history."""
         shape = self._turns.shape(chat)
         rewritten = [] if self._train_on == "all" else self._turns.rewritten(chat, shape)
         rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
@@ -166,7 +188,7 @@ class ChatRenderer:
         if HIDDEN in notes:
             self._require_same(chat, text)
         found = self._turns.find(chat, shape, text)
-        self._require_all(chat, trained, text, found, notes)
+        notes = self._unsaid.notes(chat, trained, text, found, notes)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
         prompt = "\n".join(turn["content"] for turn in spoken if turn["role"] == "user")
         rendering = Rendering(
@@ -175,6 +197,7 @@ class ChatRenderer:
             prompt=self._words.shown(prompt) if HIDDEN in notes else prompt,
             notes=notes,
             source_turn=len(chat.messages) - 1,
+            without_reasoning=frozenset(leaf.message for leaf in found.missing if leaf.kind == "reasoning"),
         )
         if self._uses_marks:
             rendering.targets = self._marked(chat, trained, marks, text, found)
@@ -191,45 +214,6 @@ class ChatRenderer:
                 f"special tokens stand in the chat's own words, and {self._template.name} changes them, so they cannot"
                 " be told from its own",
             )
-
-    def _require_all(self, chat: Chat, trained: list[int], text: str, found: FoundTurns, notes: list[str]) -> None:
-        """Raise `RowFault` if the template leaves out what somebody says, unless that is allowed; note it then."""
-        template = self._template
-        allows = self._options.unsaid == "allow"
-        if chat.tools and not (self.writes_tools and all((name_of(tool) or "") in text for tool in chat.tools)):
-            if not allows:
-                names = ", ".join(str(name_of(tool)) for tool in chat.tools)
-                raise RowFault(
-                    "template_mismatch",
-                    f"{template.name} leaves out the tools ({names}); give a template that writes them, or allow it"
-                    " with --unsaid allow",
-                )
-            notes.append("unsaid_tools")
-        last_user = max((number for number, turn in enumerate(chat.messages) if turn["role"] == "user"), default=0)
-        for leaf in found.missing:
-            role = chat.messages[leaf.message]["role"]
-            what = {"reasoning": "reasoning", "call": "tool call"}.get(leaf.kind, "text")
-            if leaf.kind == "name":
-                notes.append("unsaid_names")
-            elif leaf.kind == "reasoning" and (leaf.message < last_user or leaf.message not in trained):
-                notes.append("history_left_out")
-            elif leaf.kind == "content" and role in ("system", "developer") and allows:
-                notes.append("unsaid_system")
-            elif leaf.kind == "content":
-                way = "; --unsaid allow takes such chats all the same" if role in ("system", "developer") else ""
-                raise RowFault("template_mismatch", f"{template.name} leaves out turn {leaf.message} ({role}){way}")
-            else:
-                way = (
-                    "; --reasoning-inline puts it in front of the content, --reasoning drop takes it out"
-                    if leaf.kind == "reasoning" and not self._turns.probes.has_reasoning
-                    else ""
-                )
-                raise RowFault(
-                    "template_mismatch",
-                    f"turn {leaf.message} ({role}): {template.name} does not write its {what}"
-                    f" {leaf.text.strip()[:40]!r}{way}",
-                )
-        notes[:] = list(dict.fromkeys(notes))
 
     def _marked(self, chat: Chat, trained: list[int], marks: list[Span], text: str, found: FoundTurns) -> Targets:
         """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
@@ -318,3 +302,11 @@ class ChatRenderer:
             " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
             " trains what is written alone",
         )
+
+
+def _num_without_reasoning(renderings: Sequence[Rendering]) -> int:
+    """How many turns of a chat have reasoning that stands in none of its samples."""
+    without = {number for one in renderings for number in one.without_reasoning}
+    return sum(
+        all(number in one.without_reasoning or number > one.source_turn for one in renderings) for number in without
+    )
