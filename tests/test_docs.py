@@ -177,7 +177,7 @@ def test_columns_in_the_readme() -> None:
 
 
 FIGURES = documents.keys_of(Figures)
-OF_PACKS = documents.keys_of(PackManifest, whole=(SplitEntry, TokenizeOptions))
+OF_PACKS = documents.keys_of(PackManifest, whole=(SplitEntry, TokenizeOptions, Tally))
 KEYS = {
     "## manifest.json of packs": {key: kind for key, kind in OF_PACKS.items() if key not in FIGURES},
     "### Figures": FIGURES,
