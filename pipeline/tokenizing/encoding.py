@@ -26,6 +26,9 @@ from strategies.arrays import Int32Array
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+Ranges = list[tuple[str, tuple[int, int]]]
+"""Tokens from..to-1, by kind and in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -98,62 +101,35 @@ class Encoder:
         """Encode a block; rows that cannot be used become faults."""
         faults: list[Fault] = []
         num_rows, samples = self._samples(block, faults)
-        rendered = self._rendered(samples, faults)
-        texts = [sample.text for _, sample in rendered]
-        encodings: list[Encoding | PlainEncoding] = [
-            *self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
-        ]
-        ranges_of: list[list[tuple[str, tuple[int, int]]]] = []
-        broken: set[int] = set()
-        for number, (row, sample) in enumerate(rendered):
-            try:
-                if sample.hides:
-                    encodings[number] = self._words.encode(sample.text, add_special_tokens=not self._is_chat)
-                ranges_of.append(self._target_ranges(sample, encodings[number], encodings[number].ids))
-            except RowFault as fault:
-                ranges_of.append([])
-                if row not in broken:
-                    faults.append(Fault(row, fault.reason, str(fault)))
-                broken.add(row)
-        kept: list[tuple[int, Rendering]] = []
-        lengths: list[int] = []
+        encoded = self._encoded(self._rendered(samples, faults), faults)
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
         kinds: Counter[str] = Counter()
         turn_counts: Counter[str] = Counter()
-        for (row, sample), encoding, ranges in zip(rendered, encodings, ranges_of, strict=True):
-            if row in broken:  # with all its samples
-                continue
-            tokens = encoding.ids
-            if not self._is_chat:
-                self._finish(tokens, ranges)
-            if self._is_unfinished(sample, tokens):
-                sample.notes.append("unfinished")
+        for _, sample, tokens, ranges in encoded:
             for kind, (start, stop) in ranges:
                 kinds[kind] += stop - start
                 targets.append((start + len(ids), stop + len(ids)))
-            ids.fromlist(tokens)
-            lengths.append(len(tokens))
-            kept.append((row, sample))
             turn_counts.update(sample.turns)
+            ids.fromlist(tokens)
         input_ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
         labels = np.full(len(ids), IGNORE, np.int32)
         for start, stop in targets:
             labels[start:stop] = input_ids[start:stop]
         return EncodedBlock(
             num_rows=num_rows,
-            rows=[row for row, _ in kept],
-            turns=[sample.source_turn for _, sample in kept],
-            lengths=lengths,
+            rows=[row for row, *_ in encoded],
+            turns=[sample.source_turn for _, sample, *_ in encoded],
+            lengths=[len(tokens) for _, _, tokens, _ in encoded],
             input_ids=input_ids,
             labels=labels,
             kinds=kinds,
             turn_counts=turn_counts,
-            prompts=[sample.prompt for _, sample in kept] if self._keep_text else [],
+            prompts=[sample.prompt for _, sample, *_ in encoded] if self._keep_text else [],
             faults=sorted(faults, key=lambda fault: fault.row),
             notes={
-                note: [row for row, sample in kept if note in sample.notes]
-                for note in sorted({note for _, sample in kept for note in sample.notes})
+                note: [row for row, sample, *_ in encoded if note in sample.notes]
+                for note in sorted({note for _, sample, *_ in encoded for note in sample.notes})
             },
         )
 
@@ -187,15 +163,40 @@ class Encoder:
                 rendered += [(row, one) for one in several]
         return rendered
 
-    def _target_ranges(
-        self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]
-    ) -> list[tuple[str, tuple[int, int]]]:
+    def _encoded(
+        self, rendered: list[tuple[int, Rendering]], faults: list[Fault]
+    ) -> list[tuple[int, Rendering, list[int], Ranges]]:
+        """Each sample with its row, its tokens, and those that are trained; a faulty one takes its row along."""
+        texts = [sample.text for _, sample in rendered]
+        encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        encoded: list[tuple[int, Rendering, list[int], Ranges]] = []
+        broken: set[int] = set()
+        for (row, sample), usual in zip(rendered, encodings, strict=True):
+            try:
+                encoding: Encoding | PlainEncoding = usual
+                if sample.hides:
+                    encoding = self._words.encode(sample.text, add_special_tokens=not self._is_chat)
+                tokens = encoding.ids
+                ranges = self._target_ranges(sample, encoding, tokens)
+            except RowFault as fault:
+                if row not in broken:
+                    faults.append(Fault(row, fault.reason, str(fault)))
+                broken.add(row)
+                continue
+            if not self._is_chat:
+                self._finish(tokens, ranges)
+            if self._is_unfinished(sample, tokens):
+                sample.notes.append("unfinished")
+            encoded.append((row, sample, tokens, ranges))
+        return [one for one in encoded if one[0] not in broken]
+
+    def _target_ranges(self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]) -> Ranges:
         """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""
         if not tokens:
             raise RowFault("empty_turn", "the tokenizer gives no token for it")
         if sample.targets is None:
             return [("answer" if self._format.name == "text" else "all", (0, len(tokens)))]
-        ranges: list[tuple[str, tuple[int, int]]] = []
+        ranges: Ranges = []
         at = 0
         for kind, span in sample.targets:
             found = _overlapping(encoding, span)
@@ -213,7 +214,7 @@ class Encoder:
                 raise RowFault("no_end_token", f"the tokenizer does not read the end token {text!r} as one token")
         return ranges
 
-    def _finish(self, tokens: list[int], ranges: list[tuple[str, tuple[int, int]]]) -> None:
+    def _finish(self, tokens: list[int], ranges: Ranges) -> None:
         """One beginning and one end token around a sample that no template wrote; its targets go to the end."""
         bos = self._tokenizer.bos_id
         (kind, (first, _)) = ranges[0]
