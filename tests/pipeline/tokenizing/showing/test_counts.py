@@ -1,4 +1,4 @@
-"""What is trained, counted and shown: every token is of one kind, and the counts are those of the tokens."""
+"""What is trained, counted: turns, targets by kind, and what was left out."""
 
 from __future__ import annotations
 
