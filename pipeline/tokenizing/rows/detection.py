@@ -15,6 +15,9 @@ from pipeline.tokenizing.rows.paths import value_at
 _DEPTH = 2
 """How far inside a column a chat is looked for."""
 
+_BEGINNING = 2000
+"""Characters of a text in which the first turn begins, if it is a chat."""
+
 _CONTENT_KEYS = ("content", "value", "tool_calls", "function_call", *REASONING)
 
 _QUESTIONS = ("prompt", "question", "query", "instruction", "problem", "input", "inputs", "user", "human")
@@ -200,7 +203,7 @@ PLAIN_STRINGS = (
 def role_marks(text: str) -> str | None:
     """The marks that begin turns in a text that is a whole chat, as `User: … Assistant:`; None in others."""
     for user, assistant in _ROLE_MARKS:
-        asked = user.search(text)
+        asked = user.search(text, 0, _BEGINNING)
         told = assistant.search(text, asked.end()) if asked else None
         if asked and told:
             return f"{asked[0].strip()} … {told[0].strip()}"

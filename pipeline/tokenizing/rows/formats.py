@@ -212,7 +212,8 @@ class Format:
             raise RowFault(
                 "not_text", f"column {self.columns['tools']!r} is no list of tool descriptions (JSON schemas)"
             )
-        return [_as_function(tool) for tool in found] or None
+        functions = [_as_function(tool) for tool in found] or None
+        return [*map(_with_schema, functions)] if functions and self.completes_with_calls else functions
 
     def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row tells its template besides; nulls tell nothing. Raises `RowFault`."""
@@ -249,3 +250,12 @@ def _as_function(tool: dict[str, Any]) -> dict[str, Any]:
     if "function" in tool or "name" not in tool:
         return tool
     return {"type": "function", "function": function_of(tool)}
+
+
+def _with_schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function whose parameters are a JSON schema, where they were named alone, as xLAM does."""
+    function = function_of(tool)
+    named = function.get("parameters")
+    if not isinstance(named, dict) or "properties" in named or not all(isinstance(one, dict) for one in named.values()):
+        return tool
+    return tool | {"function": function | {"parameters": {"type": "object", "properties": named}}}

@@ -283,6 +283,11 @@ def test_a_text_that_lists_calls_stays_text_where_no_column_says_otherwise() -> 
     sample = looked([row]).sample(row, as_chat=True)
     assert isinstance(sample, Chat)
     assert [call["function"]["name"] for call in sample.messages[1]["tool_calls"]] == ["add"]
+    assert sample.tools == tools
+    bare = {"name": "add", "parameters": {"type": {"type": "str"}}}
+    schema = {"name": "add", "parameters": {"type": "object", "properties": {"type": {"type": "str"}}}}
+    in_xlams_way = looked([row]).sample(row | {"tools": json.dumps([bare])}, as_chat=True)
+    assert in_xlams_way == Chat(sample.messages, tools=[{"type": "function", "function": schema}], num_prompt=1)
     unsure = {"query": "p", "answers": "It cannot be done.", "tools": tools}
     said = looked([row, row, unsure]).sample(unsure, as_chat=True)
     assert said == Chat(chat("p", "It cannot be done."), tools=tools, num_prompt=1)
