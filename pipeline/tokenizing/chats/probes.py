@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.tokenizing.chats.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
 from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
-from pipeline.tokenizing.rows.messages import Message
+from pipeline.tokenizing.rows.messages import REASONING, Message
 
 _TOOL_NAME = "look_up_the_weather"
 TOOLS: list[Any] = [
@@ -74,6 +75,8 @@ class Probes:
         self.wants_text = self._wants_text()
         """Whether arguments of calls have to be JSON as text."""
 
+        self._calling = _calling("{}" if self.wants_text else {})
+
         self.endings = self._endings()
         """Special tokens that stand at the end of some turn."""
 
@@ -81,7 +84,7 @@ class Probes:
         """The special token that begins a user turn after an answer; None where there is none."""
 
         self.writes_tools = self._writes_tools()
-        self.has_reasoning = self._has_reasoning()
+        self._has_reasoning = {has_calls: self._writes_reasoning(has_calls=has_calls) for has_calls in (False, True)}
 
     def context(self, before: Sequence[Message], *, has_tools: bool) -> Context:
         """What stands before an assistant turn. before: the turns before it, with stand-ins."""
@@ -110,7 +113,7 @@ class Probes:
 
     def _endings(self) -> frozenset[str]:
         last_user = _USER | {"content": stand_in(1)}
-        calling = _calling("{}" if self.wants_text else {})
+        calling = self._calling
         call = [_USER, _renumbered(calling, 1)]
         result = _renumbered(_RESULT, 1)
         of_assistant = ([_USER, _ANSWER], call, [_USER, _ANSWER | {"reasoning_content": stand_in(0)}])
@@ -140,10 +143,21 @@ class Probes:
         with_tools = self._rendered([_USER], TOOLS)
         return with_tools is None or _TOOL_NAME in with_tools
 
-    def _has_reasoning(self) -> bool:
-        keys = ("reasoning_content", "reasoning", "thinking")
-        turn = _ANSWER | dict.fromkeys(keys, stand_in(2))
-        whole = self._rendered([_USER, turn], None)
+    def has_reasoning(self, turn: Message) -> bool:
+        """Whether the template has a place for the reasoning of such a turn, with calls or without."""
+        return self._has_reasoning[bool(turn.get("tool_calls"))]
+
+    def _writes_reasoning(self, *, has_calls: bool) -> bool:
+        turn = self._calling if has_calls else _ANSWER
+        whole = self._rendered([_USER, turn | dict.fromkeys(REASONING, stand_in(2))], TOOLS if has_calls else None)
+        return whole is not None and stand_in(2) in whole
+
+    @cached_property
+    def takes_inline(self) -> bool:
+        """Whether the template writes reasoning that stands in front of a content."""
+        whole = self._rendered(
+            [_USER, _ANSWER | {"content": f"<think>\n{stand_in(2)}\n</think>\n\n{stand_in(1)}"}], None
+        )
         return whole is not None and stand_in(2) in whole
 
     def _wants_text(self) -> bool:

@@ -136,7 +136,8 @@ class ChatRenderer:
         for one in rewritten:
             own = [number for number in trained if number in one.turns]
             cut = chat.up_to(one.turns.stop)
-            renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes)))
+            if own:
+                renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes), one.goes_on))
         rest = [number for number in trained if not any(number in one.turns for one in rewritten)]
         if rest:
             renderings.append(self._rendering(chat, shape, rest, chat_text, list(notes)))
@@ -156,8 +157,11 @@ class ChatRenderer:
             told = without_all_reasoning(chat)
             notes += [] if told.messages == chat.messages else ["reasoning_dropped"]
             return told
-        if self._options.reasoning_inline and not self._turns.probes.has_reasoning:
-            return chat.with_messages([with_inline_reasoning(turn) for turn in chat.messages])
+        if self._options.reasoning_inline:
+            has_place = self._turns.probes.has_reasoning
+            return chat.with_messages(
+                [turn if has_place(turn) else with_inline_reasoning(turn) for turn in chat.messages]
+            )
         return chat
 
     def _looked_at(self, chat: Chat, notes: list[str]) -> Chat:
@@ -174,7 +178,9 @@ class ChatRenderer:
         trained: list[int],
         chat_text: str | None,
         notes: list[str],
+        goes_on: bool = False,
     ) -> Rendering:
+        """goes_on: whether what comes before the first trained turn is to be as its generation prompt has it."""
         template = self._template
         marks: list[Span] = []
         try:
@@ -203,6 +209,8 @@ class ChatRenderer:
             rendering.targets = self._marked(chat, trained, marks, text, found)
         elif self._train_on != "all":
             self._add_turns(rendering, chat, trained, found)
+        if goes_on and trained[0] in found.turns:
+            self._open(rendering, chat, found.turns[trained[0]])
         return rendering
 
     def _require_same(self, chat: Chat, text: str) -> None:
@@ -214,6 +222,16 @@ class ChatRenderer:
                 f"special tokens stand in the chat's own words, and {self._template.name} changes them, so they cannot"
                 " be told from its own",
             )
+
+    def _open(self, rendering: Rendering, chat: Chat, turn: Turn) -> None:
+        """Put what generation sees in front of a turn."""
+        opened = self._template.render(chat.messages[: turn.message], chat.tools, generation_prompt=True)
+        begin = turn.parts[0][1][0] if turn.parts else turn.end
+        shift = len(opened) - begin
+        rendering.text = opened + rendering.text[begin:]
+        targets = rendering.targets or []
+        rendering.targets = [(kind, (span[0] + shift, span[1] + shift)) for kind, span in targets]
+        rendering.end_tokens = [(span[0] + shift, span[1] + shift) for span in rendering.end_tokens]
 
     def _marked(self, chat: Chat, trained: list[int], marks: list[Span], text: str, found: FoundTurns) -> Targets:
         """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
@@ -268,6 +286,9 @@ class ChatRenderer:
             chosen = self._chosen(parts)
             end = turn.end
             put, token = "", turn.end_tokens
+            if turn.goes_on:
+                targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
+                continue
             if token is None and self._eos is not None:
                 put, token = self._eos, (end, end + len(self._eos))
             elif token is None and self._options.turn_end == "next":
@@ -296,6 +317,9 @@ class ChatRenderer:
         written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
         if turn.opener is not None:
             written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
+        opener = self._turns.probes.user_opener
+        if not written and opener is not None:
+            written = f" (--turn-end next puts {opener!r} there, which begins the next turn)"
         return RowFault(
             "no_end_token",
             f"{self._template.name} writes no special token after turn {turn.message} (assistant){written}, so the"

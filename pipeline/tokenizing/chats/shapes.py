@@ -41,16 +41,22 @@ class TurnShape:
     opener: Span | None
     """In that piece, the special token that begins what follows."""
 
+    goes_on: bool = False
+    """Whether the next turn is the same one to the template, which ends them together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rewriting:
-    """An answer (the turns between two user turns) that is rendered otherwise once it is history."""
+    """An answer (the turns between two user turns), or a part of one, that is rendered otherwise once it is history."""
 
     turns: range
     """Its messages."""
 
     loses: bool
     """Whether reasoning is left out; otherwise only what the template inserts differs."""
+
+    goes_on: bool
+    """Whether it goes on with an answer whose beginning is rendered otherwise by then."""
 
 
 @dataclass(slots=True)
@@ -105,6 +111,9 @@ class Turn:
 
     begin_least: int
     """Where it would begin if it were opened without thinking and with, whichever is earlier."""
+
+    goes_on: bool = False
+    """Whether the next turn is the same one to the template, which ends them together."""
 
 
 @dataclass(slots=True)

@@ -65,6 +65,9 @@ class ChatTemplate:
         )
         self._needs_day = date is None and self.may_read_clock
         self._check_syntax()
+        self._wants_parts = False
+        undated = self.of_any_day()
+        self._wants_parts = not undated._writes_content() and undated._writes_content(in_parts=True)
 
     def told(self, kwargs: Mapping[str, Any]) -> ChatTemplate:
         """The same template, which is told more; `kwargs` win over what it was told before."""
@@ -119,7 +122,7 @@ class ChatTemplate:
         source = self._source if tools is None else self._source_with_tools
         try:
             return self._render(
-                conversations=chats,  # type: ignore[arg-type]
+                conversations=[_in_parts(chat) for chat in chats] if self._wants_parts else chats,  # type: ignore[arg-type]
                 tools=tools,
                 chat_template=_WITHOUT_CLOCK + source if self._needs_day else source,
                 return_assistant_tokens_mask=marks,
@@ -135,6 +138,14 @@ class ChatTemplate:
                 ) from None
             raise TemplateRefusal(in_one_line(error)) from None
 
+    def _writes_content(self, *, in_parts: bool = False) -> bool:
+        """Whether what a user says is written; templates of models that see write only contents in parts."""
+        told: list[Message] = [{"role": "user", "content": "Is it?"}]
+        try:
+            return "Is it?" in self.render(_in_parts(told) if in_parts else told, None)
+        except TemplateRefusal:
+            return False
+
     def _check_syntax(self) -> None:
         from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - comes with transformers' templates
 
@@ -143,6 +154,16 @@ class ChatTemplate:
                 self._render(conversations=[], chat_template=source)
             except TemplateSyntaxError as error:
                 raise ConfigError(f"{self.name}, line {error.lineno}: not valid Jinja ({error.message})") from None
+
+
+def _in_parts(messages: Sequence[Message]) -> list[Message]:
+    """Turns whose contents are each a list of one part of text."""
+    return [
+        turn | {"content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn.get("content"), str)
+        else turn
+        for turn in messages
+    ]
 
 
 def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:

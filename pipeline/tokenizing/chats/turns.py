@@ -15,6 +15,9 @@ follows an answer, to see what becomes of history; then the chat's own, and one 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pipeline.tokenizing.chats.history import rewritten
 from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
@@ -54,23 +57,8 @@ class TurnFinder:
         if shape is None:
             return []
         if shape.rewritten is None:
-            shape.rewritten = self._rewritten(chat, shape)
+            shape.rewritten = rewritten(chat, shape, self.shape)
         return shape.rewritten
-
-    def _rewritten(self, chat: Chat, shape: Shape) -> list[Rewriting]:
-        found = []
-        begin = 0
-        lost = {(leaf.message, leaf.kind) for leaf in shape.missing}
-        for stop, turn in enumerate(chat.messages):
-            if turn["role"] != "user":
-                continue
-            answers = [n for n in range(begin, stop) if chat.messages[n]["role"] == "assistant"]
-            at_inference = self.shape(chat.up_to(stop)) if answers else None
-            if at_inference is not None and at_inference.up_to(answers[-1]) != shape.up_to(answers[-1]):
-                kept = lost - {(leaf.message, leaf.kind) for leaf in at_inference.missing}
-                found.append(Rewriting(range(begin, stop), any(message < stop for message, _ in kept)))
-            begin = stop + 1
-        return found
 
     def find(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
         """All assistant turns of a chat of some shape; none where its rendering is not made of its texts and pieces."""
@@ -116,12 +104,7 @@ class TurnFinder:
     def _shape_of(self, layout: Layout, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape:
         turns: dict[int, TurnShape] = {}
         untold: dict[int, str] = {}
-        slots_of: dict[int, list[int]] = {}
-        seen: set[int] = set()
-        for slot, number in enumerate(layout.slots):
-            if number not in seen and number < len(leaves):
-                seen.add(number)
-                slots_of.setdefault(leaves[number].message, []).append(slot)
+        slots_of = self._slots_of(layout, leaves)
         for number, turn in enumerate(messages):
             if turn["role"] != "assistant":
                 continue
@@ -135,9 +118,13 @@ class TurnFinder:
                 continue
             between = range(slots[0], slots[-1] + 1)
             if any(leaves[layout.slots[slot]].message > number for slot in between):
-                untold[number] = "writes it in the midst of another turn"
+                untold[number] = "writes some of it after what comes next, such as the results of its calls"
                 continue
-            begins = self._begins(layout.pieces[slots[0]], messages[:number], slots[0], has_tools=has_tools)
+            if number - 1 in turns and self._goes_on(turns[number - 1], layout, slots[0]):
+                turns[number - 1] = replace(turns[number - 1], end=0, end_tokens=0, opener=None, goes_on=True)
+                begins: tuple[int, int] | None = (0, 0)
+            else:
+                begins = self._begins(layout.pieces[slots[0]], messages[:number], slots[0], has_tools=has_tools)
             if begins is None:
                 untold[number] = "does not tell where it begins"
                 continue
@@ -146,8 +133,32 @@ class TurnFinder:
             end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after, is_call=is_call)
             kinds = tuple(leaves[leaf].kind for leaf in own)
             turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
-        missing = [leaf for number, leaf in enumerate(leaves) if number not in seen]
+        written = set(layout.slots)
+        missing = [leaf for number, leaf in enumerate(leaves) if number not in written]
         return Shape(layout, turns, untold, missing)
+
+    def _slots_of(self, layout: Layout, leaves: list[Leaf]) -> dict[int, list[int]]:
+        """The slots of each message: where each of its texts stands first, and a call's name again before its end."""
+        slots_of: dict[int, list[int]] = {}
+        seen: set[int] = set()
+        for slot, number in enumerate(layout.slots):
+            if number >= len(leaves):
+                continue
+            own = slots_of.setdefault(leaves[number].message, [])
+            is_first = number not in seen
+            is_next = leaves[number].kind == "call" and own[-1:] == [slot - 1]
+            if is_first or (is_next and not self._has_ending(layout.pieces[slot])):
+                seen.add(number)
+                own.append(slot)
+        return slots_of
+
+    def _has_ending(self, piece: str) -> bool:
+        return any(text in self.probes.endings or text == self._eos for text in self._special_texts.findall(piece))
+
+    def _goes_on(self, before: TurnShape, layout: Layout, slot: int) -> bool:
+        """Whether the turn that begins in some slot goes on where the one before left off, as templates merge them."""
+        is_next = before.slots[-1] == slot - 1 and before.kinds[-1] != "call"
+        return is_next and not layout.pieces[slot].strip()
 
     def _begins(self, piece: str, before: list[Message], slot: int, *, has_tools: bool) -> tuple[int, int] | None:
         """How much of the piece before a turn's first text is not its own: as it is opened, and at the least."""
@@ -234,6 +245,7 @@ class TurnFinder:
             opener=None if opener is None else (at + opener[0], at + opener[1]),
             after=chat_text[at : at + len(own_tail)],
             begin_least=begin_of(turn.begin_least),
+            goes_on=turn.goes_on,
         )
 
     def _moved(

@@ -71,3 +71,24 @@ def flags(tokenizer_dir: Path, chatml: Path) -> list[object]:
 @pytest.fixture
 def many(lines: Lines) -> Path:
     return lines([{"messages": chat(f"question {i}", f"answer {i} " * (i % 40 + 1))} for i in range(3000)])
+
+
+SPECIALS = [
+    *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>"),
+    *("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    "<end_of_utterance>",
+]
+"""Special tokens of these templates; the test's own tokenizer has some of them already."""
+
+
+@pytest.fixture(scope="session")
+def tok(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test's tokenizer with the special tokens of these templates."""
+    from transformers import AddedToken, AutoTokenizer
+
+    whole = AutoTokenizer.from_pretrained(tokenizer_dir)
+    whole.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True)
+    folder = tmp_path_factory.mktemp("tok")
+    whole.save_pretrained(str(folder))
+    return folder

@@ -23,12 +23,6 @@ from tests.pipeline.tokenizing.test_targets import encode, encoder
 
 trl = pytest.importorskip("trl", reason="the chat templates that TRL ships are not installed")
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-SPECIALS = [
-    *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),
-]
-"""Special tokens of these templates; the test's own tokenizer has some of them already."""
-
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
 TOOL = {
     "type": "function",
@@ -61,18 +55,6 @@ AGENT = [
     {"role": "tool", "content": "12C", "name": "get_weather"},
     answer("It is 12."),
 ]
-
-
-@pytest.fixture(scope="module")
-def tok(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test's tokenizer with the special tokens of these templates."""
-    from transformers import AddedToken, AutoTokenizer
-
-    whole = AutoTokenizer.from_pretrained(tokenizer_dir)
-    whole.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True)
-    folder = tmp_path_factory.mktemp("tok")
-    whole.save_pretrained(str(folder))
-    return folder
 
 
 def told(tok: Path, template: str, tmp_path: Path, row: Any, **options: Any) -> tuple[EncodedBlock, list[list[str]]]:

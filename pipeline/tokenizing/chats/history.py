@@ -1,0 +1,47 @@
+"""Which answers a template renders otherwise once they are history, so that they need samples of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.tokenizing.chats.shapes import Rewriting, Shape
+from pipeline.tokenizing.rows.samples import Chat
+
+ShapeOf = Callable[[Chat], Shape | None]
+
+
+def rewritten(chat: Chat, shape: Shape, shape_of: ShapeOf) -> list[Rewriting]:
+    """The answers that would be rendered otherwise if the chat ended with them, in order.
+
+    An answer is what stands between two user turns. One that itself leaves out what was thought before its calls, once
+    it goes on (gpt-oss), is cut there.
+    """
+    found: list[Rewriting] = []
+    lost = _lost(shape)
+    stops = [number for number, turn in enumerate(chat.messages) if turn["role"] == "user"] + [len(chat.messages)]
+    for begin, stop in zip([0, *(stop + 1 for stop in stops)], stops, strict=False):
+        answers = [number for number in range(begin, stop) if chat.messages[number]["role"] == "assistant"]
+        then = shape if stop == len(chat.messages) else shape_of(chat.up_to(stop)) if answers else None
+        if then is None or not answers:
+            continue
+        *cuts, last = _cuts(chat, range(begin, stop), then, shape_of)
+        if cuts or then.up_to(answers[-1]) != shape.up_to(answers[-1]):
+            found += [Rewriting(cut, loses=True, goes_on=number > 0) for number, cut in enumerate(cuts)]
+            loses = any(message < stop for message in lost - _lost(then))
+            found.append(Rewriting(last, loses=loses, goes_on=bool(cuts)))
+    return found
+
+
+def _cuts(chat: Chat, turns: range, shape: Shape, shape_of: ShapeOf) -> list[range]:
+    """An answer, cut after turns whose reasoning is written only while they are the last."""
+    lost = [number for number in _lost(shape) if turns.start <= number < turns.stop - 1]
+    cut = max(lost, default=-1) + 1
+    then = shape_of(chat.up_to(cut)) if lost else None
+    if then is None or cut - 1 in _lost(then):
+        return [turns]
+    return [*_cuts(chat, range(turns.start, cut), then, shape_of), range(cut, turns.stop)]
+
+
+def _lost(shape: Shape) -> set[int]:
+    """The turns whose reasoning stands nowhere."""
+    return {leaf.message for leaf in shape.missing if leaf.kind == "reasoning"}

@@ -1,0 +1,64 @@
+"""What templates of TRL do with chats, each in a way of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from tests.pipeline.tokenizing.oracle import samples_of
+from tests.pipeline.tokenizing.test_chats import AGENT, CALL, PLAIN, REASONED, TEMPLATES, TOOL, answer, told, user
+
+
+def test_an_answer_that_loses_what_was_thought_before_a_call_is_cut_there(tok: Path, tmp_path: Path) -> None:
+    """gpt-oss writes it until the final answer is there; while that is generated, it is read."""
+    looked, said = (AGENT[n] | {"reasoning_content": thought} for n, thought in ((1, "Look."), (3, "Mild.")))
+    row = {"messages": [AGENT[0], looked, AGENT[2], said], "tools": [TOOL]}
+    day = {"template_date": "2026-01-02"}
+    (fault,) = told(tok, "gptoss", tmp_path, row, **day)[0].faults
+    assert fault.reason == "history_rewritten"
+    found, ((call,), (final,)) = told(tok, "gptoss", tmp_path, row, history="expand", **day)
+    assert call.startswith("<|channel|>analysis<|message|>Look.<|end|><|start|>assistant to=functions.get_weather")
+    assert final == (
+        "<|channel|>analysis<|message|>Mild.<|end|><|start|>assistant<|channel|>final<|message|>It is 12.<|return|>"
+    )
+    source = (
+        (TEMPLATES / "gptoss.jinja").read_text(encoding="utf-8").replace('strftime_now("%Y-%m-%d")', '"2026-01-02"')
+    )
+    seen = AutoTokenizer.from_pretrained(tok).apply_chat_template(
+        row["messages"][:3], tools=[TOOL], chat_template=source, add_generation_prompt=True
+    )
+    (_, (ids, labels)) = samples_of(found)
+    first = next(at for at, label in enumerate(labels) if label != -100)
+    assert ids[:first] == seen["input_ids"]
+    assert found.turns == [1, 3]
+    rendered, runs = told(tok, "gptoss", tmp_path, row, history="as-rendered", **day)
+    assert (len(runs), rendered.notes) == (1, {"history_left_out": [0], "unsaid_names": [0]})
+
+
+def test_a_call_whose_name_is_written_twice(tok: Path, tmp_path: Path) -> None:
+    turns = [AGENT[0], answer("", tool_calls=[CALL | {"id": "1"}, CALL | {"id": "2"}])]
+    row = {"messages": turns, "tools": [TOOL]}
+    _, ((calls,),) = told(tok, "muse_glimmer", tmp_path, row, template_date="2026-01-02")
+    assert calls.startswith(" to=get_weather<|message|><atem:function_calls>")
+    assert (calls.count("Oslo"), calls[-7:]) == (2, "<|eot|>")
+
+
+def test_turns_that_a_template_merges_are_one(tok: Path, tmp_path: Path) -> None:
+    row = [user("Hi"), answer("Hello."), answer("Again.")]
+    assert told(tok, "gemma4_v5", tmp_path, row)[1] == [["Hello.Again.<turn|>"]]
+    assert told(tok, "gemma4_v5", tmp_path, row, train_on="last")[1] == [["Again.<turn|>"]]
+
+
+def test_templates_that_take_contents_in_parts_alone(tok: Path, tmp_path: Path) -> None:
+    _, runs = told(tok, "idefics3", tmp_path, PLAIN)
+    assert runs == [[" Hello.<end_of_utterance>", " Ciao.<end_of_utterance>"]]
+
+
+def test_reasoning_that_a_template_writes_of_calls_alone(tok: Path, tmp_path: Path) -> None:
+    row = [AGENT[0], AGENT[1] | {"reasoning": "Look."}, AGENT[2], answer("It is 12.", reasoning="Mild.")]
+    _, ((call, said),) = told(tok, "gemma4", tmp_path, {"messages": row, "tools": [TOOL]}, reasoning_inline=True)
+    assert call.startswith("<|channel>thought\nLook.\n<channel|><|tool_call>")
+    assert said == "<think>\nMild.\n</think>\n\nIt is 12.<turn|>"
+    (fault,) = told(tok, "deepseekv3", tmp_path, REASONED[:2], append_eos=True, reasoning_inline=True)[0].faults
+    assert fault.detail.endswith("'first thought'; --reasoning drop takes it out")
