@@ -224,8 +224,11 @@ class ChatRenderer:
             )
 
     def _open(self, rendering: Rendering, chat: Chat, turn: Turn) -> None:
-        """Put what generation sees in front of a turn."""
-        opened = self._template.render(chat.messages[: turn.message], chat.tools, generation_prompt=True)
+        """Put what generation sees in front of a turn. Raises `RowFault`."""
+        try:
+            opened = self._template.render(chat.messages[: turn.message], chat.tools, generation_prompt=True)
+        except TemplateRefusal as refusal:
+            raise RowFault("template_refused", f"{self._template.name} refuses it: {refusal}") from None
         begin = turn.parts[0][1][0] if turn.parts else turn.end
         shift = len(opened) - begin
         rendering.text = opened + rendering.text[begin:]
