@@ -79,16 +79,16 @@ SPECIALS = [
     *("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
     "<end_of_utterance>",
 ]
-"""Special tokens of these templates; the test's own tokenizer has some of them already."""
+"""Special tokens of the templates that TRL ships; the tests' tokenizer has some of them already."""
 
 
 @pytest.fixture(scope="session")
 def tok(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test's tokenizer with the special tokens of these templates."""
-    from transformers import AddedToken, AutoTokenizer
-
-    whole = AutoTokenizer.from_pretrained(tokenizer_dir)
-    whole.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True)
+    """The tests' tokenizer with the special tokens of the templates that TRL ships."""
+    whole = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+    whole.add_tokens(
+        [transformers.AddedToken(text, special=True, normalized=False) for text in SPECIALS], special_tokens=True
+    )
     folder = tmp_path_factory.mktemp("tok")
     whole.save_pretrained(str(folder))
     return folder

@@ -19,9 +19,8 @@ from tests.conftest import Run
 from tests.pipeline.chats import chat, template
 from tests.pipeline.tokenizing.conftest import Lines, manifest_of
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, trained_runs
-from tests.pipeline.tokenizing.test_chats import PLAIN, REASONED, TEMPLATES, TOOL, answer, tok, user
+from tests.pipeline.tokenizing.test_chats import PLAIN, REASONED, TEMPLATES, TOOL, answer, user
 
-__all__ = ["tok"]  # a fixture
 OFF = {"enable_thinking": False}
 
 
