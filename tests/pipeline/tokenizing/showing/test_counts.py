@@ -11,9 +11,7 @@ from pipeline.base.digests import canonical_json
 from pipeline.format.manifest import hash_of_rest
 from tests.conftest import Run
 from tests.pipeline.tokenizing.conftest import Lines, manifest_of
-from tests.pipeline.tokenizing.test_chats import AGENT, PLAIN, REASONED, TEMPLATES, TOOL, tok, told
-
-__all__ = ["tok"]
+from tests.pipeline.tokenizing.test_chats import AGENT, PLAIN, REASONED, TEMPLATES, TOOL, told
 
 
 @pytest.mark.parametrize(
