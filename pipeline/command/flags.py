@@ -85,6 +85,7 @@ INPUT_FLAGS: list[Decorator] = [
 
 TOKENIZE_FLAGS: list[Decorator] = [
     flag(TokenizeOptions, "format", "Say what a row is; auto tells by the columns and the first rows."),
+    flag(TokenizeOptions, "paths", "Choose which paths of dialogue trees are samples; best follows the ranks."),
     flag(
         TokenizeOptions,
         "train_on",

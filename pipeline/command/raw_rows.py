@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHOICES = (
     "format",
+    "paths",
     "train_on",
     "on_error",
     "append_eos",

@@ -21,6 +21,7 @@ TEMPLATE_KWARGS = "chat_template_kwargs"
 FIELDS = (
     *("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history", "text"),
     TEMPLATE_KWARGS,
+    *("id", "parent", "role", "rank", "deleted"),
 )
 """What a raw row can hold; a column of the same name is taken unless `map` names another."""
 
@@ -55,8 +56,11 @@ class InputOptions(Options):
 class TokenizeOptions(Options):
     """How raw rows become tokens and targets."""
 
-    format: Literal["auto", "messages", "prompt-completion", "instruction", "text"] = "auto"
+    format: Literal["auto", "messages", "prompt-completion", "instruction", "text", "tree"] = "auto"
     """What a row is; auto tells by the columns and the first rows."""
+
+    paths: Literal["all", "best"] = "all"
+    """Which paths of a dialogue tree are samples: every one, or that of the best-ranked replies."""
 
     train_on: Literal["assistant", "last", "completion", "all"] | None = None
     """Which tokens are targets; None takes what the format has by default."""

@@ -105,7 +105,7 @@ def pack(
                 {**lists, **files},
                 options.split,
             )
-    warn_of_samples(samples, are_listed=True)
+    warn_of_samples(samples, are_listed=bool(lists))
     warn_of_losses(manifest)
     seconds, overlong = time.monotonic() - started, overlong_samples(plans)
     return PackResult(status="packed", output=Path(output), manifest=manifest, seconds=seconds, overlong=overlong)

@@ -87,8 +87,8 @@ class MappedFile:
         if self.row_base is None:
             return f"row {self.first_row + row}"
         of_samples = np.concatenate([_integers(batch, SOURCE_ROW) for batch in self.batches(0, row + 1)])
-        first = int(np.searchsorted(of_samples, of_samples[-1]))
-        return f"row {of_samples[-1] - self.row_base}, sample {row - first} in it"
+        before = np.count_nonzero(of_samples[:-1] == of_samples[-1])
+        return f"row {of_samples[-1] - self.row_base}, sample {before} in it"
 
     def sources(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
         """The raw row of each of rows start..stop-1, and the turn that ends it. Raises `DataError` for a null."""

@@ -16,10 +16,13 @@ from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.rendering import Rendering
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
 from pipeline.tokenizing.rendering import Renderer
+from pipeline.tokenizing.rows.faults import Fault, Unused
 from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.own_words import PlainEncoding
-from pipeline.tokenizing.rows.samples import Sample
+from pipeline.tokenizing.rows.samples import Chat, Sample
+from pipeline.tokenizing.rows.trees import Tree, TreeReader
 from pipeline.tokenizing.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array
 
@@ -30,27 +33,19 @@ Ranges = list[tuple[str, tuple[int, int]]]
 """Tokens from..to-1, by kind and in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A row that cannot be used."""
-
-    row: int
-    """In its block."""
-
-    reason: str
-    detail: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncodedBlock:
     """The samples of a block of rows, and the rows that gave none."""
 
     num_rows: int
+    counts_in_file: bool
+    """Whether rows are counted from the file's first, not the block's, as they stand anywhere in the file."""
+
     rows: list[int]
-    """The row of each sample, in the block; a row may give several.  # length: num_samples"""
+    """The row of each sample, or the one that ends it; a row may give several.  # length: num_samples"""
 
     turns: list[int]
-    """The turn of its row that ends each sample.  # length: num_samples"""
+    """The turn of its row, or of its path in a tree, that ends each sample.  # length: num_samples"""
 
     lengths: list[int]
     """Tokens of each sample.  # length: num_samples"""
@@ -74,7 +69,7 @@ class EncodedBlock:
     """In the order of rows."""
 
     notes: dict[str, list[int]]
-    """Rows about which something is to be said, by what; see `tally.NOTES`."""
+    """Rows about which something is to be said, by what, as often as it is; see `tally.NOTES`."""
 
 
 class Encoder:
@@ -88,6 +83,7 @@ class Encoder:
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
         self._words = self._renderer.words
+        self._trees = TreeReader(format_, options.paths) if format_.name == "tree" else None
         self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
         self._keep_text = options.keep_text
         self._appended = tokenizer.eos_id if options.append_eos else None
@@ -97,11 +93,11 @@ class Encoder:
         """Whether the template writes the tools of a chat."""
         return self._renderer.writes_tools
 
-    def encode(self, block: RawBlock) -> EncodedBlock:
+    def encode(self, block: RawBlock | TreeBlock) -> EncodedBlock:
         """Encode a block; rows that cannot be used become faults."""
-        faults: list[Fault] = []
-        num_rows, samples = self._samples(block, faults)
-        encoded = self._encoded(self._rendered(samples, faults), faults)
+        unused = Unused(block)
+        num_rows, samples = self._samples(block, unused)
+        encoded = self._encoded(self._rendered(samples, unused), unused)
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
         kinds: Counter[str] = Counter()
@@ -116,9 +112,11 @@ class Encoder:
         labels = np.full(len(ids), IGNORE, np.int32)
         for start, stop in targets:
             labels[start:stop] = input_ids[start:stop]
+        rows = [row if sample.source_row is None else sample.source_row for row, sample, *_ in encoded]
         return EncodedBlock(
             num_rows=num_rows,
-            rows=[row for row, *_ in encoded],
+            counts_in_file=isinstance(block, TreeBlock),
+            rows=rows,
             turns=[sample.source_turn for _, sample, *_ in encoded],
             lengths=[len(tokens) for _, _, tokens, _ in encoded],
             input_ids=input_ids,
@@ -126,51 +124,59 @@ class Encoder:
             kinds=kinds,
             turn_counts=turn_counts,
             prompts=[sample.prompt for _, sample, *_ in encoded] if self._keep_text else [],
-            faults=sorted(faults, key=lambda fault: fault.row),
-            notes={
-                note: [row for row, sample, *_ in encoded if note in sample.notes]
+            faults=unused.faults(),
+            notes=unused.messages()
+            | {
+                note: [row for row, (_, sample, *_) in zip(rows, encoded, strict=True) if note in sample.notes]
                 for note in sorted({note for _, sample, *_ in encoded for note in sample.notes})
             },
         )
 
-    def _samples(self, block: RawBlock, faults: list[Fault]) -> tuple[int, list[tuple[int, Sample]]]:
-        """The number of rows, and the sample of each that can be read."""
+    def _samples(self, block: RawBlock | TreeBlock, unused: Unused) -> tuple[int, list[tuple[int, Sample]]]:
+        """The number of rows, and the samples of each row, or tree, that can be read."""
         samples: list[tuple[int, Sample]] = []
-        row = -1
+        num_rows = 0
         for row, content in enumerate(block.rows()):
+            num_rows += len(content.rows) if isinstance(content, Tree) else 1
             try:
                 if isinstance(content, ValueError):
                     raise RowFault("unreadable", str(content))
-                samples.append((row, self._format.sample(content, as_chat=self._is_chat)))
+                if self._trees is not None:
+                    paths = self._trees.paths(content)
+                    unused.paths[row] = paths
+                    samples += [(row, path) for path in paths.chats]
+                elif not isinstance(content, Tree):
+                    samples.append((row, self._format.sample(content, as_chat=self._is_chat)))
             except RowFault as fault:
-                faults.append(Fault(row, fault.reason, str(fault)))
-        return row + 1, samples
+                unused.add(row, fault)
+        return num_rows, samples
 
-    def _rendered(self, samples: list[tuple[int, Sample]], faults: list[Fault]) -> list[tuple[int, Rendering]]:
+    def _rendered(self, samples: list[tuple[int, Sample]], unused: Unused) -> list[tuple[int, Rendering]]:
         written = self._renderer.together([sample for _, sample in samples])
         rendered = []
         for row, sample in samples:
+            source_row = sample.rows[-1] if isinstance(sample, Chat) and sample.rows else None
             try:
                 several = self._renderer.render(sample, written.get(id(sample)))
                 for one in several:
                     one.text.encode()
             except RowFault as fault:
-                faults.append(Fault(row, fault.reason, str(fault)))
+                unused.add(row, fault, source_row)
             except UnicodeEncodeError as error:
                 half = ascii(error.object[error.start])
-                faults.append(Fault(row, "not_text", f"it holds half of a surrogate pair ({half}), which is no text"))
+                told = f"it holds half of a surrogate pair ({half}), which is no text"
+                unused.add(row, RowFault("not_text", told), source_row)
             else:
                 rendered += [(row, one) for one in several]
         return rendered
 
     def _encoded(
-        self, rendered: list[tuple[int, Rendering]], faults: list[Fault]
+        self, rendered: list[tuple[int, Rendering]], unused: Unused
     ) -> list[tuple[int, Rendering, list[int], Ranges]]:
         """Each sample with its row, its tokens, and those that are trained; a faulty one takes its row along."""
         texts = [sample.text for _, sample in rendered]
         encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
         encoded: list[tuple[int, Rendering, list[int], Ranges]] = []
-        broken: set[int] = set()
         for (row, sample), usual in zip(rendered, encodings, strict=True):
             try:
                 encoding: Encoding | PlainEncoding = usual
@@ -179,16 +185,14 @@ class Encoder:
                 tokens = encoding.ids
                 ranges = self._target_ranges(sample, encoding, tokens)
             except RowFault as fault:
-                if row not in broken:
-                    faults.append(Fault(row, fault.reason, str(fault)))
-                broken.add(row)
+                unused.add(row, fault, sample.source_row)
                 continue
             if not self._is_chat:
                 self._finish(tokens, ranges)
             if self._is_unfinished(sample, tokens):
                 sample.notes.append("unfinished")
             encoded.append((row, sample, tokens, ranges))
-        return [one for one in encoded if one[0] not in broken]
+        return [one for one in encoded if one[0] not in unused]
 
     def _target_ranges(self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]) -> Ranges:
         """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""

@@ -35,8 +35,8 @@ def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Works
     splits: dict[str, SplitRows] = {}
     rows = [0] * len(inputs)
     options = tokenization.options
-    schema = packing_schema(options)
     raw = open_raw_inputs(inputs, tokenization, work.cache)
+    schema, tells_sources = packing_schema(raw, options), gives_several(raw, options)
     with work.stage("tokenising", sum(file.file.size() for split in raw for file in split.files), "B") as advance:
         for split in raw:
             layout = ShardLayout(
@@ -51,14 +51,14 @@ def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Works
                     continue
                 rows[split.owners[shard.begin[0]]] += shard.tally.rows
                 number, first_row = shard.begin
-                base = rows_before - first_row if gives_several(options) else None
+                base = rows_before - first_row if tells_sources else None
                 one = map_file(str(shard.path), {}, split.files[number].where, first_row, base)
                 rows_before += shard.tally.rows
                 assert one is not None, "what we write can be mapped"
                 mapped.append(one)
             splits[split.name] = SplitRows(mapped)
     return TokenizedInputs(
-        rows=InputRows(splits=splits, rows_of_inputs=rows, tells_sources=gives_several(options)),
+        rows=InputRows(splits=splits, rows_of_inputs=rows, tells_sources=tells_sources),
         tally=RowTally.total(tallies),
         dropped=dropped,
     )

@@ -29,6 +29,11 @@ class Renderer:
         train_on = options.train_on or format_.default_train_on
         if format_.name == "text" and train_on != "all":
             raise ConfigError(f"--train-on {train_on}: plain text has no {train_on}; it is trained as a whole")
+        if format_.name == "tree" and train_on == "all" and options.paths == "all":
+            raise ConfigError(
+                "--train-on all: the paths of a tree share messages, which would be trained once for each; take"
+                " --train-on assistant, which trains an answer once, or --paths best"
+            )
         self._trains_all = train_on == "all"
         self.words = OwnWords(tokenizer, options.special_in_text)
         self._chats = _ToldRenderers(tokenizer, template, train_on, options, self.words) if template else None

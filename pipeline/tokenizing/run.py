@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 from msgspec import UNSET
 
 from pipeline.base.options import RunOptions
@@ -102,25 +103,27 @@ def tokenize(
                 return _result("up_to_date", Path(output), place.existing, started)
             work = Workspace(engine, cache, place.staging, progress)
             raw = open_raw_inputs(sources, tokenization, cache)
-            splits = [_write_split(split, identity.run_id, tokenization, work) for split in raw]
+            schema = dataset_schema(raw, options)
+            splits = [_write_split(split, schema, identity.run_id, tokenization, work) for split in raw]
             files = _files(splits, work.staging.dataset, lists_dropped=options.on_error == "drop")
             cache.require_unchanged()
             manifest = finish_dataset(
                 work.staging.dataset,
                 _manifest(identity, sources, splits),
-                dataset_schema(options),
+                schema,
                 {split.name: [shard.path.name for shard in split.shards] for split in splits},
                 files,
                 part.split,
             )
-    warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=True)
+    warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=options.on_error == "drop")
     return _result("tokenized", Path(output), manifest, started)
 
 
-def _write_split(split: RawSplit, run_id: str, tokenization: Tokenization, work: Workspace) -> _WrittenSplit:
+def _write_split(
+    split: RawSplit, schema: pa.Schema, run_id: str, tokenization: Tokenization, work: Workspace
+) -> _WrittenSplit:
     folder = work.staging.dataset / split.name
     folder.mkdir(exist_ok=True)
-    schema = dataset_schema(tokenization.options)
     layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", schema=schema, for_packing=False)
     name = f"tokenising {split.name}".rstrip()
     with work.stage(name, sum(file.file.size() for file in split.files), "B") as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.reading.inputs import Input
 from pipeline.reading.workspace import Workspace
 from pipeline.tokenizing.encoding import EncodedBlock
 from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.gathering import blocks_of
 from pipeline.tokenizing.shard import ShardBuilder, TokenizedShard, finished_shard
 from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization
@@ -67,23 +68,23 @@ class ShardLayout:
         return self.folder / f"{self.prefix}{number:04d}.arrow"
 
 
-def dataset_schema(options: TokenizeOptions) -> pa.Schema:
+def dataset_schema(raw: Sequence[RawSplit], options: TokenizeOptions) -> pa.Schema:
     """The columns of a tokenised dataset."""
-    several = gives_several(options)
+    is_several = gives_several(raw, options)
     return tokenized_schema(
-        text=options.keep_text, source_row=several or options.on_error == "drop", source_turn=several
+        text=options.keep_text, source_row=is_several or options.on_error == "drop", source_turn=is_several
     )
 
 
-def packing_schema(options: TokenizeOptions) -> pa.Schema:
+def packing_schema(raw: Sequence[RawSplit], options: TokenizeOptions) -> pa.Schema:
     """The columns of rows that are tokenised to be packed."""
-    several = gives_several(options)
-    return tokenized_schema(text=options.keep_text, source_row=several, source_turn=several)
+    is_several = gives_several(raw, options)
+    return tokenized_schema(text=options.keep_text, source_row=is_several, source_turn=is_several)
 
 
-def gives_several(options: TokenizeOptions) -> bool:
-    """Whether a row may give several samples."""
-    return options.history == "expand"
+def gives_several(raw: Sequence[RawSplit], options: TokenizeOptions) -> bool:
+    """Whether a row may give several samples, or be a part of some."""
+    return options.history == "expand" or any(format_.name == "tree" for split in raw for format_ in split.formats)
 
 
 def open_raw_inputs(inputs: list[Input], tokenization: Tokenization, cache: FileCache) -> list[RawSplit]:
@@ -135,9 +136,11 @@ def write_shards(
             if shard is None:
                 rows_before = sum(one.tally.rows for one in shards)
                 shard = ShardBuilder(layout.path(len(shards)), layout.schema, work.staging, at, rows_before)
-            _drop_faults(shard, encoded_block, split, at, drops=options.on_error == "drop")
-            batch = _batch(encoded_block, layout.schema, shard.next_row, all_rows=layout.for_packing)
-            tally = _tally(encoded_block, split.files[task.file].where, at)
+            file_begin = shard.next_row - at[1]
+            counted_from = (task.file, 0 if encoded_block.counts_in_file else at[1])
+            _drop_faults(shard, encoded_block, split, counted_from, file_begin, drops=options.on_error == "drop")
+            batch = _batch(encoded_block, layout.schema, file_begin + counted_from[1], all_rows=layout.for_packing)
+            tally = _tally(encoded_block, split.files[task.file].where, counted_from)
             at = (task.file, at[1] + encoded_block.num_rows)
             shard.write(batch, tally, at)
             advance(task.block.bytes_read)
@@ -162,7 +165,7 @@ def _finished_shards(layout: ShardLayout, work: Workspace) -> list[TokenizedShar
 def _tasks(split: RawSplit, num_done: int, advance: Callable[[int], None]) -> Iterator[EncodeTask]:
     """The blocks of all files in order, without the first `num_done`."""
     for number, (file, format_) in enumerate(zip(split.files, split.formats, strict=True)):
-        for block in file.blocks(format_.present(file.columns)):
+        for block in blocks_of(file, format_):
             if num_done:
                 num_done -= 1
                 advance(block.bytes_read)
@@ -171,13 +174,24 @@ def _tasks(split: RawSplit, num_done: int, advance: Callable[[int], None]) -> It
 
 
 def _drop_faults(
-    shard: ShardBuilder, encoded_block: EncodedBlock, split: RawSplit, at: tuple[int, int], *, drops: bool
+    shard: ShardBuilder,
+    encoded_block: EncodedBlock,
+    split: RawSplit,
+    at: tuple[int, int],
+    file_begin: int,
+    *,
+    drops: bool,
 ) -> None:
-    """List the rows of a block that cannot be used. Raises `DataError` for the first unless such rows are dropped."""
+    """List the rows of a block that give no sample. Raises `DataError` for the first unless such rows are dropped.
+
+    at: the file's number, and the row in it from which the block's are counted; file_begin: the number of the file's
+    first row in its split.
+    """
     file, first_row = split.files[at[0]], at[1]
-    if encoded_block.faults and not drops:
-        fault = encoded_block.faults[0]
-        alike = sum(other.reason == fault.reason for other in encoded_block.faults)
+    errors = [fault for fault in encoded_block.faults if fault.is_error]
+    if errors and not drops:
+        fault = errors[0]
+        alike = sum(other.reason == fault.reason for other in errors)
         more = f" (so are at least {alike - 1:,} of the rows that follow)" if alike > 1 else ""
         raise DataError(
             f"{file.where}, row {first_row + fault.row}: {fault.detail}{more}."
@@ -186,7 +200,7 @@ def _drop_faults(
     for fault in encoded_block.faults:
         shard.drop(
             ({"split": split.name} if split.name else {})
-            | {"row": shard.next_row + fault.row, "file": file.file.name, "file_row": first_row + fault.row}
+            | {"row": file_begin + first_row + fault.row, "file": file.file.name, "file_row": first_row + fault.row}
             | {"reason": fault.reason, "detail": fault.detail}
         )
 
@@ -194,21 +208,20 @@ def _drop_faults(
 def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, all_rows: bool) -> pa.RecordBatch:
     """A block as it is written.
 
-    first_row: the number of the block's first row in its split; all_rows: whether rows left out are samples without
-    tokens.
+    first_row: the number in its split of the row from which the block's are counted; all_rows: whether rows left out
+    are samples without tokens.
     """
     rows, turns, lengths = (
         np.array(values, np.int64) for values in (encoded_block.rows, encoded_block.turns, encoded_block.lengths)
     )
     prompts = encoded_block.prompts
     if all_rows:
-        bare = np.setdiff1d(np.arange(encoded_block.num_rows), rows)
-        order = np.argsort(np.concatenate([rows, bare]), kind="stable")
-        rows, turns, lengths = (
-            np.concatenate([values, more])[order]
-            for values, more in ((rows, bare), (turns, np.zeros_like(bare)), (lengths, np.zeros_like(bare)))
-        )
-        prompts = [(prompts + [""] * len(bare))[at] for at in order] if prompts else [""] * len(order)
+        bare = np.array([fault.row for fault in encoded_block.faults], np.int64)
+        is_in_order = not encoded_block.counts_in_file
+        places = np.searchsorted(rows, bare) if is_in_order else np.full(len(bare), len(rows))
+        rows = np.insert(rows, places, bare)
+        turns, lengths = (np.insert(values, places, 0) for values in (turns, lengths))
+        prompts = np.insert(np.array(prompts, object), places, "").tolist() if prompts else [""] * len(rows)
     offsets = as_arrow(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     content: dict[str, pa.Array] = {
         name: pa.ListArray.from_arrays(offsets, as_arrow(values, pa.int32()))
@@ -224,7 +237,7 @@ def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, al
 
 
 def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowTally:
-    """Counts of a block. where: words naming its file; at: the file's number, and the block's first row in it."""
+    """Counts of a block. where: words naming its file; at: see `_drop_faults`."""
     number, first_row = at
     return RowTally(
         rows=encoded_block.num_rows,

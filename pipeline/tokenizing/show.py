@@ -15,6 +15,7 @@ from pipeline.format.labels import IGNORE
 from pipeline.reading.cache import FileCache
 from pipeline.reading.inputs import Input
 from pipeline.tokenizing.encoding import EncodedBlock
+from pipeline.tokenizing.rows.gathering import blocks_of
 from pipeline.tokenizing.shards import open_raw_inputs
 from pipeline.tokenizing.tokenization import Tokenization
 from pipeline.tokenizing.tokenizer import TextTokenizer
@@ -35,12 +36,13 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
         for file, format_ in zip(split.files, split.formats, strict=True):
             encoder = tokenization.encoder(format_)
             first_row = 0
-            for block in file.blocks(format_.present(file.columns)):
+            for block in blocks_of(file, format_):
                 encoded_block = encoder.encode(block)
                 for row, text in _of_block(encoded_block, tokenization.tokenizer, color):
                     is_sample = row in encoded_block.rows
                     if is_sample or num_faults < count:
-                        title = _titled(f"{file.where}, row {first_row + row}", color)
+                        counted_from = 0 if encoded_block.counts_in_file else first_row
+                        title = _titled(f"{file.where}, row {counted_from + row}", color)
                         shown.append(title + ": " + text.removesuffix("\n") + "\n")
                     num_faults += not is_sample
                     num_samples += is_sample

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.base.storage import FileFacts, HashingFile
 from pipeline.base.words import counted
 from pipeline.format.manifest import Tally
+from pipeline.tokenizing.rows.trees import LEFT_OUT
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ NOTES = {
     "unsaid_tools": "the template does not write their tools, as allowed",
     "unsaid_system": "the template does not write their system turn, as allowed",
     "unsaid_names": "the template does not write the names of their speakers",
+    "unranked_replies": "no reply to some message has a rank, so the first in the file was taken",
     "no_turn_end": "no special token ends a trained turn, as allowed, so the model does not learn to stop there",
 }
 """What is said of samples that are used all the same."""
@@ -114,7 +116,11 @@ def warn_of_rows(tally: RowTally, *, are_listed: bool) -> None:
         where = f", listed in {DROPPED}" if are_listed else ""
         log.warning("%s left out (%s)%s", counted(tally.dropped.total(), "row"), reasons, where)
     for note, number in sorted(tally.notes.items()):
-        log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
+        if note in LEFT_OUT:
+            left_out = f"{counted(number, 'message')} of trees left out"
+            log.warning("%s, the first in %s: %s", left_out, tally.first_noted[note], LEFT_OUT[note])
+        else:
+            log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
 
 
 def write_dropped(parts: Iterable[Path], folder: Path) -> FileFacts:

@@ -16,6 +16,7 @@ from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import TurnReader
+from pipeline.tokenizing.rows.tree_columns import tree_format
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Tokenization:
             self._known.add(schema)
         if files and not any(map(self._template_for, formats)):
             self._refuse_without_template(files[0].where)
+        if self.options.paths != "all" and files and all(format_.name != "tree" for format_ in formats):
+            raise ConfigError(f"--paths has no effect: {files[0].where} holds no dialogue trees, and nor do all inputs")
         return formats
 
     def _refuse_without_template(self, where: str) -> None:
@@ -94,7 +97,7 @@ class Tokenization:
 
     def _format_of(self, file: RawFile) -> Format:
         options = self.options
-        format_ = choose_format(
+        format_ = tree_format(file, options, self._reader) or choose_format(
             file.columns,
             options.format,
             options.map,
@@ -102,7 +105,7 @@ class Tokenization:
             more_later=file.is_open_ended,
             first=FirstRows(look=file.first_rows, reader=self._reader),
         )
-        if format_.name == "messages" and self._template_for(format_) is None:
+        if format_.name in ("messages", "tree") and self._template_for(format_) is None:
             raise ConfigError(
                 f"{file.where} holds chats, and {self.tokenizer.name} has no chat template;"
                 " give one with --chat-template FILE"

@@ -27,6 +27,7 @@ from pipeline.base.errors import BusyError
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.encoding import EncodedBlock
 from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.tokenization import Tokenization
 
 MOST_THREADS = 4
@@ -45,7 +46,7 @@ class EncodeTask:
     """Number of its file."""
 
     format: Format
-    block: RawBlock
+    block: RawBlock | TreeBlock
 
 
 def encode_all(

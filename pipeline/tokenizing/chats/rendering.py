@@ -42,6 +42,9 @@ class Rendering:
     source_turn: int = 0
     """The last turn of its row that it has."""
 
+    source_row: int | None = None
+    """The row of the file that this turn is, where it is one."""
+
     without_reasoning: frozenset[int] = frozenset()
     """The turns whose reasoning the template leaves out of it."""
 
@@ -101,16 +104,17 @@ class ChatRenderer:
             told = chat
             chat = self._with_reasoning(told, notes)
             if "reasoning_dropped" in notes:
-                num_dropped = sum(one != other for one, other in zip(told.messages, chat.messages, strict=True))
+                pairs = list(zip(told.messages, chat.messages, strict=True))[chat.num_shared :]
+                num_dropped = sum(one != other for one, other in pairs)
             if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
         chat = self._looked_at(chat, notes)
         chat_text = None if HIDDEN in notes else chat_text
         renderings = self._samples(chat, trained, chat_text, notes)
         renderings[0].turns = Counter(
-            turns=len(chat.messages),
+            turns=len(chat.messages) - chat.num_shared,
             turns_trained=len(trained),
-            reasoning_left_out=num_dropped + _num_without_reasoning(renderings),
+            reasoning_left_out=num_dropped + _num_without_reasoning(renderings, chat.num_shared),
         )
         return renderings
 
@@ -203,6 +207,7 @@ class ChatRenderer:
             prompt=self._words.shown(prompt) if HIDDEN in notes else prompt,
             notes=notes,
             source_turn=len(chat.messages) - 1,
+            source_row=chat.rows[-1] if chat.rows else None,
             without_reasoning=frozenset(leaf.message for leaf in found.missing if leaf.kind == "reasoning"),
         )
         if self._uses_marks:
@@ -331,9 +336,9 @@ class ChatRenderer:
         )
 
 
-def _num_without_reasoning(renderings: Sequence[Rendering]) -> int:
-    """How many turns of a chat have reasoning that stands in none of its samples."""
-    without = {number for one in renderings for number in one.without_reasoning}
+def _num_without_reasoning(renderings: Sequence[Rendering], first: int) -> int:
+    """How many turns of a chat, from one of them on, have reasoning that stands in none of its samples."""
+    without = {number for one in renderings for number in one.without_reasoning if number >= first}
     return sum(
         all(number in one.without_reasoning or number > one.source_turn for one in renderings) for number in without
     )

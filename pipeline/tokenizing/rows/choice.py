@@ -187,6 +187,6 @@ def _misfit(fits: list[str], forced: str, columns: Sequence[str], mapped: Mappin
     if advice:
         return f"no known format fits the columns ({shown}): {advice}"
     return (
-        f"no known format fits the columns ({shown}); the formats are {choices}. Name your columns with --map, as in"
-        " --map prompt=question,completion=answer"
+        f"no known format fits the columns ({shown}); the formats are {choices}; tree (id, parent, role, text)."
+        " Name your columns with --map, as in --map prompt=question,completion=answer"
     )

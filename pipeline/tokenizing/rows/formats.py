@@ -48,7 +48,7 @@ class Format:
     @property
     def default_train_on(self) -> str:
         """Targets, unless the user says otherwise."""
-        return {"messages": "assistant", "text": "all"}.get(self.name, "completion")
+        return {"messages": "assistant", "tree": "assistant", "text": "all"}.get(self.name, "completion")
 
     def without_template(self) -> Format:
         """The same, for rows that no template renders."""
@@ -66,7 +66,7 @@ class Format:
 
     def sample(self, row: Mapping[str, Any], *, as_chat: bool) -> Sample:
         """Read a row. as_chat: make pairs into chats of two turns. Raises `RowFault`."""
-        self._guard(row)
+        self.guard(row)
         sample = self._sample(row, as_chat=as_chat)
         kwargs = self._kwargs(row)
         return replace(sample, kwargs=kwargs) if kwargs and isinstance(sample, Chat) else sample
@@ -124,7 +124,7 @@ class Format:
             marks=marks if any(mark is not None for mark in marks) else (),
         )
 
-    def _guard(self, row: Mapping[str, Any]) -> None:
+    def guard(self, row: Mapping[str, Any]) -> None:
         """Raise `RowFault` for content that changes what should be trained, and is not read."""
         for column in self.guards:
             value = value_at(row, column)

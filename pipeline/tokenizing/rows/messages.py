@@ -16,6 +16,7 @@ Message = dict[str, Any]
 ROLES = {
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
@@ -39,6 +40,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 """Keys of a turn that say whether it is trained."""
 
+TURN_KEYS = (*REASONING, *_MARKS, "tool_calls", "function_call", "function_calls", "tool_call_id", "name")
+"""What a turn can have besides its role and content."""
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
 
@@ -46,9 +50,10 @@ _THINKING_PARTS = ("thinking", "reasoning")
 class RowFault(Exception):
     """A row that cannot be used. `reason` is what it is counted under."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, row: int | None = None) -> None:
+        """row: of the file, where another is meant than the one that is read."""
         super().__init__(detail)
-        self.reason = reason
+        self.reason, self.row = reason, row
 
 
 @dataclass(frozen=True, kw_only=True)

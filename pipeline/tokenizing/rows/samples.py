@@ -25,6 +25,12 @@ class Chat:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """What its row tells the template besides, over what the run does."""
 
+    num_shared: int = 0
+    """Turns at the beginning that an earlier chat of the same tree has, too."""
+
+    rows: Sequence[int] = field(default=(), compare=False)
+    """The row of the file that each turn is, where it is one.  # length: num_messages, or none"""
+
     notes: Sequence[str] = field(default=(), compare=False)
     """What is to be said about its row; see `tally.NOTES`."""
 
@@ -41,7 +47,7 @@ class Chat:
 
     def up_to(self, stop: int) -> Chat:
         """Its turns before the one numbered `stop`."""
-        return replace(self, messages=self.messages[:stop], marks=self.marks[:stop])
+        return replace(self, messages=self.messages[:stop], marks=self.marks[:stop], rows=self.rows[:stop])
 
     def with_messages(self, messages: list[Message]) -> Chat:
         """The same chat, its turns written otherwise."""

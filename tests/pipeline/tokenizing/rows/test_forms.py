@@ -21,6 +21,7 @@ from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import open_raw
 from pipeline.reading.files import InputFile
+from pipeline.tokenizing.rows.gathering import blocks_of
 from pipeline.tokenizing.tokenization import Tokenization
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 from tests.pipeline.chats import TEMPLATES
@@ -69,10 +70,11 @@ def outcome(path: Path, tokenizer: TextTokenizer, flags: list[str], caplog: pyte
         (format_,) = tokenization.formats_of([file])
     except (ConfigError, DataError) as error:
         return {"refused": str(error).removeprefix(f"{path}: ").replace(str(path), "the file")}
-    (block,) = file.blocks(format_.present(file.columns))
+    (block,) = blocks_of(file, format_)
     encoded_block = tokenization.encoder(format_).encode(block)
-    if encoded_block.faults:
-        return {"refused": encoded_block.faults[0].detail}
+    errors = [fault for fault in encoded_block.faults if fault.is_error]
+    if errors:
+        return {"refused": errors[0].detail}
     (told,) = [record.getMessage() for record in caplog.records if ": format " in record.getMessage()]
     runs = [trained_runs(*sample) for sample in samples_of(encoded_block)]
     return {
