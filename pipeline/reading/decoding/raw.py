@@ -29,7 +29,7 @@ _BLOCK_ROWS = 4096  # however short they are
 _DECODED_ROWS = 256  # at a time, from parquet, however long they are
 
 _LOOK_ROWS = 100
-_LOOK_BLOCKS = 8
+_LOOK_BLOCKS = 2
 
 Row = dict[str, Any]
 

@@ -118,7 +118,7 @@ def _looked_up(
 ) -> dict[str, str]:
     """The columns of the fields that the first rows show. Raises `DataError` where several look the same."""
     if "messages" in names and not {"chosen", "rejected"} <= {*columns}:
-        chats = first.chats(columns, ignored=(*UNUSABLE, *_NOT_MESSAGES))
+        chats = first.chats(columns, ignored=(*UNUSABLE, *(_NOT_MESSAGES - {"text"})))  # else `text` would fit
         if len(chats) > 1:
             raise DataError(
                 f"{where}: {listed(map(repr, chats), 'and')} look like chats; choose one, as in"
@@ -145,8 +145,8 @@ def _refuse_chats_as_text(columns: Sequence[str], mapped: Mapping[str, str], fir
     chats = first.chats([column])
     if chats:
         raise DataError(
-            f"{where}: column {column!r} holds chats: --map messages={chats[0]} reads them, and JSON text is trained as"
-            " it stands with --format text"
+            f"{where}: column {column!r} holds chats: --format messages reads them (or --map messages={chats[0]}), and JSON"
+            " text is trained as it stands with --format text"
         )
     marks = first.role_marks(column)
     if marks:

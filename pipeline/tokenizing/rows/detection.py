@@ -15,6 +15,9 @@ from pipeline.tokenizing.rows.paths import value_at
 _DEPTH = 2
 """How far inside a column a chat is looked for."""
 
+_USERS = ("user", "human", "[inst]", "###")
+"""One of these stands in every mark of a user; most texts have none, which is quicker to see."""
+
 _BEGINNING = 2000
 """Characters of a text in which the first turn begins, if it is a chat."""
 
@@ -202,6 +205,9 @@ PLAIN_STRINGS = (
 
 def role_marks(text: str) -> str | None:
     """The marks that begin turns in a text that is a whole chat, as `User: … Assistant:`; None in others."""
+    head = text[:_BEGINNING].lower()
+    if not any(word in head for word in _USERS):
+        return None
     for user, assistant in _ROLE_MARKS:
         asked = user.search(text, 0, _BEGINNING)
         told = assistant.search(text, asked.end()) if asked else None

@@ -118,6 +118,7 @@ def test_a_form_is_read_as_the_page_says_with_a_real_tokenizer(
     [
         ("json-in-text", "--map messages=text.messages"),
         ("json-in-text", "--format text"),
+        ("json-in-text", "--format messages"),
         ("two-chats", "--map messages=dialog"),
         ("other-keys", "--map messages=dialog --keys role=speaker,content=text --roles user=human,assistant=bot"),
         ("dolly", "--map input=context,output=response"),
