@@ -145,8 +145,8 @@ def _refuse_chats_as_text(columns: Sequence[str], mapped: Mapping[str, str], fir
     chats = first.chats([column])
     if chats:
         raise DataError(
-            f"{where}: column {column!r} holds chats: --format messages reads them (or --map messages={chats[0]}), and JSON"
-            " text is trained as it stands with --format text"
+            f"{where}: column {column!r} holds chats: --format messages reads them (or --map messages={chats[0]}), and"
+            " JSON text is trained as it stands with --format text"
         )
     marks = first.role_marks(column)
     if marks:
