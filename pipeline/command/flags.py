@@ -113,7 +113,13 @@ TOKENIZE_FLAGS: list[Decorator] = [
     flag(
         TokenizeOptions,
         "reasoning_inline",
-        "Put reasoning in front of the content, in think marks, where the template has no place for it.",
+        "Put reasoning in front of the content, in marks, where the template has no place for it.",
+    ),
+    flag(
+        TokenizeOptions,
+        "reasoning_marks",
+        "Take what stands between these marks in front of the content for reasoning.",
+        metavar="OPEN,CLOSE",
     ),
     flag(TokenizeOptions, "tool_calls", "Choose whether tool calls are trained."),
     flag(

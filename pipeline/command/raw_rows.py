@@ -27,6 +27,7 @@ _CHOICES = (
     "history",
     "reasoning",
     "reasoning_inline",
+    "reasoning_marks",
     "tool_calls",
     "inserted",
     "turn_end",

@@ -72,7 +72,10 @@ class TokenizeOptions(Options):
     """Whether reasoning is a target where the template writes it, is no target, or is taken out beforehand."""
 
     reasoning_inline: bool = False
-    """Put reasoning in front of the content, in think marks, where the template has no place for it."""
+    """Put reasoning in front of the content, in marks, where the template has no place for it."""
+
+    reasoning_marks: str = "<think>,</think>"
+    """Between which reasoning stands that is inline in front of the content."""
 
     tool_calls: Literal["train", "mask"] = "train"
     """Whether tool calls are targets."""
@@ -128,6 +131,12 @@ class TokenizeOptions(Options):
         for name in self.template_kwargs:
             if name in TEMPLATE_OWN:
                 raise ConfigError(f"--template-kwargs {name}: templates have it from us, and cannot be told otherwise")
+        opening, _, closing = self.reasoning_marks.partition(",")
+        if not opening.strip() or not closing.strip() or "," in closing or opening == closing:
+            raise ConfigError(
+                f"--reasoning-marks {self.reasoning_marks}: two marks are needed that differ and have no comma, as in"
+                " <think>,</think>"
+            )
         if self.template_date is not None and not _is_day(self.template_date):
             raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
 

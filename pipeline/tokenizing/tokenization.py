@@ -47,7 +47,7 @@ class Tokenization:
             if has_template
             else None
         )
-        self._reader = _turn_reader(options)
+        self._reader = turn_reader(options)
         self._template_file = template.name if template else None
         if options.append_eos and self.tokenizer.eos_id is None:
             raise ConfigError(
@@ -160,14 +160,20 @@ class Tokenization:
                     log.warning("--template-kwargs %s has no effect: %s does not read it", name, self.template.name)
 
 
-def _turn_reader(options: TokenizeOptions) -> TurnReader:
+def turn_reader(options: TokenizeOptions) -> TurnReader:
     """How turns are written, by `--keys` and `--roles`. Raises `ConfigError` for a speaker with two roles."""
     speakers: dict[str, str] = {}
     for role, names in options.roles.items():
         for name in names.split("|"):
             if speakers.setdefault(name, role) != role:
                 raise ConfigError(f"--roles: {name} cannot be {speakers[name]} and {role}")
-    return TurnReader(role_key=options.keys.get("role"), content_key=options.keys.get("content"), speakers=speakers)
+    opening, closing = options.reasoning_marks.split(",")
+    return TurnReader(
+        role_key=options.keys.get("role"),
+        content_key=options.keys.get("content"),
+        speakers=speakers,
+        reasoning_marks=(opening, closing),
+    )
 
 
 def load_tokenization(

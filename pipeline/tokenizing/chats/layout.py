@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any, Literal
 
-from pipeline.tokenizing.chats.reasoning import inline_of
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.rows.messages import REASONING, Message, calls_of, function_of
 
@@ -58,11 +58,12 @@ def layout_of(rendered: str) -> Layout:
 
 
 def with_stand_ins(
-    messages: Sequence[Message], *, is_shape: bool, of_assistant_alone: bool = False
+    messages: Sequence[Message], marks: ReasoningMarks, *, is_shape: bool, of_assistant_alone: bool = False
 ) -> tuple[list[Message], list[Leaf]]:
     """A chat with stand-ins for its leaves, and the leaves.
 
-    is_shape: whether arguments and ids are replaced too; of_assistant_alone: leave what others say as it is.
+    marks: of inline reasoning; is_shape: whether arguments and ids are replaced too; of_assistant_alone: leave what
+    others say as it is.
     """
     leaves: list[Leaf] = []
     replaced = []
@@ -79,7 +80,7 @@ def with_stand_ins(
         _replace_reasoning(made, leaf)
         content = turn.get("content")
         if isinstance(content, str) and content.strip():
-            inline = inline_of(content) if turn["role"] == "assistant" else None
+            inline = marks.inline_of(content) if turn["role"] == "assistant" else None
             if inline is None:
                 made["content"] = leaf("content", content)
             else:

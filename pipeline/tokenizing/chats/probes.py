@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.tokenizing.chats.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
 from pipeline.tokenizing.rows.messages import REASONING, Message
 
@@ -88,7 +89,7 @@ class Probes:
 
     def context(self, before: Sequence[Message], *, has_tools: bool) -> Context:
         """What stands before an assistant turn. before: the turns before it, with stand-ins."""
-        last = with_stand_ins(_last_of(before), is_shape=True)[0]
+        last = with_stand_ins(_last_of(before), ReasoningMarks(), is_shape=True)[0]
         messages = [_renumbered(turn, int(number == len(last) - 1)) for number, turn in enumerate(last)]
         key = f"{has_tools}{messages}"
         if key not in self._contexts:

@@ -1,4 +1,4 @@
-"""Reasoning of assistant turns, under a key or inline in front of the content in think marks."""
+"""Reasoning of assistant turns, under a key or inline in front of the content in marks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.base.words import listed
 from pipeline.tokenizing.rows.messages import REASONING, Message, RowFault, reasoning_of, said_besides
 from pipeline.tokenizing.rows.samples import Chat
-
-_INLINE = re.compile(r"(\s*<think>)?(\s*)(.*?)(\s*)</think>(\s*)(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inline:
-    """A content that begins with reasoning in think marks, in its parts; put together they are the content."""
+    """A content that begins with reasoning in marks, in its parts; put together they are the content."""
 
     before: str
     reasoning: str
@@ -22,39 +21,71 @@ class Inline:
     answer: str
 
 
-def inline_of(content: Any) -> Inline | None:
-    """The parts of a content with reasoning in think marks at its beginning; None where there is none, or blank."""
-    if not isinstance(content, str) or "</think>" not in content:
-        return None
-    match = _INLINE.fullmatch(content)
-    if match is None or not match[3]:
-        return None
-    opened = (match[1] or "") + match[2]
-    return Inline(before=opened, reasoning=match[3], between=f"{match[4]}</think>{match[5]}", answer=match[6])
+class ReasoningMarks:
+    """The marks between which inline reasoning stands; the opening one may be missing, as templates write it too."""
 
+    def __init__(self, opening: str = "<think>", closing: str = "</think>") -> None:
+        self.opening, self.closing = opening, closing
+        marks = rf"(\s*{re.escape(opening)})?(\s*)(.*?)(\s*){re.escape(closing)}(\s*)(.*)"
+        self._inline = re.compile(marks, re.DOTALL)
 
-def without_reasoning(turn: Message) -> Message:
-    """A turn without its reasoning, under any name and inline."""
-    kept = {key: value for key, value in turn.items() if key not in REASONING}
-    content = kept.get("content")
-    if isinstance(content, str) and "</think>" in content and (match := _INLINE.fullmatch(content)):
-        kept["content"] = match[6]
-    return kept
+    def plain_roles(self, chat: Chat) -> tuple[str, ...] | None:
+        """The roles of a chat that is nothing but roles and texts without reasoning."""
+        roles = chat.plain_roles
+        if roles is None or any(self.closing in turn["content"] for turn in chat.messages):
+            return None
+        return roles
 
+    def apart(self, content: Any) -> Inline | None:
+        """The parts of a content with marks at its beginning, also if nothing stands between them; None without."""
+        if not isinstance(content, str) or self.closing not in content:
+            return None
+        match = self._inline.fullmatch(content)
+        if match is None:
+            return None
+        opened = (match[1] or "") + match[2]
+        between = f"{match[4]}{self.closing}{match[5]}"
+        return Inline(before=opened, reasoning=match[3], between=between, answer=match[6])
 
-def with_inline_reasoning(turn: Message) -> Message:
-    """A turn with its reasoning in front of its content, in think marks."""
-    reasoning = reasoning_of(turn)
-    if turn["role"] != "assistant" or reasoning is None or inline_of(turn.get("content")) is not None:
-        return turn
-    rest = without_reasoning(turn)
-    return rest | {"content": f"<think>\n{reasoning.strip()}\n</think>\n\n{rest.get('content') or ''}"}
+    def inline_of(self, content: Any) -> Inline | None:
+        """The parts of a content with reasoning at its beginning; None where there is none, or blank."""
+        inline = self.apart(content)
+        return inline if inline is not None and inline.reasoning else None
 
+    def settled(self, chat: Chat) -> Chat:
+        """A chat whose reasoning is said once. Raises `RowFault` where it is said twice, and differs."""
+        return chat.with_messages([self._said_once(number, turn) for number, turn in enumerate(chat.messages)])
 
-def without_all_reasoning(chat: Chat) -> Chat:
-    """A chat without reasoning. Raises `RowFault` for a turn that says nothing else."""
-    messages = [without_reasoning(turn) if turn["role"] == "assistant" else turn for turn in chat.messages]
-    for number, (turn, before) in enumerate(zip(messages, chat.messages, strict=True)):
-        if turn != before and not str(turn.get("content") or "").strip() and not said_besides(turn):
-            raise RowFault("empty_turn", f"turn {number} (assistant) is only reasoning, which is dropped")
-    return chat.with_messages(messages)
+    def _said_once(self, number: int, turn: Message) -> Message:
+        said = {key: turn[key].strip() for key in REASONING if isinstance(turn.get(key), str)}
+        inline = self.inline_of(turn.get("content")) if turn["role"] == "assistant" and said else None
+        told = said if inline is None else said | {"content": inline.reasoning}
+        if len(set(told.values())) > 1:
+            raise RowFault(
+                "contradictory_marks",
+                f"turn {number} ({turn['role']}): {listed(told, 'and')} have reasoning that differs",
+            )
+        return turn if inline is None else {key: value for key, value in turn.items() if key not in REASONING}
+
+    def without_reasoning(self, turn: Message) -> Message:
+        """A turn without its reasoning, under any name and inline."""
+        kept = {key: value for key, value in turn.items() if key not in REASONING}
+        inline = self.apart(kept.get("content"))
+        return kept if inline is None else kept | {"content": inline.answer}
+
+    def with_inline_reasoning(self, turn: Message) -> Message:
+        """A turn with its reasoning in front of its content, in marks."""
+        reasoning = reasoning_of(turn)
+        if turn["role"] != "assistant" or reasoning is None:
+            return turn
+        rest = self.without_reasoning(turn)
+        text = f"{self.opening}\n{reasoning.strip()}\n{self.closing}\n\n{rest.get('content') or ''}"
+        return rest | {"content": text}
+
+    def without_all_reasoning(self, chat: Chat) -> Chat:
+        """A chat without reasoning. Raises `RowFault` for a turn that says nothing else."""
+        messages = [self.without_reasoning(turn) if turn["role"] == "assistant" else turn for turn in chat.messages]
+        for number, (turn, before) in enumerate(zip(messages, chat.messages, strict=True)):
+            if turn != before and not str(turn.get("content") or "").strip() and not said_besides(turn):
+                raise RowFault("empty_turn", f"turn {number} (assistant) is only reasoning, which is dropped")
+        return chat.with_messages(messages)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
+from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import owners_of, within
-from pipeline.tokenizing.chats.reasoning import with_inline_reasoning, without_all_reasoning
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
@@ -71,7 +72,8 @@ class ChatRenderer:
         self._words = words
         self._template, self._train_on, self._options = template, train_on, options
         self._special_texts = tokenizer.special_texts
-        self._turns = TurnFinder(template.of_any_day(), tokenizer)
+        self._marks = ReasoningMarks(*options.reasoning_marks.split(","))
+        self._turns = TurnFinder(template.of_any_day(), tokenizer, self._marks)
         self._unsaid = Unsaid(template, self._turns.probes, options)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
@@ -87,6 +89,7 @@ class ChatRenderer:
         """What the template writes for plain chats, by their identity; nothing if it refuses one of them."""
         if self._uses_marks:
             return {}
+        chats = [chat for chat in chats if self._marks.plain_roles(chat)]
         try:
             texts = self._template.render_all([chat.messages for chat in chats])
         except TemplateRefusal:
@@ -100,7 +103,7 @@ class ChatRenderer:
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
         notes, num_dropped = list(chat.notes), 0
-        if chat.plain_roles is None:
+        if self._marks.plain_roles(chat) is None:
             told = chat
             chat = self._with_reasoning(told, notes)
             if "reasoning_dropped" in notes:
@@ -108,7 +111,7 @@ class ChatRenderer:
                 num_dropped = sum(one != other for one, other in pairs)
             if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
-        chat = self._looked_at(chat, notes)
+        chat = looked_at(chat, self._words, self._marks, notes)
         chat_text = None if HIDDEN in notes else chat_text
         renderings = self._samples(chat, trained, chat_text, notes)
         renderings[0].turns = Counter(
@@ -157,23 +160,17 @@ class ChatRenderer:
 
     def _with_reasoning(self, chat: Chat, notes: list[str]) -> Chat:
         """The chat without its reasoning, or with it in front of the content, where that is asked for."""
+        chat = self._marks.settled(chat)
         if self._options.reasoning == "drop":
-            told = without_all_reasoning(chat)
+            told = self._marks.without_all_reasoning(chat)
             notes += [] if told.messages == chat.messages else ["reasoning_dropped"]
             return told
         if self._options.reasoning_inline:
             has_place = self._turns.probes.has_reasoning
             return chat.with_messages(
-                [turn if has_place(turn) else with_inline_reasoning(turn) for turn in chat.messages]
+                [turn if has_place(turn) else self._marks.with_inline_reasoning(turn) for turn in chat.messages]
             )
         return chat
-
-    def _looked_at(self, chat: Chat, notes: list[str]) -> Chat:
-        """The chat, special tokens in its words hidden where they are to be plain text. Raises `RowFault`."""
-        roles = chat.plain_roles
-        texts = None if roles is None else ["\n".join(roles), *(turn["content"] for turn in chat.messages)]
-        messages, tools = self._words.look((chat.messages, chat.tools), notes, texts)
-        return replace(chat, messages=messages, tools=tools) if HIDDEN in notes else chat
 
     def _rendering(
         self,
@@ -196,7 +193,7 @@ class ChatRenderer:
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
         if HIDDEN in notes:
-            self._require_same(chat, text)
+            require_same(chat, text, self._words, template)
         found = self._turns.find(chat, shape, text)
         notes = self._unsaid.notes(chat, trained, text, found, notes)
         spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
@@ -217,16 +214,6 @@ class ChatRenderer:
         if goes_on and trained[0] in found.turns:
             self._open(rendering, chat, found.turns[trained[0]])
         return rendering
-
-    def _require_same(self, chat: Chat, text: str) -> None:
-        """Raise `RowFault` if the template writes a chat otherwise because something is hidden in it."""
-        messages, tools = self._words.shown((chat.messages, chat.tools))
-        if self._template.render(messages, tools) != self._words.shown(text):
-            raise RowFault(
-                "special_in_text",
-                f"special tokens stand in the chat's own words, and {self._template.name} changes them, so they cannot"
-                " be told from its own",
-            )
 
     def _open(self, rendering: Rendering, chat: Chat, turn: Turn) -> None:
         """Put what generation sees in front of a turn. Raises `RowFault`."""

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pipeline.tokenizing.chats.history import rewritten
 from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.rows.messages import Message, RowFault, calls_of, function_of, parsed
@@ -33,18 +34,18 @@ _KINDS: dict[LeafKind, Kind] = {"content": "answer", "reasoning": "reasoning", "
 class TurnFinder:
     """Finds assistant turns in the renderings of one template."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer) -> None:
-        self._template = template
+    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer, marks: ReasoningMarks) -> None:
+        self._template, self._marks = template, marks
         self._special_texts, self._eos = tokenizer.special_texts, tokenizer.eos_text
         self.probes = Probes(template, tokenizer.special_texts)
         self._shapes: dict[str | tuple[str, ...], Shape | None] = {}
 
     def shape(self, chat: Chat) -> Shape | None:
         """The shape of a chat; None where the template refuses the stand-ins."""
-        plain = chat.plain_roles
+        plain = self._marks.plain_roles(chat)
         if plain is not None and plain in self._shapes:
             return self._shapes[plain]
-        messages, leaves = with_stand_ins(chat.messages, is_shape=True)
+        messages, leaves = with_stand_ins(chat.messages, self._marks, is_shape=True)
         key = plain or f"{bool(chat.tools)}{messages}"
         if key not in self._shapes:
             if len(self._shapes) >= _MOST_SHAPES:
@@ -67,10 +68,10 @@ class TurnFinder:
 
     def _find(self, chat: Chat, shape: Shape, chat_text: str) -> FoundTurns | None:
         layout = shape.layout
-        if chat.plain_roles is not None:
+        if self._marks.plain_roles(chat) is not None:
             leaves = [Leaf(number, "content", turn["content"]) for number, turn in enumerate(chat.messages)]
         else:
-            messages, leaves = with_stand_ins(chat.messages, is_shape=False)
+            messages, leaves = with_stand_ins(chat.messages, self._marks, is_shape=False)
             if chat.tools or any(turn.get("tool_calls") or "tool_call_id" in turn for turn in chat.messages):
                 try:
                     layout = layout_of(self._template.render(messages, chat.tools))
@@ -81,7 +82,7 @@ class TurnFinder:
 
     def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
         """As `_find`, for templates that look into what others than the assistant say."""
-        messages, leaves = with_stand_ins(chat.messages, is_shape=False, of_assistant_alone=True)
+        messages, leaves = with_stand_ins(chat.messages, self._marks, is_shape=False, of_assistant_alone=True)
         try:
             layout = layout_of(self._template.render(messages, chat.tools))
         except TemplateRefusal:

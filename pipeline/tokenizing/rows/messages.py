@@ -65,6 +65,9 @@ class TurnReader:
     speakers: Mapping[str, str] = field(default_factory=dict)
     """What the user calls a speaker -> role."""
 
+    reasoning_marks: tuple[str, str] = ("<think>", "</think>")
+    """Between which inline reasoning stands."""
+
     def message(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:
         """A turn as templates expect it, and whether it says that it is trained. Raises `RowFault`."""
         if self._is_simple(turn):
@@ -80,9 +83,12 @@ class TurnReader:
             message["content"] = content
         if role == "assistant":
             message = _with_calls(message, f"{where} ({role})")
-        for key in REASONING:
-            if key in message and not str(message[key]).strip():
+        for key in [key for key in REASONING if key in message]:
+            if not isinstance(message[key], str):
+                raise RowFault("not_text", f"{where} ({role}): its {key} is {kind_of(message[key])}; a text is needed")
+            if not message[key].strip():
                 del message[key]
+        opening, closing = self.reasoning_marks
         says_more = role == "assistant" and bool(said_besides(message))
         if content is None:
             if not says_more:
@@ -91,9 +97,9 @@ class TurnReader:
             raise RowFault("not_text", f"{where} ({role}): its content is {kind_of(content)}; a text is needed")
         elif role in ("user", "assistant") and not says_more and not content.strip():
             raise RowFault("empty_turn", f"{where} ({role}): it is empty")
-        elif role == "assistant" and content.lstrip().startswith("<think>") and "</think>" not in content:
+        elif role == "assistant" and content.lstrip().startswith(opening) and closing not in content:
             raise RowFault(
-                "unclosed_reasoning", f"{where} ({role}): its reasoning begins with <think> and does not end"
+                "unclosed_reasoning", f"{where} ({role}): its reasoning begins with {opening} and does not end"
             )
         if trained and role != "assistant":
             raise RowFault(
@@ -111,7 +117,7 @@ class TurnReader:
             and role not in _CALLERS
             and not (self.role_key or self.content_key or self.speakers)
             and not (content.isspace() or not content)
-            and "<think>" not in content
+            and self.reasoning_marks[0] not in content
         )
 
     def _named(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:

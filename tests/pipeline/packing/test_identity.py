@@ -32,6 +32,7 @@ OTHER: dict[type[Options], dict[str, Any]] = {
         "history": "as-rendered",
         "reasoning": "mask",
         "reasoning_inline": True,
+        "reasoning_marks": "[THINK],[/THINK]",
         "tool_calls": "mask",
         "inserted": "mask",
         "turn_end": "next",

@@ -14,7 +14,7 @@ from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.turns import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.tokenization import load_tokenization
+from pipeline.tokenizing.tokenization import load_tokenization, turn_reader
 from pipeline.tokenizing.tokenizer import TextTokenizer
 from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs
@@ -33,7 +33,11 @@ def encoder(tokenizer: Path | TextTokenizer, source: str, tmp_path: Path, **opti
     return Encoder(
         tokenization.tokenizer,
         tokenization.template,
-        Format(name="messages", columns={"messages": "messages", "tools": "tools"}),
+        Format(
+            name="messages",
+            columns={"messages": "messages", "tools": "tools"},
+            reader=turn_reader(tokenization.options),
+        ),
         tokenization.options,
     )
 

@@ -1,0 +1,58 @@
+"""Reasoning, in whatever marks and under whatever names it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.base.errors import ConfigError
+from pipeline.format.options import TokenizeOptions
+from tests.pipeline.tokenizing.test_chats import PLAIN, answer, told, user
+
+
+@pytest.fixture(scope="module")
+def tok(tokenizer_dir: Path) -> Path:
+    """The test's own tokenizer, which has ChatML's special tokens."""
+    return tokenizer_dir
+
+
+@pytest.mark.parametrize("marks", [("[THINK]", "[/THINK]"), ("<|im_start|>think", "<|im_end|>"), ("(", ")")])
+def test_reasoning_in_other_marks(tok: Path, tmp_path: Path, marks: tuple[str, str]) -> None:
+    begun, ended = marks
+    content = f"{begun}\nfirst thought\n{ended}\n\nHello."
+    asked: dict[str, Any] = {"reasoning_marks": f"{begun},{ended}", "special_in_text": "split"}
+    for row in ([user("Hi"), answer(content)], [user("Hi"), answer("Hello.", reasoning="first thought")]):
+        found, runs = told(tok, "qwen2_5", tmp_path, row, reasoning_inline=True, **asked)
+        assert (runs, found.notes) == ([[content + "<|im_end|>"]], {})
+        assert found.kinds["reasoning"] > found.kinds["answer"] > 0
+        assert told(tok, "qwen2_5", tmp_path, row, reasoning_inline=True, reasoning="mask", **asked)[1] == [
+            ["Hello.<|im_end|>"]
+        ]
+        found, runs = told(tok, "qwen2_5", tmp_path, row, reasoning="drop", **asked)
+        assert (runs, found.notes) == ([["Hello.<|im_end|>"]], {"reasoning_dropped": [0]})
+    (fault,) = told(tok, "qwen2_5", tmp_path, [user("Hi"), answer(f"{begun}\nfirst")], **asked)[0].faults
+    assert (fault.reason, begun in fault.detail) == ("unclosed_reasoning", True)
+
+
+@pytest.mark.parametrize("marks", ["<think>", "<think>,", "a,b,c", "same,same", " ,x"])
+def test_marks_that_cannot_be(marks: str) -> None:
+    with pytest.raises(ConfigError, match="two marks are needed"):
+        TokenizeOptions(reasoning_marks=marks)
+
+
+def test_reasoning_under_several_names(tok: Path, tmp_path: Path) -> None:
+    wanted = [["<think>\nfirst thought\n</think>\n\nHello.<|im_end|>"]]
+    inline = answer("<think>first thought</think>Hello.", reasoning="first thought\n")
+    names = answer("Hello.", reasoning_content="first thought", thinking="first thought", reasoning=None)
+    for turn in (inline, names):
+        assert told(tok, "qwen3", tmp_path, [user("Hi"), turn])[1] == wanted
+    for turn in (inline | {"reasoning": "other"}, names | {"reasoning": "other"}):
+        (fault,) = told(tok, "qwen3", tmp_path, [user("Hi"), turn])[0].faults
+        assert (fault.reason, "have reasoning that differs" in fault.detail) == ("contradictory_marks", True)
+    none = told(tok, "qwen3", tmp_path, PLAIN[:2])[1]
+    for blank in (None, "", " \n"):
+        assert told(tok, "qwen3", tmp_path, [user("Hi"), answer("Hello.", reasoning_content=blank)])[1] == none
+    (fault,) = told(tok, "qwen3", tmp_path, [user("Hi"), answer("Hello.", reasoning=["a"])])[0].faults
+    assert "its reasoning is a list" in fault.detail
