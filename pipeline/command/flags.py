@@ -148,7 +148,14 @@ TOKENIZE_FLAGS: list[Decorator] = [
         "--show",
         type=click.IntRange(1),
         metavar="N",
-        help="Print N samples, with what is trained bright and the rest dim.",
+        help="Print N samples in blocks of one kind, with what is trained bright and the rest dim.",
+    ),
+    click.option(
+        "--show-row",
+        type=click.IntRange(0),
+        multiple=True,
+        metavar="ID",
+        help="Print the samples of the row with this number, counted from 0 over all INPUTs. It may be repeated.",
     ),
 ]
 

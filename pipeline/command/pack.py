@@ -71,7 +71,7 @@ _SHARD_FLAGS: list[Decorator] = [
 
 @click.command()
 @flags(
-    input_and_output("--dry-run or --show"),
+    input_and_output("--dry-run, --show or --show-row"),
     _PACK_FLAGS,
     INPUT_FLAGS,
     _COLUMN_FLAGS,
@@ -95,10 +95,10 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
 
     options = _pack_options(ctx, values)
     tokenizer = load(values["tokenizer"])
-    if values["show"]:
+    if values["show"] or values["show_row"]:
         show_samples(values, options, options.tokenize, tokenizer)
     elif values["output"] is None and not values["dry_run"]:
-        raise ConfigError("--output DIR is missing; only --dry-run and --show work without it")
+        raise ConfigError("--output DIR is missing; only --dry-run, --show and --show-row work without it")
     more: dict[str, Any] = {
         "tokenizer": tokenizer,
         "chat_template": values["chat_template"],

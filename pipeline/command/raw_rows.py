@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.options import RunOptions
 from pipeline.command.job_file import merged, source_of
 from pipeline.format.options import InputOptions, TokenizeOptions
@@ -36,7 +36,7 @@ _CHOICES = (
     "template_date",
 )
 _MAPPINGS = ("map", "keys", "roles")
-_NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "show")
+_NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "show", "show_row")
 
 
 def run_options(values: dict[str, Any]) -> RunOptions:
@@ -83,13 +83,15 @@ def split_pairs(texts: Iterable[str]) -> list[str]:
 def show_samples(
     values: dict[str, Any], part: InputOptions, options: TokenizeOptions | None, tokenizer: TextTokenizer | None
 ) -> None:
-    """Print samples: to stdout, where they are asked for, but not into a JSON object.
+    """Print the first samples, and those of chosen rows: to stdout, but not into a JSON object.
 
-    Raises `ConfigError` for flags of a result where samples are all that is asked for.
+    Raises `ConfigError` for flags of a result where samples are all that is asked for, and for a row that there is not;
+    `DataError` for a chosen row that gives no sample, once the others are printed.
     """
     from pipeline.reading.inputs import resolve
     from pipeline.reading.workspace import cache_of
-    from pipeline.tokenizing.show import first_samples
+    from pipeline.tokenizing.showing.blocks import shown_text
+    from pipeline.tokenizing.showing.samples import ShownFault, chosen_rows, first_samples
     from pipeline.tokenizing.tokenization import load_tokenization
 
     assert options is not None and tokenizer is not None, "--show needs a tokenizer"
@@ -97,10 +99,17 @@ def show_samples(
     if is_all:
         for name, flag in (("as_json", "json"), ("overwrite", "overwrite")):
             if values[name]:
-                raise ConfigError(f"--{flag} has no effect: --show without --output prints samples and does no more")
+                raise ConfigError(f"--{flag} has no effect: without --output samples are shown, and no more is done")
     tokenization = load_tokenization(tokenizer, values["chat_template"], options, tells=is_all)
     to_stderr = values["as_json"]
     color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
     with cache_of(run_options(values)) as cache:
-        samples = first_samples(resolve(values["inputs"], part), tokenization, cache, values["show"], color)
-    click.echo(samples, err=to_stderr)
+        inputs = resolve(values["inputs"], part)
+        first = list(first_samples(inputs, tokenization, cache, values["show"])) if values["show"] else []
+        chosen = list(chosen_rows(inputs, tokenization, cache, values["show_row"])) if values["show_row"] else []
+    shown = [*first, *(one for one in chosen if not isinstance(one, ShownFault))]
+    if shown:
+        click.echo(shown_text(shown, tokenizer, color=color), err=to_stderr)
+    for one in chosen:
+        if isinstance(one, ShownFault):
+            raise DataError(f"{one.title}: {one.fault.detail}")

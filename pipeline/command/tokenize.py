@@ -32,7 +32,7 @@ _KEEP_TEXT_FLAG: list[Decorator] = [
 
 @click.command()
 @flags(
-    input_and_output("--show"),
+    input_and_output("--show or --show-row"),
     _TOKENIZER_FLAG,
     TOKENIZE_FLAGS,
     _KEEP_TEXT_FLAG,
@@ -51,10 +51,10 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     tokenizer = load(values["tokenizer"])
     assert options is not None and tokenizer is not None, "--tokenizer is required"
     part = InputOptions(split=values["split"], subset=values["subset"], revision=values["revision"])
-    if values["show"]:
+    if values["show"] or values["show_row"]:
         show_samples(values, part, options, tokenizer)
     elif values["output"] is None:
-        raise ConfigError("--output DIR is missing; only --show works without it")
+        raise ConfigError("--output DIR is missing; only --show and --show-row work without it")
     if values["output"] is not None:
         result = run_tokenize(
             values["inputs"],

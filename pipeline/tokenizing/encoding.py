@@ -71,6 +71,24 @@ class EncodedBlock:
     notes: dict[str, list[int]]
     """Rows about which something is to be said, by what, as often as it is; see `tally.NOTES`."""
 
+    token_kinds: list[str]
+    """What each token is, trained or not: a kind of target; system, user, result (of a tool) or another role; prompt;
+    template, or text where it cannot be told whose. Empty unless it is asked for.  # length: num_tokens"""
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """A sample, encoded."""
+
+    row: int
+    sample: Rendering
+    tokens: list[int]
+    ranges: Ranges
+    """The tokens that are trained."""
+
+    kinds: list[str]
+    """Of its tokens, if they are asked for."""
+
 
 class Encoder:
     """Turns the rows of one format into samples. Pure: the same block gives the same result, in any thread."""
@@ -93,43 +111,44 @@ class Encoder:
         """Whether the template writes the tools of a chat."""
         return self._renderer.writes_tools
 
-    def encode(self, block: RawBlock | TreeBlock) -> EncodedBlock:
-        """Encode a block; rows that cannot be used become faults."""
+    def encode(self, block: RawBlock | TreeBlock, *, tells_kinds: bool = False) -> EncodedBlock:
+        """Encode a block; rows that cannot be used become faults. tells_kinds: whether to tell what each token is."""
         unused = Unused(block)
         num_rows, samples = self._samples(block, unused)
-        encoded = self._encoded(self._rendered(samples, unused), unused)
+        encoded = self._encoded(self._rendered(samples, unused), unused, tells_kinds=tells_kinds)
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
         kinds: Counter[str] = Counter()
         turn_counts: Counter[str] = Counter()
-        for _, sample, tokens, ranges in encoded:
-            for kind, (start, stop) in ranges:
+        for one in encoded:
+            for kind, (start, stop) in one.ranges:
                 kinds[kind] += stop - start
                 targets.append((start + len(ids), stop + len(ids)))
-            turn_counts.update(sample.turns)
-            ids.fromlist(tokens)
+            turn_counts.update(one.sample.turns)
+            ids.fromlist(one.tokens)
         input_ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
         labels = np.full(len(ids), IGNORE, np.int32)
         for start, stop in targets:
             labels[start:stop] = input_ids[start:stop]
-        rows = [row if sample.source_row is None else sample.source_row for row, sample, *_ in encoded]
+        rows = [one.row if one.sample.source_row is None else one.sample.source_row for one in encoded]
         return EncodedBlock(
             num_rows=num_rows,
             counts_in_file=isinstance(block, TreeBlock),
             rows=rows,
-            turns=[sample.source_turn for _, sample, *_ in encoded],
-            lengths=[len(tokens) for _, _, tokens, _ in encoded],
+            turns=[one.sample.source_turn for one in encoded],
+            lengths=[len(one.tokens) for one in encoded],
             input_ids=input_ids,
             labels=labels,
             kinds=kinds,
             turn_counts=turn_counts,
-            prompts=[sample.prompt for _, sample, *_ in encoded] if self._keep_text else [],
+            prompts=[one.sample.prompt for one in encoded] if self._keep_text else [],
             faults=unused.faults(),
             notes=unused.messages()
             | {
-                note: [row for row, (_, sample, *_) in zip(rows, encoded, strict=True) if note in sample.notes]
-                for note in sorted({note for _, sample, *_ in encoded for note in sample.notes})
+                note: [row for row, one in zip(rows, encoded, strict=True) if note in one.sample.notes]
+                for note in sorted({note for one in encoded for note in one.sample.notes})
             },
+            token_kinds=[kind for one in encoded for kind in one.kinds],
         )
 
     def _samples(self, block: RawBlock | TreeBlock, unused: Unused) -> tuple[int, list[tuple[int, Sample]]]:
@@ -170,13 +189,11 @@ class Encoder:
                 rendered += [(row, one) for one in several]
         return rendered
 
-    def _encoded(
-        self, rendered: list[tuple[int, Rendering]], unused: Unused
-    ) -> list[tuple[int, Rendering, list[int], Ranges]]:
-        """Each sample with its row, its tokens, and those that are trained; a faulty one takes its row along."""
+    def _encoded(self, rendered: list[tuple[int, Rendering]], unused: Unused, *, tells_kinds: bool) -> list[_Encoded]:
+        """The tokens of each sample, and those that are trained; a faulty one takes its row along."""
         texts = [sample.text for _, sample in rendered]
         encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
-        encoded: list[tuple[int, Rendering, list[int], Ranges]] = []
+        encoded: list[_Encoded] = []
         for (row, sample), usual in zip(rendered, encodings, strict=True):
             try:
                 encoding: Encoding | PlainEncoding = usual
@@ -187,12 +204,16 @@ class Encoder:
             except RowFault as fault:
                 unused.add(row, fault, sample.source_row)
                 continue
+            kinds = _kinds(sample, encoding) if tells_kinds else []
             if not self._is_chat:
-                self._finish(tokens, ranges)
+                self._finish(tokens, ranges, kinds)
             if self._is_unfinished(sample, tokens):
                 sample.notes.append("unfinished")
-            encoded.append((row, sample, tokens, ranges))
-        return [one for one in encoded if one[0] not in unused]
+            if tells_kinds:
+                for kind, (start, stop) in ranges:
+                    kinds[start:stop] = kinds[start:stop] if kind == "all" else [kind] * (stop - start)
+            encoded.append(_Encoded(row, sample, tokens, ranges, kinds))
+        return [one for one in encoded if one.row not in unused]
 
     def _target_ranges(self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]) -> Ranges:
         """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""
@@ -218,18 +239,19 @@ class Encoder:
                 raise RowFault("no_end_token", f"the tokenizer does not read the end token {text!r} as one token")
         return ranges
 
-    def _finish(self, tokens: list[int], ranges: Ranges) -> None:
+    def _finish(self, tokens: list[int], ranges: Ranges, kinds: list[str]) -> None:
         """One beginning and one end token around a sample that no template wrote; its targets go to the end."""
         bos = self._tokenizer.bos_id
         (kind, (first, _)) = ranges[0]
         if bos is not None and tokens[:2] == [bos, bos]:  # the text brought its own
-            del tokens[0]
+            del tokens[0], kinds[:1]
             first = max(0, first - 1)
         eos = self._tokenizer.eos_id
         if eos is not None and tokens[-2:] == [eos, eos]:
-            del tokens[-1]
+            del tokens[-1], kinds[-1:]
         if self._appended is not None and tokens[-1:] != [self._appended]:
             tokens.append(self._appended)
+            kinds += ["end"] if kinds else []
         stop = len(tokens)
         ends = kind == "answer" and tokens[-1] in self._tokenizer.special_ids
         last = stop - 1 if ends else stop
@@ -244,6 +266,19 @@ class Encoder:
             return False
         trained = _joined([span for _, span in sample.targets or []]) or [(0, len(sample.text))]
         return not all(self._ends_special.search(sample.text, start, stop) for start, stop in trained)
+
+
+def _kinds(sample: Rendering, encoding: Encoding | PlainEncoding) -> list[str]:
+    """What each token is by the text that it holds; one that holds several is of the first that somebody said."""
+    kinds = [sample.around] * len(encoding.ids)
+    at = 0
+    for kind, span in sample.parts():
+        found = _overlapping(encoding, span)
+        if found is not None and found[1] > at:
+            start = max(at, found[0])
+            kinds[start : found[1]] = [kind] * (found[1] - start)
+            at = found[1]
+    return kinds
 
 
 def _joined(spans: list[Span]) -> list[Span]:

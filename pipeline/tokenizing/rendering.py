@@ -67,8 +67,11 @@ class Renderer:
             return [Rendering(text=text, targets=None, prompt=sample.text, notes=notes)]
         notes = list(sample.notes)
         text = self.words.look(sample.prompt + sample.completion, notes)
-        targets: Targets | None = None if self._trains_all else [("answer", (len(sample.prompt), len(text)))]
-        return [Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)]
+        begin, end = len(sample.prompt), len(text)
+        targets: Targets | None = None if self._trains_all else [("answer", (begin, end))]
+        rendering = Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)
+        rendering.parts = lambda: [("prompt", (0, begin)), ("answer", (begin, end))]
+        return [rendering]
 
 
 class _ToldRenderers:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ class RawBlock:
 
     bytes_read: int
     """Its part of the file, for the progress bar; an estimate where the file is compressed."""
+
+    @property
+    def num_rows(self) -> int:
+        """Counted without parsing them."""
+        content = self.content
+        return sum(1 for _ in lines_of(content)) if isinstance(content, bytes) else int(content.num_rows)
+
+    def row(self, number: int) -> RawBlock:
+        """One of its rows as a block."""
+        if isinstance(self.content, bytes):
+            return RawBlock(next(islice(lines_of(self.content), number, None)), 0)
+        return RawBlock(self.content.slice(number, 1), 0)
 
     def rows(self) -> Iterator[Row | ValueError]:
         """Each row, or what is wrong with it."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import owners_of, within
+from pipeline.tokenizing.chats.parts import Parts, parts_of
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
@@ -51,6 +53,15 @@ class Rendering:
 
     turns: Counter[str] = field(default_factory=Counter)
     """Turns by what `Tally` counts of them; the first sample of a row has those of all."""
+
+    parts: Callable[[], Parts] = list
+    """What each piece of the text is, trained or not; made where it is asked for."""
+
+    around: str = "inserted"
+    """What the rest of the text is."""
+
+    puts: list[Span] = field(default_factory=list)
+    """Characters of end tokens that no template wrote."""
 
     @property
     def hides(self) -> bool:
@@ -206,7 +217,9 @@ class ChatRenderer:
             source_turn=len(chat.messages) - 1,
             source_row=chat.rows[-1] if chat.rows else None,
             without_reasoning=frozenset(leaf.message for leaf in found.missing if leaf.kind == "reasoning"),
+            around="template" if found.knows_others else "text",
         )
+        rendering.parts = partial(parts_of, chat, found, rendering.puts)
         if self._uses_marks:
             rendering.targets = self._marked(chat, trained, marks, text, found)
         elif self._train_on != "all":
@@ -297,7 +310,8 @@ class ChatRenderer:
             if token is None and self._options.turn_end != "none":
                 raise self._endless(turn)
             targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
-            if put:
+            if put and token is not None:
+                rendering.puts.append((token[0] + shift, token[1] + shift))
                 text = text[: end + shift] + put + text[end + shift :]
             if token is not None:
                 token = token[0] + shift, token[1] + shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,9 @@ from pipeline.tokenizing.chats.template import Span
 
 Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
 """What a target is: of a text that somebody said, of what the template inserts, or of a turn's end."""
+
+KINDS: dict[LeafKind, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}
+"""What the leaves of an assistant turn are."""
 
 Targets = list[tuple[Kind, Span]]
 """Characters to be trained, by kind and in order."""
@@ -128,3 +132,15 @@ class FoundTurns:
 
     missing: list[Leaf]
     """What stands nowhere."""
+
+    leaves: Sequence[Leaf] = ()
+    """What is said, as far as it was looked for."""
+
+    slots: Sequence[int] = ()
+    """The numbers of the leaves that stand in it, in order."""
+
+    spans: Sequence[Span] = ()
+    """Where they stand.  # length: num_slots"""
+
+    knows_others: bool = False
+    """Whether the leaves are also of others than the assistant."""

@@ -18,17 +18,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.tokenizing.chats.history import rewritten
-from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, common, layout_of, slot_spans, with_stand_ins
+from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
+from pipeline.tokenizing.chats.shapes import KINDS, FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.rows.messages import Message, RowFault, calls_of, function_of, parsed
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096
-_KINDS: dict[LeafKind, Kind] = {"content": "answer", "reasoning": "reasoning", "call": "call", "name": "inserted"}
 
 
 class TurnFinder:
@@ -78,7 +77,7 @@ class TurnFinder:
                 except TemplateRefusal:
                     return None
         spans = slot_spans(chat_text, layout, leaves) if layout.slots == shape.layout.slots else None
-        return None if spans is None else self._found(shape, layout, spans, chat, chat_text)
+        return None if spans is None else self._found(shape, layout, leaves, spans, chat, chat_text)
 
     def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
         """As `_find`, for templates that look into what others than the assistant say."""
@@ -91,8 +90,9 @@ class TurnFinder:
         if spans is None:
             return None
         shape = self._shape_of(layout, messages, leaves, has_tools=bool(chat.tools))
-        found = self._found(shape, layout, spans, chat, chat_text)
+        found = self._found(shape, layout, leaves, spans, chat, chat_text)
         found.missing += _unwritten(chat, chat_text)
+        found.knows_others = False
         return found
 
     def _make_shape(self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape | None:
@@ -209,7 +209,9 @@ class TurnFinder:
             return end, end, opener
         return first, stop, opener
 
-    def _found(self, shape: Shape, layout: Layout, spans: list[Span], chat: Chat, chat_text: str) -> FoundTurns:
+    def _found(
+        self, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat: Chat, chat_text: str
+    ) -> FoundTurns:
         turns = {number: self._turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()}
         missing = list(shape.missing)
         for number, found in turns.items():
@@ -221,7 +223,7 @@ class TurnFinder:
                 told = parsed(arguments)
                 keys = list(told) if isinstance(told, dict) else [str(arguments).strip()]
                 missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
-        return FoundTurns(turns, shape.untold, missing)
+        return FoundTurns(turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True)
 
     def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
         first, last = turn.slots[0], turn.slots[-1]
@@ -270,7 +272,7 @@ class TurnFinder:
         at = begin
         before: Kind | None = None
         for slot, kind in zip(turn.slots, turn.kinds, strict=True):
-            span, this = spans[slot], _KINDS[kind]
+            span, this = spans[slot], KINDS[kind]
             if this == "call" or before == "call":
                 around: Kind = "call"
             else:

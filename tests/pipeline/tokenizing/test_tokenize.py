@@ -268,39 +268,6 @@ def test_nothing_to_tokenise(run: Run, tmp_path: Path, lines: Lines, flags: list
     assert datasets.load_from_disk(str(tmp_path / "out")).num_rows == 0
 
 
-def test_show(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
-    source = lines([{"messages": chat("a", "")}, {"messages": chat("a?", "b\nc")}, {"messages": chat("d", "e")}])
-    ended = run("tokenize", source, *flags, "--show", 1)
-    assert ended.code == 0
-    assert "row 0: gives no sample (empty_turn)" in ended.out
-    escape = run("tokenize", lines([{"text": "\x1b[31mred"}], "text.jsonl"), *flags[:2], "--show", 1)
-    assert "\\x1b[31mred" in escape.out and "\x1b" not in escape.out
-    (tmp_path / "text.jsonl").unlink()
-    assert "<|im_start|>assistant\n⟦b\nc<|im_end|>⟧\n" in ended.out
-    assert "⟦e" not in ended.out
-    assert left_behind(tmp_path) == ["chatml.jinja", "rows.jsonl"]
-    ended = run(
-        "tokenize", lines([{"messages": chat("d", "e")}]), *flags, "--show", 9, "--output", tmp_path / "out", "--json"
-    )
-    assert ended.json["counts"]["samples"] == 1 and "⟦e<|im_end|>⟧" in ended.err
-
-
-def test_show_in_colour(run: Run, lines: Lines, flags: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.format.options import InputOptions, TokenizeOptions
-    from pipeline.reading.cache import FileCache
-    from pipeline.reading.inputs import resolve
-    from pipeline.tokenizing.show import first_samples
-    from pipeline.tokenizing.tokenization import load_tokenization
-
-    inputs = resolve(lines([{"messages": chat("d", "e")}]), InputOptions())
-    tokenization = load_tokenization(str(flags[1]), str(flags[3]), TokenizeOptions())
-    shown = first_samples(inputs, tokenization, FileCache(Path("/nowhere")), 1, color=True)
-    assert "\x1b[32m\x1b[1me\x1b[0m" in shown  # trained: green and bold
-    assert "\x1b[2massistant\x1b[0m" in shown  # the rest: dim
-    assert "\x1b[33m\x1b[1m<|im_end|>\x1b[0m" in shown  # special: yellow
-    assert "⟦" not in shown
-
-
 def test_a_job_file(run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path) -> None:
     source = lines([{"question": "q", "answer": "a"}])
     job = tmp_path / "job.yaml"

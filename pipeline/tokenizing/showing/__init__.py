@@ -1,0 +1,1 @@
+"""Samples as a person can check them, tokenised without writing anything."""
