@@ -15,7 +15,7 @@ from pipeline.tokenizing.chats.parts import Parts, parts_of
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
-from pipeline.tokenizing.chats.turns import TurnFinder, unlocated
+from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
@@ -308,7 +308,7 @@ class ChatRenderer:
             elif token is None and self._options.turn_end == "none":
                 rendering.notes.append("no_turn_end")
             if token is None and self._options.turn_end != "none":
-                raise self._endless(turn)
+                raise endless(turn, self._template, self._turns.probes.user_opener)
             targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
             if put and token is not None:
                 rendering.puts.append((token[0] + shift, token[1] + shift))
@@ -320,21 +320,6 @@ class ChatRenderer:
             shift += len(put)
         rendering.text, rendering.targets = text, targets
         rendering.notes[:] = list(dict.fromkeys(rendering.notes))
-
-    def _endless(self, turn: Turn) -> RowFault:
-        after = turn.after
-        written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
-        if turn.opener is not None:
-            written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
-        opener = self._turns.probes.user_opener
-        if not written and opener is not None:
-            written = f" (--turn-end next puts {opener!r} there, which begins the next turn)"
-        return RowFault(
-            "no_end_token",
-            f"{self._template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
-            " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
-            " trains what is written alone",
-        )
 
 
 def _num_without_reasoning(renderings: Sequence[Rendering], first: int) -> int:

@@ -312,3 +312,19 @@ def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
         f"turn {number} (assistant) cannot be located: {template.name} {why}; marking the turns with"
         " {% generation %} in a copy of the template settles where they are",
     )
+
+
+def endless(turn: Turn, template: ChatTemplate, user_opener: str | None) -> RowFault:
+    """What is wrong with a turn that no special token ends. user_opener: see `Probes`."""
+    after = turn.after
+    written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
+    if turn.opener is not None:
+        written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
+    if not written and user_opener is not None:
+        written = f" (--turn-end next puts {user_opener!r} there, which begins the next turn)"
+    return RowFault(
+        "no_end_token",
+        f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
+        " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
+        " trains what is written alone",
+    )

@@ -23,10 +23,8 @@ from tests.conftest import Run, left_behind
 from tests.pipeline.chats import chat, template
 from tests.pipeline.tokenizing.conftest import Lines
 from tests.pipeline.tokenizing.oracle import lines_of
-from tests.pipeline.tokenizing.test_chats import AGENT, PLAIN, REASONED, TEMPLATES, TOOL, tok
+from tests.pipeline.tokenizing.test_chats import AGENT, PLAIN, REASONED, TEMPLATES, TOOL
 from tests.pipeline.tokenizing.test_targets import encoder
-
-__all__ = ["tok"]
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 THINKING_AGENT: list[dict[str, Any]] = [SYSTEM, *AGENT[:1], {**AGENT[1], "reasoning_content": "look"}, *AGENT[2:]]
