@@ -166,3 +166,11 @@ def test_rows_by_their_numbers(
     assert "two.parquet, row 1 (3001 of all): it has no assistant turn" in ended.err.splitlines()[-1]
     ended = run("pack", one, "--max-length", 99, *flags, "--show-row", 3000)
     assert ended.code == 2 and "no such row, of 3,000 rows" in ended.err
+
+
+def test_a_message_of_a_tree_is_shown_with_its_tree(run: Run, tok: Path) -> None:
+    forms = Path(__file__).parents[1] / "rows" / "forms"
+    flags = ["--tokenizer", tok, "--chat-template", TEMPLATES / "qwen2_5.jinja"]
+    ended = run("tokenize", forms / "alpaca.jsonl", forms / "oasst.jsonl", *flags, "--show-row", 3)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("oasst.jsonl, row ") == 2 and "⟦Rome.⟧" in ended.out and "⟦It is Paris.⟧" in ended.out
