@@ -11,9 +11,8 @@ from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import owners_of, within
-from pipeline.tokenizing.chats.parts import Parts, parts_of
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import FoundTurns, Shape, Targets, Turn
+from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
 from pipeline.tokenizing.chats.unsaid import Unsaid
