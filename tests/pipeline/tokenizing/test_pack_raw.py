@@ -73,7 +73,7 @@ def test_overlong_names_the_row_of_the_raw_file(
 def test_dry_run_and_show(run: Run, tmp_path: Path, sources: list[Path], flags: list[object]) -> None:
     ended = run("pack", *sources, "--max-length", 256, *flags, "--train-on", "all", "--dry-run", "--show", 1)
     assert ended.code == 0, ended.err
-    assert "⟦<|im_start|>user\nquestion 0" in ended.out
+    assert "⟦<|im_start|>user↵⟧\nuser       trained " in ended.out and "⟦question 0⟧" in ended.out
     assert "600 of 600 samples" in ended.out
     for told in ("train_on all (flag)", "tokenizer small (flag)", "chat_template chatml.jinja (flag)"):
         assert told in " ".join(ended.out.split())
