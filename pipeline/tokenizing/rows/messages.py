@@ -199,9 +199,8 @@ def parsed(value: Any) -> Any:
 
 def kind_of(value: Any) -> str:
     """What a value of JSON is called."""
-    return {list: "a list", dict: "an object", bool: "a boolean", int: "a number", float: "a number"}.get(
-        type(value), type(value).__name__
-    )
+    kinds = {list: "a list", dict: "an object", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def _is_trained(marks: Mapping[str, Any], where: str) -> bool | None:

@@ -22,6 +22,7 @@ from tests.conftest import Run
 from tests.pipeline.chats import template
 from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files
 from tests.pipeline.tokenizing.oracle import trained_runs
+from tests.pipeline.tokenizing.test_chats import TEMPLATES
 
 Row = dict[str, Any]
 
@@ -195,6 +196,11 @@ ANSWERED = [message("a", None, "prompter"), message("b", "a", "assistant")]
             "unknown_mark",
             "row 2: message x: deleted 'maybe' is neither",
         ),
+        (
+            [message("x", None, "prompter") | {"text": ["a", 1]}],
+            "not_text",
+            "row 2: message x (user): part 1 is a number",
+        ),
         (['{"message_id": '], "unreadable", "row 2: not valid JSON"),
     ],
 )
@@ -280,39 +286,25 @@ def test_flags_that_fit_no_trees(
         assert ended.code == code and told in ended.err, ended.err
 
 
-def test_expanded_and_packed_in_one_step(
-    run: Run, tmp_path: Path, lines: Lines, tokenizer_dir: Path, whole: Any
-) -> None:
-    thinks = tmp_path / "thinks.jinja"
-    thinks.write_text(
-        "{%- set last = messages | map(attribute='role') | list -%}"
-        "{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
-        "{%- if m.reasoning_content and 'user' not in last[loop.index:] -%}"
-        "<think>{{ m.reasoning_content }}</think>{%- endif -%}"
-        "{{ m.content }}<|im_end|>\n{%- endfor -%}"
-        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
-    )
+def test_expanded_and_packed_in_one_step(run: Run, tmp_path: Path, lines: Lines, tok: Path, whole: Any) -> None:
     draw = random.Random(3)
     rows = [row | {"train": None, "reasoning_content": None} for row in forest(11, 90)]
     for row in rows:
         if row["role"] == "assistant" and draw.random() < 0.7:
             row["reasoning_content"] = f"thinks {row['message_id']}"
     source = lines(rows)
-    flags = ["--tokenizer", tokenizer_dir, "--chat-template", thinks]
+    flags = ["--tokenizer", tok, "--chat-template", TEMPLATES / "qwen3.jinja"]
     ended = run("tokenize", source, "--output", tmp_path / "whole", *flags)
     assert ended.code == 3 and "--history expand" in ended.err, ended.err
     ended = run("tokenize", source, "--output", tmp_path / "out", *flags, "--history", "expand")
     assert ended.code == 0, ended.err
     answers = {row["text"]: row for way, _ in oracle(rows) for row in way if row["role"] == "assistant"}
     found = samples(tmp_path / "out", whole)
-    told = [text for sample in found for text in sample[1]]
-    wanted = [
-        (f"<think>{row['reasoning_content']}</think>" if row["reasoning_content"] else "") + text
-        for text, row in answers.items()
-    ]
-    assert sorted(text.strip() for text in told) == sorted(wanted) and len(found) > len(oracle(rows))
-    for _, told_here, row_number, _ in found:
-        assert told_here[-1].endswith(rows[row_number]["text"])
+    told = Counter(text.strip().removeprefix("<think>\n\n</think>\n\n") for sample in found for text in sample[1])
+    thought = {text: row["reasoning_content"] for text, row in answers.items()}
+    wanted = [f"<think>\n{thought[text]}\n</think>\n\n{text}" if thought[text] else text for text in answers]
+    assert told == Counter(wanted) and len(found) > len(oracle(rows))
+    assert all(told_here[-1].endswith(rows[number]["text"]) for _, told_here, number, _ in found)
     asked = [source, *flags, "--history", "expand", "--max-length", 512]
     assert run("pack", *asked, "--output", tmp_path / "packed").code == 0
     packed = datasets.load_from_disk(str(tmp_path / "packed"))
