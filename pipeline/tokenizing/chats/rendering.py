@@ -10,7 +10,7 @@ from functools import partial
 from pipeline.base.words import counted
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
-from pipeline.tokenizing.chats.marks import owners_of, within
+from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
@@ -113,6 +113,8 @@ class ChatRenderer:
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
         notes, num_dropped = list(chat.notes), 0
+        if self._train_on == "all" and chat.withholds:
+            notes.append("marks_overruled")
         if self._marks.plain_roles(chat) is None:
             told = chat
             chat = self._with_reasoning(told, notes)
@@ -255,7 +257,7 @@ class ChatRenderer:
             if number not in trained:
                 continue
             turn = None if number is None else found.turns.get(number)
-            targets += self._chosen(within(mark, turn))
+            targets += self._chosen(chat, number, within(mark, turn), text, found)
         left_out = {(leaf.message, leaf.text) for leaf in found.missing}  # of which it was decided before
         for number in trained:
             own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
@@ -274,9 +276,23 @@ class ChatRenderer:
             "template_mismatch", f"turn {number} (assistant): {self._template.name} does not write its {what}"
         )
 
-    def _chosen(self, parts: Targets) -> Targets:
-        """The parts of a turn that are trained."""
-        return [(kind, span) for kind, span in parts if kind not in self._masked and span[0] < span[1]]
+    def _chosen(self, chat: Chat, number: int, parts: Targets, text: str, found: FoundTurns) -> Targets:
+        """The parts of a turn that are trained. Raises `RowFault` where those that the data marks cannot be located."""
+        chosen = [(kind, span) for kind, span in parts if kind not in self._masked and span[0] < span[1]]
+        marked = chat.parts_marked(number)
+        if marked is None:
+            return chosen
+        turn = found.turns.get(number)
+        if turn is None:
+            raise unlocated(number, self._template, found.untold[number])
+        spans = untrained(marked, turn, self._words.shown(text), self._marks)
+        if spans is None:
+            raise RowFault(
+                "template_mismatch",
+                f"turn {number} (assistant): {self._template.name} changes what it says, so the parts that the data"
+                " marks as not trained cannot be located",
+            )
+        return [one for one in without(chosen, spans) if one[0] != "end" or ends_trained(marked, chat.messages[number])]
 
     def _add_turns(self, rendering: Rendering, chat: Chat, trained: list[int], found: FoundTurns) -> None:
         """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""
@@ -290,7 +306,7 @@ class ChatRenderer:
             parts = list(turn.parts)
             if self._options.inserted == "train" and parts and turn.begin_least < parts[0][1][0]:
                 parts.insert(0, ("inserted", (turn.begin_least, parts[0][1][0])))
-            chosen = self._chosen(parts)
+            chosen = self._chosen(chat, number, parts, rendering.text, found)
             end = turn.end
             put, token = "", turn.end_tokens
             if turn.goes_on:
@@ -312,7 +328,8 @@ class ChatRenderer:
             if put and token is not None:
                 rendering.puts.append((token[0] + shift, token[1] + shift))
                 text = text[: end + shift] + put + text[end + shift :]
-            if token is not None:
+            marked = chat.parts_marked(number)
+            if token is not None and (marked is None or ends_trained(marked, chat.messages[number])):
                 token = token[0] + shift, token[1] + shift
                 targets.append(("end", token))
                 rendering.end_tokens.append(token)

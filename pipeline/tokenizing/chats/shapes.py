@@ -122,6 +122,9 @@ class Turn:
     begin_least: int
     """Where it would begin if it were opened without thinking and with, whichever is earlier."""
 
+    texts: list[tuple[LeafKind, Span]]
+    """Where what it says stands."""
+
     goes_on: bool = False
     """Whether the next turn is the same one to the template, which ends them together."""
 

@@ -248,6 +248,7 @@ class TurnFinder:
             opener=None if opener is None else (at + opener[0], at + opener[1]),
             after=chat_text[at : at + len(own_tail)],
             begin_least=begin_of(turn.begin_least),
+            texts=[(kind, spans[slot]) for slot, kind in zip(turn.slots, turn.kinds, strict=True)],
             goes_on=turn.goes_on,
         )
 

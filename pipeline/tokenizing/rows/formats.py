@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
 from pipeline.tokenizing.rows.detection import are_calls, not_a_chat
-from pipeline.tokenizing.rows.messages import Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
+from pipeline.tokenizing.rows.messages import Mark, Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
 from pipeline.tokenizing.rows.paths import column_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 
@@ -104,9 +104,7 @@ class Format:
             prompt += "\n"
         return Pair("".join(turn["content"] + "\n" for turn in (*system, *earlier)) + prompt, completion, notes)
 
-    def _chat(
-        self, system: list[Message], messages: list[Message], marks: list[bool | None], tools: list[Any] | None
-    ) -> Chat:
+    def _chat(self, system: list[Message], messages: list[Message], marks: list[Mark], tools: list[Any] | None) -> Chat:
         whole = _one_system([*system, *messages])
         added = len(whole) - len(messages)
         said = [*[None] * added, *marks[max(0, -added) :]]
@@ -132,7 +130,7 @@ class Format:
             if is_there:
                 raise RowFault("not_text", f"column {column!r} has content: {UNUSABLE[column.rpartition('.')[2]]}")
 
-    def _turns(self, value: Any, column: str) -> tuple[list[Message], list[bool | None]]:
+    def _turns(self, value: Any, column: str) -> tuple[list[Message], list[Mark]]:
         """The turns of a conversation, and whether each says that it is trained. Raises `RowFault`."""
         value = parsed(value)
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
@@ -145,7 +143,7 @@ class Format:
             raise RowFault("no_assistant_turn", f"column {column!r} has no turns")
         return [message for message, _ in found], [mark for _, mark in found]
 
-    def _as_turns(self, value: Any, role: str, column: str) -> tuple[list[Message], list[bool | None]]:
+    def _as_turns(self, value: Any, role: str, column: str) -> tuple[list[Message], list[Mark]]:
         if isinstance(value, str):
             return [{"role": role, "content": value}], [None]
         return self._turns(value, column)

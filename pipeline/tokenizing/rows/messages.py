@@ -47,6 +47,18 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
 
 
+@dataclass(frozen=True, slots=True)
+class PartMarks:
+    """What the data says of an assistant turn of whose parts some are trained."""
+
+    parts: tuple[tuple[bool, str, bool], ...]
+    """In order: whether it is thinking, its text, whether it is trained."""
+
+
+Mark = bool | PartMarks | None
+"""What the data says of a turn being trained; None where it says nothing."""
+
+
 class RowFault(Exception):
     """A row that cannot be used. `reason` is what it is counted under."""
 
@@ -68,15 +80,16 @@ class TurnReader:
     reasoning_marks: tuple[str, str] = ("<think>", "</think>")
     """Between which inline reasoning stands."""
 
-    def message(self, turn: Mapping[str, Any], where: str) -> tuple[Message, bool | None]:
+    def message(self, turn: Mapping[str, Any], where: str) -> tuple[Message, Mark]:
         """A turn as templates expect it, and whether it says that it is trained. Raises `RowFault`."""
         if self._is_simple(turn):
             return dict(turn), None
+        trained: Mark
         message, trained = self._named(turn, where)
         role = message["role"]
         content = message.get("content")
         if isinstance(content, list):
-            content = _joined(message, content, f"{where} ({role})")
+            content, trained = _joined(message, content, trained, f"{where} ({role})")
         elif isinstance(content, dict) and role == "tool":
             content = json.dumps(content, ensure_ascii=False)
         if content is not None:
@@ -219,19 +232,20 @@ def _is_trained(marks: Mapping[str, Any], where: str) -> bool | None:
     return next(iter(said.values()), None)
 
 
-def _joined(message: Message, parts: list[Any], where: str) -> str:
-    """A content given in parts, as one text; thinking goes to its own key. Raises `RowFault`."""
-    texts: list[str] = []
-    thoughts: list[str] = []
+def _joined(message: Message, parts: list[Any], whole: bool | None, where: str) -> tuple[str, Mark]:
+    """A content given in parts, as one text; thinking goes to its own key. Raises `RowFault`.
+
+    whole: what the turn itself says of being trained; returns what it says with its parts.
+    """
+    told: list[tuple[bool, str, bool | None]] = []  # whether it is thinking, its text, whether it is trained
     for number, part in enumerate(parts):
         if isinstance(part, str):
-            texts.append(part)
+            told.append((False, part, None))
             continue
         if not isinstance(part, dict):
             raise RowFault("not_text", f"{where}: part {number} is {kind_of(part)}; a text is needed")
-        marks = [key for key in _MARKS if part.get(key) is not None]
-        if marks:
-            raise RowFault("unknown_weight", f"{where}: part {number} has {marks[0]}; marks of parts are not supported")
+        marks = {key: part[key] for key in _MARKS if part.get(key) is not None}
+        trained = _is_trained(marks, f"{where}: part {number}")
         type_ = part.get("type", "text")
         keys = (type_, "thinking", "text") if type_ in _THINKING_PARTS else ("text", "value", "content")
         text = next((part[key] for key in keys if isinstance(part.get(key), str)), None)
@@ -239,12 +253,27 @@ def _joined(message: Message, parts: list[Any], where: str) -> str:
             raise RowFault(
                 "not_text", f"{where}: part {number} is of type {type_}; only text and thinking can be tokenised"
             )
-        (thoughts if type_ in _THINKING_PARTS else texts).append(text)
+        told.append((type_ in _THINKING_PARTS, text, trained))
+    thoughts = [text for is_thought, text, _ in told if is_thought]
     if thoughts:
         if reasoning_of(message) is not None:
             raise RowFault("contradictory_marks", f"{where}: it has reasoning in its parts and under a key")
         message["reasoning_content"] = "".join(thoughts)
-    return "".join(texts)
+    content = "".join(text for is_thought, text, _ in told if not is_thought)
+    return content, _mark_of(told, whole, message["role"], where)
+
+
+def _mark_of(told: list[tuple[bool, str, bool | None]], whole: bool | None, role: str, where: str) -> Mark:
+    """What a turn says of being trained, with its parts. Raises `RowFault` where these contradict the turn."""
+    said = {trained for _, text, trained in told if text.strip()}
+    if not said - {None}:
+        return whole
+    if (whole is False and True in said) or (whole is True and said == {False}):
+        raise RowFault("contradictory_marks", f"{where}: the marks of its parts contradict its own")
+    others = whole is not False and role == "assistant"
+    parts = [(is_thought, text, others if mark is None else mark) for is_thought, text, mark in told]
+    trained = {mark for _, text, mark in parts if text.strip()}
+    return PartMarks(tuple(parts)) if len(trained) > 1 else trained.pop()
 
 
 def _with_calls(message: Message, where: str) -> Message:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.tokenizing.rows.messages import Message
+from pipeline.tokenizing.rows.messages import Mark, Message, PartMarks
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Chat:
     num_prompt: int = 0
     """Turns at the beginning that are prompt whoever speaks."""
 
-    marks: Sequence[bool | None] = field(default=())
+    marks: Sequence[Mark] = field(default=())
     """Whether the data says of a turn that it is trained.  # length: num_messages, or none"""
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -54,8 +54,22 @@ class Chat:
         return replace(self, messages=messages)
 
     def marked(self, number: int) -> bool | None:
-        """Whether the data says of a turn that it is trained; None where it says nothing."""
-        return self.marks[number] if self.marks else None
+        """Whether the data says of a turn that it, or a part of it, is trained; None where it says nothing."""
+        mark = self.marks[number] if self.marks else None
+        return True if isinstance(mark, PartMarks) else mark
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the data marks an answer, or a part of one, as not trained."""
+        return any(
+            turn["role"] == "assistant" and (mark is False or isinstance(mark, PartMarks))
+            for turn, mark in zip(self.messages, self.marks, strict=False)
+        )
+
+    def parts_marked(self, number: int) -> PartMarks | None:
+        """What the data says of the parts of a turn, where some are trained and some are not."""
+        mark = self.marks[number] if self.marks else None
+        return mark if isinstance(mark, PartMarks) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.messages import TURN_KEYS, Message, RowFault, kind_of, parsed
+from pipeline.tokenizing.rows.messages import TURN_KEYS, Mark, Message, RowFault, kind_of, parsed
 from pipeline.tokenizing.rows.samples import Chat
 
 LEFT_OUT = {
@@ -81,7 +81,7 @@ class TreeReader:
         if tree.fault is not None:
             raise RowFault(tree.fault.reason, tree.fault.detail, _row_of(tree, 0))
         left_out: dict[int, str] = {}
-        turns: dict[int, tuple[Message, bool | None]] = {}
+        turns: dict[int, tuple[Message, Mark]] = {}
         for number, parent in enumerate(tree.parents):
             try:
                 if left_out.get(parent) == "deleted" or self._is_deleted(tree.messages[number], number):
@@ -117,7 +117,7 @@ class TreeReader:
             parents.append(parent)
         return Tree(messages=messages, parents=parents)
 
-    def _turn(self, message: Mapping[str, Any], number: int) -> tuple[Message, bool | None]:
+    def _turn(self, message: Mapping[str, Any], number: int) -> tuple[Message, Mark]:
         """A message as a turn, and whether it says that it is trained. Raises `RowFault`."""
         if self._is_flat:
             self._format.guard(message)
@@ -150,7 +150,7 @@ class TreeReader:
 
     @staticmethod
     def _replies(
-        tree: Tree, turns: Mapping[int, tuple[Message, bool | None]], left_out: dict[int, str]
+        tree: Tree, turns: Mapping[int, tuple[Message, Mark]], left_out: dict[int, str]
     ) -> dict[int, list[int]]:
         """The replies to each message under which something is trained, `ROOT` included; others are left out."""
         is_answered, is_trained = set[int](), set[int]()
@@ -191,7 +191,7 @@ class TreeReader:
 
 def _chats(
     tree: Tree,
-    turns: Mapping[int, tuple[Message, bool | None]],
+    turns: Mapping[int, tuple[Message, Mark]],
     replies: Mapping[int, list[int]],
     left_out: Mapping[int, str],
     notes: list[str],
