@@ -26,6 +26,7 @@ OTHER: dict[type[Options], dict[str, Any]] = {
     TokenizeOptions: {
         "format": "text",
         "train_on": "all",
+        "paths": "best",
         "map": {"text": "body"},
         "on_error": "drop",
         "append_eos": True,

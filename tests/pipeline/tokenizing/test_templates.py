@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -25,7 +26,7 @@ def test_an_answer_that_loses_what_was_thought_before_a_call_is_cut_there(tok: P
     source = (
         (TEMPLATES / "gptoss.jinja").read_text(encoding="utf-8").replace('strftime_now("%Y-%m-%d")', '"2026-01-02"')
     )
-    seen = AutoTokenizer.from_pretrained(tok).apply_chat_template(
+    seen: Any = AutoTokenizer.from_pretrained(tok).apply_chat_template(
         row["messages"][:3], tools=[TOOL], chat_template=source, add_generation_prompt=True
     )
     (_, (ids, labels)) = samples_of(found)
