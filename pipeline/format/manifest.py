@@ -92,6 +92,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_left_out: int = 0
     """Those whose reasoning stands in no sample: dropped, or left out by the template."""
 
+    unread: dict[str, int] = {}
+    """Rows in which a column has content that was not read, by its name."""
+
 
 class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
     """One split of a tokenised dataset."""

@@ -68,6 +68,9 @@ class EncodedBlock:
     faults: list[Fault]
     """In the order of rows."""
 
+    unread: Counter[str]
+    """Column that is not read -> rows in which it has content."""
+
     notes: dict[str, list[int]]
     """Rows about which something is to be said, by what, as often as it is; see `tally.NOTES`."""
 
@@ -114,7 +117,8 @@ class Encoder:
     def encode(self, block: RawBlock | TreeBlock, *, tells_kinds: bool = False) -> EncodedBlock:
         """Encode a block; rows that cannot be used become faults. tells_kinds: whether to tell what each token is."""
         unused = Unused(block)
-        num_rows, samples = self._samples(block, unused)
+        unread = Counter(block.unread)
+        num_rows, samples = self._samples(block, unused, unread)
         encoded = self._encoded(self._rendered(samples, unused), unused, tells_kinds=tells_kinds)
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
@@ -140,6 +144,7 @@ class Encoder:
             input_ids=input_ids,
             labels=labels,
             kinds=kinds,
+            unread=unread,
             turn_counts=turn_counts,
             prompts=[one.sample.prompt for one in encoded] if self._keep_text else [],
             faults=unused.faults(),
@@ -151,8 +156,10 @@ class Encoder:
             token_kinds=[kind for one in encoded for kind in one.kinds],
         )
 
-    def _samples(self, block: RawBlock | TreeBlock, unused: Unused) -> tuple[int, list[tuple[int, Sample]]]:
-        """The number of rows, and the samples of each row, or tree, that can be read."""
+    def _samples(
+        self, block: RawBlock | TreeBlock, unused: Unused, unread: Counter[str]
+    ) -> tuple[int, list[tuple[int, Sample]]]:
+        """The number of rows, and the samples of each row, or tree, that can be read; counts columns that are not."""
         samples: list[tuple[int, Sample]] = []
         num_rows = 0
         for row, content in enumerate(block.rows()):
@@ -160,6 +167,8 @@ class Encoder:
             try:
                 if isinstance(content, ValueError):
                     raise RowFault("unreadable", str(content))
+                if not isinstance(content, Tree):
+                    unread.update(self._format.unread(content))
                 if self._trees is not None:
                     paths = self._trees.paths(content)
                     unused.paths[row] = paths

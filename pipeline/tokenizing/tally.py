@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 DROPPED = "dropped.jsonl"
 """The file that lists the rows left out, where leaving out was asked for."""
 
+OTHERS = "…"
+"""What unread columns are counted under once there are very many."""
+
+_MOST_NAMES, _MOST_TOLD, _LONGEST_NAME = 1000, 20, 60
+
 NOTES = {
     "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
     " one to text and pairs, and the marks of a template should go round it",
@@ -64,6 +69,9 @@ class RowTally:
     first_noted: dict[str, str] = field(default_factory=dict)
     """Where the first of them is."""
 
+    unread: Counter[str] = field(default_factory=Counter)
+    """Rows in which a column has content that is not read, by its name."""
+
     file_rows: Counter[int] = field(default_factory=Counter)
     """Rows by the number of their file."""
 
@@ -76,6 +84,8 @@ class RowTally:
         self.turns += other.turns
         self.notes += other.notes
         self.file_rows += other.file_rows
+        for name, rows in other.unread.items():
+            self.unread[name if name in self.unread or len(self.unread) < _MOST_NAMES else OTHERS] += rows
         self.first_noted = other.first_noted | self.first_noted
 
     @property
@@ -88,6 +98,7 @@ class RowTally:
             targets=self.targets,
             dropped=dict(sorted(self.dropped.items())),
             targets_by_kind=dict(sorted(self.kinds.items())),
+            unread=dict(sorted(self.unread.items())),
             **self.turns,
         )
 
@@ -95,7 +106,7 @@ class RowTally:
     def from_json(value: dict[str, Any]) -> RowTally:
         """Read what `vars` gave, from JSON."""
         file_rows = Counter({int(number): rows for number, rows in value["file_rows"].items()})
-        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "turns", "notes")}
+        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "turns", "notes", "unread")}
         return RowTally(**value | counters | {"file_rows": file_rows})
 
     @staticmethod
@@ -116,12 +127,22 @@ def warn_of_rows(tally: RowTally, *, are_listed: bool) -> None:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(tally.dropped.items()))
         where = f", listed in {DROPPED}" if are_listed else ""
         log.warning("%s left out (%s)%s", counted(tally.dropped.total(), "row"), reasons, where)
+    if tally.unread:
+        log.warning("columns with content that is not read: %s", _unread(tally.unread))
     for note, number in sorted(tally.notes.items()):
         if note in LEFT_OUT:
             left_out = f"{counted(number, 'message')} of trees left out"
             log.warning("%s, the first in %s: %s", left_out, tally.first_noted[note], LEFT_OUT[note])
         else:
             log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
+
+
+def _unread(rows_of: Counter[str]) -> str:
+    """The columns, those of the most rows first."""
+    ordered = sorted(rows_of.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
+    told = [f"{name[:_LONGEST_NAME]} ({counted(rows, 'row')})" for name, rows in ordered[:_MOST_TOLD]]
+    left = len(ordered) - len(told)
+    return ", ".join(told) + (f" and {counted(left, 'column')} more" if left else "")
 
 
 def write_dropped(parts: Iterable[Path], folder: Path) -> FileFacts:

@@ -127,7 +127,7 @@ class Tokenization:
         return None if format_.name == "text" else self.template
 
     def _tell(self, file: RawFile, format_: Format) -> None:
-        """Say how a file is read, and which of its columns are not."""
+        """Say how a file is read."""
         template = self._template_for(format_)
         read = [
             name if name == column else f"{name} from {column}"
@@ -136,15 +136,13 @@ class Tokenization:
         ]
         if "tools" in {*format_.columns} - {*format_.unseen} and template and not self.encoder(format_).writes_tools:
             log.warning("%s: %s does not write the tools of chats (column tools)", file.where, template.name)
-        unread = [name for name in file.columns if name not in format_.present(file.columns)]
         log.info(
-            "%s: format %s (%s), %s, trained on %s%s",
+            "%s: format %s (%s), %s, trained on %s",
             file.where,
             format_.name,
             ", ".join(read) + (", the completion as tool calls" if format_.completes_with_calls else ""),
             f"rendered by {template.name}" if template else "without a chat template",
             self.options.train_on or format_.default_train_on,
-            f"; not read: {', '.join(unread)}" if unread else "",
         )
 
     def _tell_guesses(self) -> None:

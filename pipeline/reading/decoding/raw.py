@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.base.errors import DataError
 from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
+from pipeline.reading.decoding.unread import light_parts, unread_rows
 from pipeline.reading.files import InputFile
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ class RawBlock:
 
     bytes_read: int
     """Its part of the file, for the progress bar; an estimate where the file is compressed."""
+
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Column that is not among its own -> rows about here in which it has content; over a file they add up."""
 
     @property
     def num_rows(self) -> int:
@@ -169,11 +174,11 @@ def _arrow_columns(path: str) -> tuple[str, ...]:
 
 
 def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
-    def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
+    def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
         for batch in arrow_batches(path):
             selected = batch.select(list(columns))
             selected.validate(full=True)
-            yield selected, batch.nbytes
+            yield selected, batch.nbytes, unread_rows(batch, columns)
 
     return _even_blocks(batches())
 
@@ -181,15 +186,24 @@ def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
 def _parquet_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
-        batches = file.iter_batches(batch_size=_DECODED_ROWS, columns=list(columns), use_threads=False)
-        yield from _even_blocks((batch, int(per_row * batch.num_rows)) for batch in batches)
+        light, heavy = light_parts(file, columns)
+
+        def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
+            more = heavy
+            for batch in file.iter_batches(batch_size=_DECODED_ROWS, columns=[*columns, *light], use_threads=False):
+                unread, more = unread_rows(batch, columns) + more, Counter()
+                yield batch.select(list(columns)), int(per_row * batch.num_rows), unread
+
+        yield from _even_blocks(batches())
 
 
-def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int]]) -> Iterator[RawBlock]:
-    """Record batches, with the bytes read for each, cut or joined to about the size of a block."""
+def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int, Counter[str]]]) -> Iterator[RawBlock]:
+    """Record batches, with bytes read and unread columns of each, cut or joined to about the size of a block."""
     waiting: list[pa.RecordBatch] = []
+    unread: Counter[str] = Counter()
     num_rows = num_bytes = bytes_read = 0
-    for batch, batch_bytes_read in batches:
+    for batch, batch_bytes_read, of_batch in batches:
+        unread.update(of_batch)
         size = max(1, min(_BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
         for start in range(0, batch.num_rows, size):
             piece = batch.slice(start, size)
@@ -198,10 +212,10 @@ def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int]]) -> Iterator[RawB
             num_bytes += piece.nbytes
             bytes_read += batch_bytes_read * piece.num_rows // batch.num_rows
             if num_rows >= _BLOCK_ROWS or num_bytes >= BLOCK_BYTES:
-                yield RawBlock(pa.concat_batches(waiting), bytes_read)
-                waiting, num_rows, num_bytes, bytes_read = [], 0, 0, 0
+                yield RawBlock(pa.concat_batches(waiting), bytes_read, unread)
+                waiting, num_rows, num_bytes, bytes_read, unread = [], 0, 0, 0, Counter()
     if waiting:
-        yield RawBlock(pa.concat_batches(waiting), bytes_read)
+        yield RawBlock(pa.concat_batches(waiting), bytes_read, unread)
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any]:

@@ -76,7 +76,7 @@ def _format(
 ) -> Format:
     """A format with the columns of its fields, also of those that stand beside the first in a struct."""
     found: dict[str, str] = {}
-    unseen = []
+    later: dict[str, list[str]] = {}
     main = _columns_of(_REQUIRED[name][0], columns, mapped)[0]
     inside = main.rpartition(".")[0] + "." if main not in columns else ""
     for wanted in (*_REQUIRED[name], *_OPTIONAL[name]):
@@ -94,16 +94,15 @@ def _format(
         if candidates:
             found[wanted] = candidates[0]
         elif more_later or inside:
-            found[wanted] = f"{inside}{wanted}"
-            unseen.append(wanted)
-    has_tools = "tools" in found and "tools" not in unseen
+            found[wanted], *later[wanted] = (f"{inside}{alias}" for alias in _ALIASES.get(wanted, (wanted,)))
+    has_tools = "tools" in found and "tools" not in later
     guards = [column for column in UNUSABLE if column in columns or more_later]
     guards += [f"{inside}{column}" for column in UNUSABLE if inside]
     read = {*found.values(), *(["rejected", f"{inside}rejected"] if "chosen" in found.values() else [])}
     return Format(
         name=name,
         columns=found,
-        unseen=tuple(unseen),
+        unseen=later,
         reader=first.reader,
         guards=tuple(column for column in guards if column not in read and name != "text"),
         completes_with_calls=name == "prompt-completion"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
@@ -26,6 +27,8 @@ UNUSABLE = {
 }
 """Columns with content that change what should be trained."""
 
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -35,8 +38,8 @@ class Format:
     columns: Mapping[str, str]
     """Field -> column, or path into one, of the fields that are there."""
 
-    unseen: tuple[str, ...] = ()
-    """Fields that later rows may have, and none had so far."""
+    unseen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Field that later rows may have, and none had so far -> the other names that its column may have."""
 
     reader: TurnReader = field(default_factory=TurnReader)
     guards: tuple[str, ...] = ()
@@ -44,6 +47,28 @@ class Format:
 
     completes_with_calls: bool = False
     """Whether the completion is a list of tool calls, or JSON text of one."""
+
+    @cached_property
+    def _read(self) -> frozenset[str]:
+        """Every path that is looked at, and those on the way to it."""
+        others = [column for columns in self.unseen.values() for column in columns]
+        parts = [path.split(".") for path in (*self.columns.values(), *self.guards, *others)]
+        return frozenset(".".join(names[:end]) for names in parts for end in range(1, len(names) + 1))
+
+    @cached_property
+    def _insides(self) -> frozenset[str]:
+        """The paths inside which something is looked at."""
+        return frozenset(path.rpartition(".")[0] for path in self.columns.values() if "." in path)
+
+    def unread(self, row: Mapping[str, Any]) -> list[str]:
+        """The columns of a row, and the keys beside what is read inside one, that have content and are not read."""
+        found = [name for name, value in row.items() if name not in self._read and value not in _EMPTY]
+        for inside in self._insides:
+            value = value_at(row, inside)
+            if isinstance(value := parsed(value), dict):
+                paths = ((f"{inside}.{key}", one) for key, one in value.items())
+                found += [path for path, one in paths if path not in self._read and one not in _EMPTY]
+        return found
 
     @property
     def default_train_on(self) -> str:
@@ -189,8 +214,14 @@ class Format:
         return value
 
     def _optional_text(self, row: Mapping[str, Any], name: str) -> str:
-        value = value_at(row, self.columns.get(name, ""))
-        return "" if value is None else self._text(row, name)
+        is_there = value_at(row, self.columns.get(name, "")) is not None
+        others = [other for other in self.unseen.get(name, ()) if value_at(row, other) is not None]
+        if not others:
+            return self._text(row, name) if is_there else ""
+        if len(others) > 1 or is_there:
+            both = listed(map(repr, (self.columns[name], *others)), "and")
+            raise RowFault("not_text", f"columns {both} could both be the {name}")
+        return replace(self, columns={name: others[0]})._text(row, name)
 
     def _system(self, row: Mapping[str, Any]) -> list[Message]:
         """The system turn that a column of its own gives, if any."""

@@ -6,6 +6,7 @@ Memory: the messages of one file, the columns that are read alone.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ class TreeBlock:
     trees: list[Tree]
     bytes_read: int
     """Its part of the file, for the progress bar."""
+
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Column that is not read -> rows in which it has content; the first block has those of the whole file."""
 
     def rows(self) -> Iterator[Tree]:
         """Each tree."""
@@ -56,10 +60,10 @@ def _tree_blocks(file: RawFile, format_: Format) -> Iterator[TreeBlock]:
         size += _size(tree, format_.columns["text"])
         if size >= BLOCK_BYTES:
             until = gathering.bytes_read * rows_done // gathering.num_rows
-            yield TreeBlock(waiting, until - bytes_done)
-            waiting, size, bytes_done = [], 0, until
+            yield TreeBlock(waiting, until - bytes_done, gathering.unread)
+            waiting, size, bytes_done, gathering.unread = [], 0, until, Counter()
     if waiting:
-        yield TreeBlock(waiting, gathering.bytes_read - bytes_done)
+        yield TreeBlock(waiting, gathering.bytes_read - bytes_done, gathering.unread)
 
 
 def _size(tree: Tree, column: str) -> int:
@@ -79,6 +83,7 @@ class _Gathering:
     format: Format
     num_rows: int = 0
     bytes_read: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
     _messages: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     _row_of: dict[Any, int] = field(default_factory=dict)  # by the message's id
     _alone: dict[int, TreeFault] = field(default_factory=dict)  # rows that no other row can belong to
@@ -93,6 +98,7 @@ class _Gathering:
                 self._messages[row] = {}
                 self._alone[row] = TreeFault("unreadable", str(content))
                 continue
+            self.unread.update(self.format.unread(content))
             self._messages[row] = {key: value for key, value in content.items() if key in columns}
             name = content.get(id_column)
             if not isinstance(name, str | int) or isinstance(name, bool):
@@ -101,6 +107,7 @@ class _Gathering:
                 first = self._row_of[name]
                 self._alone[row] = TreeFault("duplicate_id", f"its {id_column} {name!r} is that of row {first}, too")
         self.bytes_read += block.bytes_read
+        self.unread.update(block.unread)
 
     def trees(self) -> Iterator[Tree]:
         """All trees, each row in one of them, in the order of their first messages."""
