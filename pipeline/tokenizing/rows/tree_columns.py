@@ -31,8 +31,8 @@ def tree_format(file: RawFile, options: TokenizeOptions, reader: TurnReader) -> 
         return None
     read = {*found.values()}
     guards = [name for name in UNUSABLE if (name in file.columns or file.is_open_ended) and name not in read]
-    unseen = [field for field, column in found.items() if column not in file.columns]
-    return Format(name="tree", columns=found, unseen=tuple(unseen), reader=reader, guards=tuple(guards))
+    unseen: dict[str, list[str]] = {field: [] for field, column in found.items() if column not in file.columns}
+    return Format(name="tree", columns=found, unseen=unseen, reader=reader, guards=tuple(guards))
 
 
 def _flat(file: RawFile, options: TokenizeOptions, reader: TurnReader) -> dict[str, str] | None:

@@ -141,3 +141,13 @@ def test_very_many_columns(caplog: pytest.LogCaptureFixture) -> None:
     (message,) = caplog.messages
     assert "read: c0999 (1,000 rows), c0998 (999 rows)" in message and message.endswith("and 981 columns more")
     assert RowTally.from_json(json.loads(json.dumps(vars(whole)))) == whole
+
+
+def test_messages_of_trees(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
+    asked = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "a", "lang": "en"}
+    told = {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "b", "lang": "", "model": "m"}
+    content = [asked, told]
+    pq.write_table(pa.Table.from_pylist(content, pa.schema(dict.fromkeys(told, pa.string()))), tmp_path / "t.parquet")
+    for source in (lines(content), tmp_path / "t.parquet"):
+        assert run("tokenize", source, "--output", tmp_path / source.suffix[1:], *flags).code == 0
+        assert manifest_of(tmp_path / source.suffix[1:])["counts"]["unread"] == {"lang": 1, "model": 1}
