@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.arrays import as_arrow
-from pipeline.base.errors import DataError
+from pipeline.base.errors import DataError, TightpackError
+from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_ROW, SOURCE_TURN, tokenized_schema
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
@@ -26,6 +29,9 @@ from pipeline.tokenizing.shard import ShardBuilder, TokenizedShard, finished_sha
 from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization
 from pipeline.tokenizing.workers import EncodeTask, encode_all
+
+_LOOKED_AT = 1000
+"""Rows of a split in which faults are counted that are like the first."""
 
 SHARD_BYTES = 1 << 28
 """About how large a shard is: what an interrupted run loses at most."""
@@ -125,9 +131,10 @@ def write_shards(
     at = shards[-1].end if shards else (0, 0)
     tasks = _tasks(split, sum(shard.num_blocks for shard in shards), advance)
     size = sum(file.file.size() for file in split.files)
+    encoded = encode_all(tokenization, work.engine, tasks, size)
     shard: ShardBuilder | None = None
     try:
-        for task, encoded_block in encode_all(tokenization, work.engine, tasks, size):
+        for task, encoded_block in encoded:
             if task.file != at[0]:
                 at = (task.file, 0)
             if shard is not None and (shard.num_bytes >= SHARD_BYTES or (layout.for_packing and not at[1])):
@@ -138,7 +145,9 @@ def write_shards(
                 shard = ShardBuilder(layout.path(len(shards)), layout.schema, work.staging, at, rows_before)
             file_begin = shard.next_row - at[1]
             counted_from = (task.file, 0 if encoded_block.counts_in_file else at[1])
-            _drop_faults(shard, encoded_block, split, counted_from, file_begin, drops=options.on_error == "drop")
+            if options.on_error == "error":
+                _refuse_faults(encoded_block, split, counted_from, file_begin, shard.next_row, encoded)
+            _drop_faults(shard, encoded_block, split, counted_from, file_begin)
             batch = _batch(encoded_block, layout.schema, file_begin + counted_from[1], all_rows=layout.for_packing)
             tally = _tally(encoded_block, split.files[task.file].where, counted_from)
             at = (task.file, at[1] + encoded_block.num_rows)
@@ -173,30 +182,50 @@ def _tasks(split: RawSplit, num_done: int, advance: Callable[[int], None]) -> It
                 yield EncodeTask(number, format_, block)
 
 
-def _drop_faults(
-    shard: ShardBuilder,
+def _refuse_faults(
     encoded_block: EncodedBlock,
     split: RawSplit,
     at: tuple[int, int],
     file_begin: int,
-    *,
-    drops: bool,
+    rows_before: int,
+    later: Iterator[tuple[EncodeTask, EncodedBlock]],
 ) -> None:
-    """List the rows of a block that give no sample. Raises `DataError` for the first unless such rows are dropped.
+    """Raise `DataError` for the first row of a block that cannot be used, with how many of the first rows are like it.
+
+    at and file_begin: see `_drop_faults`; rows_before: of the split, in earlier blocks; later: the blocks that follow,
+    which are looked at as far as that takes.
+    """
+    fault = next((fault for fault in encoded_block.faults if fault.is_error), None)
+    if fault is None:
+        return
+    until = max(_LOOKED_AT, file_begin + at[1] + fault.row + 1)
+    alike, file, seen = 0, at[0], rows_before
+    blocks = itertools.chain([(file, encoded_block)], ((task.file, block) for task, block in later))
+    with contextlib.suppress(TightpackError):  # of what comes later: this fault is told first
+        for number, block in blocks:
+            if number != file:
+                file, file_begin = number, seen
+            begin = file_begin if block.counts_in_file else seen
+            rows = [begin + other.row for other in block.faults if other.is_error and other.reason == fault.reason]
+            alike += sum(row < until for row in rows)
+            seen += block.num_rows
+            if seen >= until:
+                break
+    raise DataError(
+        f"{split.files[at[0]].where}, row {at[1] + fault.row}: {fault.detail} (so it is in at least {alike:,} of the"
+        f" first {counted(min(seen, until), 'row')}). Leave out such rows, counted and listed, with --on-error drop"
+    )
+
+
+def _drop_faults(
+    shard: ShardBuilder, encoded_block: EncodedBlock, split: RawSplit, at: tuple[int, int], file_begin: int
+) -> None:
+    """List the rows of a block that give no sample.
 
     at: the file's number, and the row in it from which the block's are counted; file_begin: the number of the file's
     first row in its split.
     """
     file, first_row = split.files[at[0]], at[1]
-    errors = [fault for fault in encoded_block.faults if fault.is_error]
-    if errors and not drops:
-        fault = errors[0]
-        alike = sum(other.reason == fault.reason for other in errors)
-        more = f" (so are at least {alike - 1:,} of the rows that follow)" if alike > 1 else ""
-        raise DataError(
-            f"{file.where}, row {first_row + fault.row}: {fault.detail}{more}."
-            " Leave out such rows, counted and listed, with --on-error drop"
-        )
     for fault in encoded_block.faults:
         shard.drop(
             ({"split": split.name} if split.name else {})
