@@ -28,7 +28,8 @@ _MOST_NAMES, _MOST_TOLD, _LONGEST_NAME = 1000, 20, 60
 NOTES = {
     "unfinished": "what is trained ends without an end token, so the model would not learn to stop; --append-eos adds"
     " one to text and pairs, and the marks of a template should go round it",
-    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?",
+    "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?"
+    " --special-in-text split encodes them there as plain text",
     "special_split": "special tokens stood in their own words and were encoded as plain text, as asked",
     "history_inserted": "the template writes the earlier turns otherwise once they are history (only what it inserts"
     " itself differs); --history expand makes a sample of each answer as it is at inference",

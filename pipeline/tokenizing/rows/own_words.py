@@ -71,7 +71,10 @@ class OwnWords:
         if not any(self._special.search(text) for text in (_texts(words) if texts is None else texts)):
             return words
         if self._choice == "error":
-            raise RowFault("special_in_text", "special tokens stand in the sample's own words")
+            raise RowFault(
+                "special_in_text",
+                "special tokens stand in the sample's own words; --special-in-text split encodes them as plain text",
+            )
         if self._choice == "warn":
             notes.append("holds_special")
             return words
