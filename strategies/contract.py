@@ -51,6 +51,10 @@ class Request:
     capacity: int
     """How many tokens a pack may hold."""
 
+    max_segments: int | None = None
+    """How many segments a pack may hold; None where nothing but tokens bounds them. It is given to no strategy that
+    does not say in `least_max_segments` that it keeps to it."""
+
     draws: Draws
     """The only source of randomness, a stream of this window's own."""
 
@@ -66,6 +70,11 @@ class Request:
 
     num_threads: int = 1
     """How many threads the strategy may use; the plan does not depend on them."""
+
+    @property
+    def most_segments(self) -> int:
+        """How many segments a pack may hold, as a number in any case: where there is no cap, all of them."""
+        return min(self.max_segments or len(self.lengths), len(self.lengths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,10 @@ class Strategy:
     capacity: Callable[[int, Any], int] = lambda max_length, options: max_length
     """How many tokens a pack may hold, at least max_length: (max_length, options) -> tokens."""
 
+    least_max_segments: Callable[[Any], int] | None = None
+    """The lowest `Request.max_segments` that it keeps to, options -> segments, such as `lambda options: 1`; None for
+    strategies that keep to none."""
+
     stream_order: Callable[[int, Draws, Any], Int64Array] | None = None
     """The order in which samples are concatenated, (num_samples, draws, options) -> a permutation; set by strategies
     that cut the concatenated tokens every `capacity`, whatever the policy for over-long samples.
@@ -139,6 +152,17 @@ class Strategy:
     figures: Callable[[Mapping[str, int | float], Preparation], dict[str, int | float]] | None = None
     """How a run is reported: (the summed reports of its plans, its preparation) -> figures by name. With None the
     sums themselves are reported."""
+
+    def check_max_segments(self, max_segments: int | None, options: Any) -> None:
+        """Raise `ValueError`, in words for the user, unless it keeps to a cap on the segments of a pack."""
+        if max_segments is None:
+            return
+        if self.least_max_segments is None:
+            raise ValueError(f"strategy {self.name!r} keeps to no cap on the segments of a pack")
+        least = self.least_max_segments(options)
+        if max_segments < least:
+            settings = ", ".join(f"{name}={value}" for name, value in self.settings(options).items())
+            raise ValueError(f"strategy {self.name!r} ({settings}) needs packs of {least} segments, not {max_segments}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,7 +209,8 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def check(plan: Plan, request: Request, name: str) -> Plan:
-    """Return `plan` if it places every segment once, over-fills no pack and leaves none empty.
+    """Return `plan` if it places every segment once, over-fills no pack, neither by tokens nor by segments, and leaves
+    none empty.
 
     Raises `ContractError`, naming the strategy, otherwise. O(num_segments).
     """
@@ -196,7 +221,7 @@ def check(plan: Plan, request: Request, name: str) -> Plan:
     segment, offsets = plan.segment, plan.pack_offsets
     if segment.dtype != np.int64 or offsets.dtype != np.int64 or segment.ndim != 1 or offsets.ndim != 1:
         raise ContractError(f"strategy {name!r} broke its contract: segment and pack_offsets must be int64 vectors")
-    fault, where = _find_fault(segment, offsets, request.lengths, request.capacity)
+    fault, where = _find_fault(segment, offsets, request.lengths, request.capacity, request.most_segments)
     if fault:
         raise ContractError(f"strategy {name!r} broke its contract: {_FAULTS[fault].format(where)}")
     return plan
@@ -209,11 +234,14 @@ _FAULTS = {
     4: "segment index {} does not exist",
     5: "segment {} stands in more than one place",
     6: "the plan does not hold as many segments as the request",
+    7: "pack {} holds more segments than max_segments",
 }
 
 
 @kernel
-def _find_fault(segment: Int64Array, offsets: Int64Array, lengths: Int32Array, capacity: int) -> tuple[int, int]:
+def _find_fault(
+    segment: Int64Array, offsets: Int64Array, lengths: Int32Array, capacity: int, most_segments: int
+) -> tuple[int, int]:
     """Return the number of a fault, 0 for none, and the pack or segment where it is."""
     num_segments = lengths.shape[0]
     if segment.shape[0] != num_segments:
@@ -236,6 +264,8 @@ def _find_fault(segment: Int64Array, offsets: Int64Array, lengths: Int32Array, c
             load += lengths[s]
         if load > capacity:
             return 3, pack
+        if offsets[pack + 1] - offsets[pack] > most_segments:
+            return 7, pack
     return 0, 0
 
 

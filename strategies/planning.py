@@ -21,6 +21,7 @@ def pack(
     max_length: int,
     strategy: str = "best-fit-decreasing",
     *,
+    max_segments: int | None = None,
     seed: int = 0,
     embeddings: npt.ArrayLike | None = None,
     num_threads: int = 1,
@@ -29,6 +30,7 @@ def pack(
     """Plan packs for samples of the given lengths.
 
     lengths: tokens of each sample, 1..max_length.  # shape: (num_samples,)
+    max_segments: how many samples a pack may hold; None for any number.
     embeddings: a vector of any length for each sample, for strategies that relate samples
     ("threshold-filtering"). A zero vector is similar to nothing.  # shape: (num_samples, num_dimensions)
     num_threads: threads it may use; the plan does not depend on them.
@@ -39,8 +41,8 @@ def pack(
     `mean_in_pack_similarity`. It costs what the strategy costs, and O(num_samples) for checking the plan.
 
     Raises `ValueError` for an unknown strategy, a length outside 1..max_length, embeddings that are missing or not
-    one finite vector for each sample, or a strategy that cuts samples ("wrapped"), because a plan places whole ones;
-    `TypeError` for an unknown option.
+    one finite vector for each sample, a cap on samples that the strategy does not keep to, or a strategy that cuts
+    samples ("wrapped"), because a plan places whole ones; `TypeError` for an unknown option.
     """
     chosen = find(strategy)
     if chosen.stream_order is not None:
@@ -49,6 +51,9 @@ def pack(
         raise ValueError(f"num_threads must be at least 1, not {num_threads}")
     whole = _whole_lengths(lengths, max_length)
     settings = _resolve_options(chosen, options)
+    if max_segments is not None and max_segments < 1:
+        raise ValueError(f"max_segments must be at least 1, not {max_segments}")
+    chosen.check_max_segments(max_segments, settings)
     vectors = _quantise_embeddings(chosen, embeddings, len(whole))
     preparation: Preparation = {}
     if chosen.prepare is not None and vectors is not None:
@@ -58,6 +63,7 @@ def pack(
     request = Request(
         lengths=whole,
         capacity=chosen.capacity(max_length, settings),
+        max_segments=max_segments,
         draws=Draws(f"seed={seed}/window=0/{chosen.name}"),
         options=settings,
         embeddings=vectors,

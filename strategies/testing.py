@@ -19,7 +19,7 @@ import logging.handlers
 import math
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -80,7 +80,14 @@ def packs_of(plan: Plan) -> list[list[int]]:
 
 
 def request_for(
-    strategy: Strategy, lengths: Int32Array, max_length: int, options: Any, *, window: int = 0, num_threads: int = 1
+    strategy: Strategy,
+    lengths: Int32Array,
+    max_length: int,
+    options: Any,
+    *,
+    max_segments: int | None = None,
+    window: int = 0,
+    num_threads: int = 1,
 ) -> Request:
     """Make a request as a run would.
 
@@ -96,6 +103,7 @@ def request_for(
     return Request(
         lengths=lengths,
         capacity=strategy.capacity(max_length, options),
+        max_segments=max_segments,
         draws=Draws(f"seed=0/window={window}/{strategy.name}"),
         options=options,
         embeddings=embeddings,
@@ -150,6 +158,18 @@ class StrategyConformance:
         loads = [sum(lengths[i] for i in pack) for pack in packs]
         unfit = [load for load in loads if not 1 <= load <= request.capacity]
         assert not unfit, f"packs of {unfit} tokens, not of 1..{request.capacity}"
+
+    @_examples(40)
+    @given(data=st.data(), case=length_lists(), more=st.integers(0, 12))
+    def test_no_pack_has_more_segments_than_it_may(self, data: st.DataObject, case: Case, more: int) -> None:
+        """A strategy that says so keeps to a cap on the segments of a pack, from the lowest that it names."""
+        strategy, option_set = self.resolve(), data.draw(st.sampled_from(self.option_sets))
+        if strategy.least_max_segments is None:
+            return
+        request = self.request(case, option_set)
+        least = strategy.least_max_segments(request.options)
+        assert least >= 1, f"a pack of {least} segments is none"
+        self.place(replace(request, max_segments=least + more))
 
     @_examples(20)
     @given(data=st.data(), case=length_lists(), other=length_lists())

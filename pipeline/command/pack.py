@@ -37,6 +37,12 @@ _PACK_FLAGS: list[Decorator] = [
     flag(PackOptions, "strategy", "Place samples by this strategy; see the command `strategies`.", metavar="NAME"),
     pairs_flag("set", "Set an option of the strategy. It may be repeated."),
     flag(PackOptions, "overlong", "Choose what becomes of samples over --max-length."),
+    flag(
+        PackOptions,
+        "max_segments",
+        "Let a pack hold so many segments (samples, or parts of them) at most. [default: as many as fit]",
+        metavar="N",
+    ),
     flag(PackOptions, "keep_untrainable", "Keep samples that have no target."),
     flag(PackOptions, "seed", "Draw everything that is random from this seed."),
     flag(PackOptions, "pack_order", "Shuffle the packs by the seed, or leave them as planned."),

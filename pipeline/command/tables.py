@@ -222,6 +222,10 @@ def _figure_rows(manifest: PackManifest, verb: str) -> list[Row]:
         ("packs", f"{manifest.packs:,} of {manifest.capacity:,} tokens, by {manifest.config.strategy}"),
         ("fill", f"{manifest.fill:.4%} (lower bound {manifest.lower_bound:,} packs)"),
     ]
+    if manifest.config.max_segments is not None:
+        per_pack = manifest.segments_per_pack
+        allowed = f"{manifest.config.max_segments:,} allowed"
+        rows.append(("segments", f"{per_pack.mean:.1f} a pack on average, {per_pack.max:,} at most ({allowed})"))
     if manifest.splits is not UNSET:
         for name, split in manifest.splits.items():
             rows.append((f"  {name}", f"{split.packs:,} packs, fill {split.fill:.4%}"))

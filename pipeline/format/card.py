@@ -24,7 +24,7 @@ def pack_card(manifest: PackManifest) -> str:
         ("samples", f"{counts.samples_packed:,} of {counts.samples_in:,}"),
         ("tokens", f"{counts.tokens_packed:,} of {counts.tokens_in:,}"),
         ("targets", f"{counts.targets_packed:,} of {counts.targets_in:,}"),
-        ("samples a pack", f"{per_pack.mean:.2f} on average, {per_pack.max} at most"),
+        ("samples a pack", f"{per_pack.mean:.2f} on average, {per_pack.max} at most{_cap(config.max_segments)}"),
         ("run", manifest.run_id),
     ]
     if isinstance(manifest.embedding_model, NamedHash):
@@ -92,6 +92,10 @@ One sample a row: `input_ids`, and `labels` that are -100 where a token is not t
 Tokenised from:
 {_sources(manifest.inputs)}
 """
+
+
+def _cap(max_segments: int | None) -> str:
+    return "" if max_segments is None else f" ({max_segments:,} allowed)"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -29,7 +29,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens in packs / (packs × capacity), 0 to 1."""
 
     lower_bound: int
-    """The least packs that so many tokens need."""
+    """The least packs that so many tokens need, and, with `--max-segments`, so many segments."""
 
     segments_per_pack: SegmentsPerPack
     sum_length_squared: int
@@ -49,19 +49,21 @@ def figures_of(
     most_segments: int,
     sum_length_squared: int,
     capacity: int,
+    max_segments: int | None,
     cuts_stream: bool,
     report: Report,
 ) -> Figures:
     """The figures that follow from an account and from what packs hold.
 
-    segments: in all packs; most_segments: in one pack.
+    segments: in all packs; most_segments: in one pack; max_segments: what a pack may hold, None for any number.
     """
+    by_tokens, by_segments = -(-counts.tokens_packed // capacity), -(-segments // max_segments) if max_segments else 0
     return Figures(
         capacity=capacity,
         counts=counts,
         packs=packs,
         fill=counts.tokens_packed / (packs * capacity) if packs else 0.0,
-        lower_bound=-(-counts.tokens_packed // capacity),
+        lower_bound=max(by_tokens, by_segments),
         segments_per_pack=SegmentsPerPack(mean=segments / packs if packs else 0.0, max=most_segments),
         sum_length_squared=sum_length_squared,
         cuts_stream=cuts_stream,

@@ -162,6 +162,9 @@ class PackOptions(InputOptions):
     overlong: Literal["error", "drop", "truncate", "split"] = "error"
     """What becomes of samples that are longer than `max_length`."""
 
+    max_segments: Annotated[int | None, Range(1, 1 << 30)] = None
+    """Segments that a pack may hold; None where nothing but tokens bounds them."""
+
     keep_untrainable: bool = False
     """Keep samples that have no target."""
 

@@ -69,6 +69,7 @@ def _figures(windows: Sequence[PlannedWindow], vectors: Vectors | None, strategy
         most_segments=max((summary.most_segments for summary in summaries), default=0),
         sum_length_squared=sum(summary.sum_length_squared for summary in summaries),
         capacity=strategy.capacity,
+        max_segments=strategy.max_segments,
         cuts_stream=strategy.cuts_stream,
         report=_report([summary.report for summary in summaries], vectors, strategy),
     )

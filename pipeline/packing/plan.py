@@ -165,6 +165,7 @@ def _place(segments: Segments, strategy: ConfiguredStrategy, draws: Draws, task:
     request = Request(
         lengths=segments.length,
         capacity=strategy.capacity,
+        max_segments=strategy.max_segments,
         draws=draws,
         options=strategy.options,
         embeddings=vectors.of_window(task.split, task.window)[segments.row] if vectors else None,

@@ -33,6 +33,9 @@ class ConfiguredStrategy:
     capacity: int
     """Tokens that a pack may hold."""
 
+    max_segments: int | None
+    """Segments that a pack may hold; None for any number."""
+
     @property
     def cuts_stream(self) -> bool:
         """Whether it cuts samples as one stream of tokens."""
@@ -63,7 +66,13 @@ def configure(options: PackOptions) -> ConfiguredStrategy:
     if capacity > _MOST_CAPACITY:
         most = f"at most {_MOST_CAPACITY}"
         raise ConfigError(f"a pack of strategy {strategy.name!r} would hold {capacity} tokens; {most}")
-    configured = ConfiguredStrategy(strategy=strategy, options=own, capacity=capacity)
+    try:
+        strategy.check_max_segments(options.max_segments, own)
+    except ValueError as error:
+        raise ConfigError(f"--max-segments {options.max_segments}: {error}") from None
+    configured = ConfiguredStrategy(
+        strategy=strategy, options=own, capacity=capacity, max_segments=options.max_segments
+    )
     if configured.cuts_stream and options.overlong != "error":
         raise ConfigError(
             f"--overlong {options.overlong} has no effect: strategy {strategy.name} cuts the stream of tokens"

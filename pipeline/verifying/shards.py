@@ -66,9 +66,12 @@ class WindowSource:
     # shape: (num_rows,)"""
 
 
-def check_shard(path: Path, capacity: int, source: WindowSource | None) -> ShardContent:
+def check_shard(
+    path: Path, capacity: int, source: WindowSource | None, max_segments: int | None = None
+) -> ShardContent:
     """Check every pack of a shard, and compare its tokens with their source, if there is one.
 
+    max_segments: the segments that a pack may hold; None for any number.
     Raises `pa.ArrowException` or `OSError` if the file cannot be read.
     """
     parts: list[tuple[npt.NDArray[Any], ...]] = []
@@ -82,7 +85,7 @@ def check_shard(path: Path, capacity: int, source: WindowSource | None) -> Shard
                 batch = reader.read_next_batch()
             except StopIteration:
                 break
-            problem = _check_batch(batch, capacity, packs)
+            problem = _check_batch(batch, capacity, max_segments, packs)
             if problem is not None:
                 break
             sample, start, length, counts = (
@@ -122,7 +125,7 @@ def _values(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     return as_numpy(array.values)[offsets[0] : offsets[-1]]
 
 
-def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str | None:
+def _check_batch(batch: pa.RecordBatch, capacity: int, max_segments: int | None, first_pack: int) -> str | None:
     for name in batch.schema.names:
         array = batch.column(name)
         if array.null_count or array.flatten().null_count:
@@ -136,6 +139,10 @@ def _check_batch(batch: pa.RecordBatch, capacity: int, first_pack: int) -> str |
         wrong = np.flatnonzero(np.diff(offsets[name]) != np.diff(offsets[other]) + more)
         if len(wrong):
             return f"pack {first_pack + wrong[0]}: {name} and {other} do not have matching lengths"
+    if max_segments is not None:
+        over = np.flatnonzero(np.diff(offsets["seq_lengths"]) > max_segments)
+        if len(over):
+            return f"pack {first_pack + over[0]}: it holds more than {max_segments} segments"
     code, pack, segment = _find_fault(
         offsets["input_ids"],
         offsets["seq_lengths"],

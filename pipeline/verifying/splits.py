@@ -99,7 +99,7 @@ def check_splits(
         problems += wrong
         total += content
     if not problems and isinstance(manifest.splits, dict):
-        problems += _compare_figures(manifest, total)
+        problems += _compare_figures(manifest, total, manifest.config.max_segments)
     return problems, total
 
 
@@ -135,7 +135,7 @@ class _SplitCheck:
             problems += wrong
             total += content
         if not problems:
-            problems += _compare_figures(self.entry, total)
+            problems += _compare_figures(self.entry, total, self.manifest.config.max_segments)
             problems += _window_totals(self.entry)
             if self.source is not None:
                 problems += _compare_counts(self.entry.counts, total.counts)
@@ -172,7 +172,8 @@ class _SplitCheck:
         """The content of a shard, or what is wrong with it."""
         path, rows = task
         entry = self.manifest.files[path]
-        content = _checked_shard(self.directory / path, entry, self.entry.capacity, rows)
+        max_segments = self.manifest.config.max_segments
+        content = _checked_shard(self.directory / path, entry, self.entry.capacity, rows, max_segments)
         self.monitor(entry.tokens if isinstance(entry.tokens, int) else 0)
         return path, content
 
@@ -211,14 +212,16 @@ class _SplitCheck:
         return None, account.counts.with_cut(Loss(targets=len(cut), samples_affected=len(np.unique(cut))))
 
 
-def _checked_shard(path: Path, entry: FileEntry, capacity: int, rows: WindowSource | None) -> ShardContent | str:
+def _checked_shard(
+    path: Path, entry: FileEntry, capacity: int, rows: WindowSource | None, max_segments: int | None
+) -> ShardContent | str:
     try:
         size = path.stat().st_size
         if size != entry.bytes:
             return f"it has {size:,} bytes, the manifest says {entry.bytes:,}"
         if hash_file(path) != entry.xxh3_128:
             return "its checksum is not the manifest's"
-        content = check_shard(path, capacity, rows)
+        content = check_shard(path, capacity, rows, max_segments)
     except FileNotFoundError:
         return "missing"
     except (OSError, ValueError, pa.ArrowException, IndexError) as error:
@@ -241,7 +244,7 @@ def _windows(entry: SplitEntry) -> list[Window]:
     return windows
 
 
-def _compare_figures(stated: Figures, content: Content) -> Problems:
+def _compare_figures(stated: Figures, content: Content, max_segments: int | None) -> Problems:
     """Does the manifest state what the shards hold?"""
     if not stated.counts.balances():
         return [f"{MANIFEST}: the counts do not balance"]
@@ -257,6 +260,7 @@ def _compare_figures(stated: Figures, content: Content) -> Problems:
         most_segments=content.most_segments,
         sum_length_squared=content.sum_length_squared,
         capacity=stated.capacity,
+        max_segments=max_segments,
         cuts_stream=stated.cuts_stream,
         report=stated.report,
     )

@@ -5,6 +5,8 @@ every pack with room r takes floor(r / l) segments of length l, its new room is 
 them one by one does. Packs opened together stay together as a run (first pack, number of packs) until a shorter class
 ends inside it, so the work is O(runs touched), and the only pass over all segments is the final grouping. Among packs
 with the same room the oldest is taken.
+
+Where a pack would hold more segments than it may, packs are filled by patterns instead.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from strategies.arrays import Int32Array, Int64Array, UInt64Array
+from strategies.by_length.patterns import fill_by_patterns
 from strategies.by_length.room_set import insert, remove, room_set, smallest_from
 from strategies.by_length.sorting import longest_first
 from strategies.compiled import kernel
@@ -21,12 +24,17 @@ from strategies.contract import Plan, Request, Strategy
 def place(request: Request) -> Plan:
     """Plan by best fit decreasing; by their lengths the packs are those of placing one segment at a time.
 
+    Where that would break `max_segments`, the packs are those of `fill_by_patterns`.
     O(num_segments + capacity + runs). Source: arXiv 2404.10830; class-wise placement is ours.
     """
     order = longest_first(request.lengths, request.capacity)
     words, levels = room_set(request.capacity + 1)
     placements, num_packs = _fill_runs(request.lengths, request.capacity, words, levels)
-    segment, offsets = _group_runs(order, placements, num_packs)
+    offsets = _pack_offsets(placements, num_packs)
+    if (np.diff(offsets) > request.most_segments).any():
+        segment, offsets = fill_by_patterns(request.lengths, order, request.capacity, request.most_segments)
+    else:
+        segment = _group_runs(order, placements, offsets)
     return Plan(segment=segment, pack_offsets=offsets)
 
 
@@ -132,14 +140,20 @@ def _double(table: Int64Array) -> Int64Array:
 
 
 @kernel
-def _group_runs(order: Int64Array, placements: Int64Array, num_packs: int) -> tuple[Int64Array, Int64Array]:
-    """Return the plan's two arrays, given that the placements take the segments in `order`."""
+def _pack_offsets(placements: Int64Array, num_packs: int) -> Int64Array:
+    """Return where each pack begins, and the end.  # shape: (num_packs + 1,)"""
     offsets = np.zeros(num_packs + 1, np.int64)
     for p in range(placements.shape[0]):
         for pack in range(placements[p, 0], placements[p, 0] + placements[p, 1]):
             offsets[pack + 1] += placements[p, 2]
     for pack in range(num_packs):
         offsets[pack + 1] += offsets[pack]
+    return offsets
+
+
+@kernel
+def _group_runs(order: Int64Array, placements: Int64Array, offsets: Int64Array) -> Int64Array:
+    """Return the segments pack by pack, given that the placements take them in `order`.  # shape: (num_segments,)"""
     cursor = offsets[:-1].copy()
     segment = np.empty(order.shape[0], np.int64)
     i = 0
@@ -149,7 +163,7 @@ def _group_runs(order: Int64Array, placements: Int64Array, num_packs: int) -> tu
                 segment[cursor[pack]] = order[i]
                 cursor[pack] += 1
                 i += 1
-    return segment, offsets
+    return segment
 
 
 STRATEGY = Strategy(
@@ -157,4 +171,5 @@ STRATEGY = Strategy(
     place=place,
     summary="longest first, each into the fullest pack with room",
     when="by default: the fewest packs",
+    least_max_segments=lambda options: 1,
 )

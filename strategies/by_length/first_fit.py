@@ -11,7 +11,10 @@ from strategies.contract import Plan, Request, Strategy
 
 
 def place(request: Request) -> Plan:
-    """Plan by first fit in arrival order. O(num_segments log num_packs). Source: Johnson, 1974."""
+    """Plan by first fit in arrival order. O(num_segments log num_packs).
+
+    Source: Johnson, 1974; with `max_segments` Krause, Shen and Schwetman, 1975.
+    """
     return place_in_order(request, np.arange(len(request.lengths), dtype=np.int64))
 
 
@@ -20,27 +23,30 @@ def place_in_order(request: Request, order: Int64Array) -> Plan:
 
     order: a permutation of the segments.  # shape: (num_segments,)
     """
-    pack_of, num_packs = _first_fit(request.lengths, order, request.capacity)
+    pack_of, num_packs = _first_fit(request.lengths, order, request.capacity, request.most_segments)
     segment, offsets = group_by_pack(pack_of, order, num_packs)
     return Plan(segment=segment, pack_offsets=offsets)
 
 
 @kernel
-def _first_fit(lengths: Int32Array, order: Int64Array, capacity: int) -> tuple[Int32Array, int]:
+def _first_fit(lengths: Int32Array, order: Int64Array, capacity: int, most_segments: int) -> tuple[Int32Array, int]:
     """Return the pack of each segment, taken in `order`, and the number of packs.
 
-    A tree over packs finds it; its nodes hold the largest room below them. Every pair of neighbouring packs holds more
-    than one capacity together, which bounds the packs and so the tree beforehand. A pack not opened yet is a leaf with
-    full room, so opening needs no case of its own.
+    A tree over packs finds it; its nodes hold the largest room below them. A pack not opened yet is a leaf with full
+    room, so opening needs no case of its own, and one with all the segments it may have is a leaf without room. Of the
+    others every two hold more than one capacity together, which bounds the packs and so the tree beforehand.
     """
     total = np.int64(0)
     for length in lengths:
         total += length
-    most_packs = min(lengths.shape[0], 2 * (total // capacity) + 2)
+    capped = most_segments < lengths.shape[0]
+    num_whole = lengths.shape[0] // most_segments if capped else 0
+    most_packs = min(lengths.shape[0], 2 * (total // capacity) + 2 + num_whole)
     num_leaves = 1
     while num_leaves < most_packs:
         num_leaves *= 2
     room = np.full(2 * num_leaves, capacity, np.int32)
+    size = np.zeros(num_leaves if capped else 0, np.int32)
     pack_of = np.empty(lengths.shape[0], np.int32)
     num_packs = 0
     for i in range(order.shape[0]):
@@ -54,6 +60,10 @@ def _first_fit(lengths: Int32Array, order: Int64Array, capacity: int) -> tuple[I
         pack_of[i] = pack
         num_packs = max(num_packs, pack + 1)
         room[node] -= length
+        if capped:
+            size[pack] += 1
+            if size[pack] == most_segments:
+                room[node] = 0
         while node > 1:
             node //= 2
             largest = max(room[2 * node], room[2 * node + 1])
@@ -68,4 +78,5 @@ STRATEGY = Strategy(
     place=place,
     summary="each sample into the oldest pack with room",
     when="to keep most neighbours together and still pack well",
+    least_max_segments=lambda options: 1,
 )

@@ -22,4 +22,5 @@ STRATEGY = Strategy(
     place=place,
     summary="longest first, each into the oldest pack with room",
     when="to reproduce results published with greedy packing",
+    least_max_segments=lambda options: 1,
 )

@@ -49,4 +49,5 @@ STRATEGY = Strategy(
     when="to keep the batches and optimizer steps of padded training",
     options=MinibatchOptions,
     capacity=capacity,
+    least_max_segments=lambda options: int(options.batch_size),
 )

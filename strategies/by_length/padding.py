@@ -18,4 +18,5 @@ STRATEGY = Strategy(
     place=place,
     summary="one sample a pack",
     when="as the baseline to compare with",
+    least_max_segments=lambda options: 1,
 )

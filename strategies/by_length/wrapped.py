@@ -28,9 +28,10 @@ def stream_order(num_samples: int, draws: Draws, options: Any) -> Int64Array:
 STRATEGY = Strategy(
     name="wrapped",
     aliases=("random",),
-    place=next_fit.place,  # the stream is cut so that next-fit fills every pack but the last exactly
+    place=next_fit.place,  # the stream is cut so that it fills every pack that no cap closes, but the last, exactly
     summary="concatenate in arrival order and cut every max_length tokens",
     when="for plain text, where a sample cut in two does no harm",
     options=WrappedOptions,
     stream_order=stream_order,
+    least_max_segments=lambda options: 1,
 )

@@ -21,7 +21,7 @@ import numpy as np
 from strategies.arrays import Float32Array, Int16Array, Int32Array, Int64Array
 from strategies.by_length import best_fit_decreasing
 from strategies.by_length.sorting import longest_first
-from strategies.contract import Request
+from strategies.contract import Plan, Request
 from strategies.draws import Draws
 from strategies.related.affinity import ONE, affinities
 from strategies.related.exchange import exchange, part
@@ -115,7 +115,7 @@ def place_related(
                 finish_one()
             waiting.append(pool.submit(_exchange_members, block, lengths, capacity, is_limit))
         finish_one()
-    return _insert(packs, ejections[-1], lengths, capacity)
+    return _insert(packs, ejections[-1], request)
 
 
 def _grow_block(request: Request, embeddings: Int16Array, threshold: int, samples: Int64Array, is_last: bool) -> _Block:
@@ -129,7 +129,7 @@ def _grow_block(request: Request, embeddings: Int16Array, threshold: int, sample
     nearly_full = int(_NEARLY_FULL * request.lengths.mean())
     pack = np.full(len(samples), -1, np.int32)
     num_packs = 0
-    sorted_bins = _sorted_bins(lengths, capacity)
+    sorted_bins = _sorted_bins(lengths, request).num_packs
     unavoidable = max(0.0, 1 - (int(lengths.sum()) / capacity + 1) / sorted_bins)
     most_waste = (unavoidable + _WASTE) * capacity
     for fitting, conflicts in ((_FIT, False), (_FIT_AGAIN, True)):
@@ -141,27 +141,28 @@ def _grow_block(request: Request, embeddings: Int16Array, threshold: int, sample
             lengths,
             candidates,
             capacity=capacity,
+            most_segments=request.most_segments,
             early=early,
             fitting=fitting,
             nearly_full=nearly_full,
             conflicts=conflicts,
         )
-        number = _keep_fullest(packing, lengths[candidates], capacity, most_waste, num_packs, sorted_bins + 1)
+        number = _keep_fullest(packing, lengths[candidates], request, most_waste, num_packs, sorted_bins + 1)
         pack[candidates] = number[packing.pack]
         num_packs = max(num_packs, int(number.max()) + 1)
     rest = np.flatnonzero(pack < 0)
     if len(rest) and (is_last or len(rest) > _MOST_REMAINDER * len(samples)):
-        packing = _best_fit(lengths[rest], capacity)
+        packing = _best_fit(lengths[rest], request)
         number = np.arange(num_packs, num_packs + len(packing.room), dtype=np.int32)
         if not is_last:
-            number = _keep_fullest(packing, lengths[rest], capacity, most_waste, num_packs, len(samples))
+            number = _keep_fullest(packing, lengths[rest], request, most_waste, num_packs, len(samples))
         pack[rest] = number[packing.pack]
         num_packs = max(num_packs, int(number.max()) + 1)
     return _Block(samples=samples, pack=pack, num_packs=num_packs, affinity=affinity)
 
 
 def _keep_fullest(
-    packing: Packing, lengths: Int32Array, capacity: int, most_waste: float, first: int, most_packs: int
+    packing: Packing, lengths: Int32Array, request: Request, most_waste: float, first: int, most_packs: int
 ) -> Int32Array:
     """Return the number under which each pack stays, counted from `first`, or -1.
 
@@ -179,24 +180,26 @@ def _keep_fullest(
     while num_stay:
         number[:] = -1
         number[np.sort(order[:num_stay])] = np.arange(first, first + num_stay, dtype=np.int32)
-        if first + num_stay + _sorted_bins(lengths[number[packing.pack] < 0], capacity) <= most_packs:
+        if first + num_stay + _sorted_bins(lengths[number[packing.pack] < 0], request).num_packs <= most_packs:
             return number
         num_stay = num_stay * 7 // 8
     return np.full(len(order), -1, np.int32)
 
 
-def _best_fit(lengths: Int32Array, capacity: int) -> Packing:
+def _best_fit(lengths: Int32Array, request: Request) -> Packing:
     """Put every candidate into a pack by best fit decreasing."""
-    plan = best_fit_decreasing.place(Request(lengths=lengths, capacity=capacity, draws=Draws("none")))
+    plan = _sorted_bins(lengths, request)
     pack = np.empty(len(lengths), np.int32)
     pack[plan.segment] = np.repeat(np.arange(plan.num_packs, dtype=np.int32), np.diff(plan.pack_offsets))
-    room = capacity - np.bincount(pack, lengths, plan.num_packs).astype(np.int32)
+    room = request.capacity - np.bincount(pack, lengths, plan.num_packs).astype(np.int32)
     return Packing(pack=pack, room=room)
 
 
-def _sorted_bins(lengths: Int32Array, capacity: int) -> int:
-    """Return the number of packs that best fit decreasing needs."""
-    return best_fit_decreasing.place(Request(lengths=lengths, capacity=capacity, draws=Draws("none"))).num_packs
+def _sorted_bins(lengths: Int32Array, request: Request) -> Plan:
+    """Plan some samples by best fit decreasing, in packs as the request wants them."""
+    return best_fit_decreasing.place(
+        Request(lengths=lengths, capacity=request.capacity, max_segments=request.max_segments, draws=Draws("none"))
+    )
 
 
 def _exchange_members(
@@ -236,12 +239,14 @@ def _eject(packs: list[Int64Array], lengths: Int32Array, capacity: int) -> Int64
     return np.array(ejection, np.int64)
 
 
-def _insert(packs: list[Int64Array], segments: Int64Array, lengths: Int32Array, capacity: int) -> list[Int64Array]:
+def _insert(packs: list[Int64Array], segments: Int64Array, request: Request) -> list[Int64Array]:
     """Put a few more segments, longest first, each into the fullest pack with room or a new one."""
+    lengths, capacity = request.lengths, request.capacity
     rooms = [capacity - int(lengths[pack].sum()) for pack in packs] if len(segments) else []
     for segment in segments[np.argsort(-lengths[segments], kind="stable")]:
         length = int(lengths[segment])
-        room, at = min(((room, p) for p, room in enumerate(rooms) if room >= length), default=(capacity, len(packs)))
+        open_packs = (p for p, pack in enumerate(packs) if rooms[p] >= length and len(pack) < request.most_segments)
+        room, at = min(((rooms[p], p) for p in open_packs), default=(capacity, len(packs)))
         if at == len(packs):
             packs.append(np.empty(0, np.int64))
             rooms.append(capacity)

@@ -30,6 +30,7 @@ def grow(
     candidates: Int64Array,
     *,
     capacity: int,
+    most_segments: int,
     early: Float32Array,
     fitting: float,
     nearly_full: int,
@@ -43,6 +44,7 @@ def grow(
     affinity: the affinity of all pairs of a block's samples.  # shape: (num_samples, num_samples)
     lengths: the tokens of all of a block's samples.  # shape: (num_samples,)
     candidates: the samples to be placed, longest first.  # shape: (num_candidates,)
+    most_segments: how many candidates a pack may hold.
     early: an affinity by which each sample is preferred.  # shape: (num_samples,)
     fitting: a similarity, that of filling all the room.
     conflicts: whether a pack may take a sample that conflicts with a member, if nothing better is left.
@@ -50,7 +52,7 @@ def grow(
     O(num_candidates²).
     """
     pack, room = _grow(
-        affinity, lengths, candidates, capacity, early, np.float32(fitting * ONE), nearly_full, conflicts
+        affinity, lengths, candidates, capacity, most_segments, early, np.float32(fitting * ONE), nearly_full, conflicts
     )
     return Packing(pack=pack, room=room)
 
@@ -61,6 +63,7 @@ def _grow(
     lengths: Int32Array,
     candidates: Int64Array,
     capacity: int,
+    most_segments: int,
     early: Float32Array,
     fitting: np.float32,
     nearly_full: int,
@@ -92,7 +95,7 @@ def _grow(
         pack[added] = num_packs
         room = capacity - lengths[candidates[added]]
         num_members = 1
-        while True:
+        while num_members < most_segments:
             row = affinity[candidates[added]]
             kept = 0
             for i in range(num_fits):

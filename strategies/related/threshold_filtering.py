@@ -189,10 +189,10 @@ def place(request: Request) -> Plan:
         return Plan(segment=np.empty(0, np.int64), pack_offsets=np.zeros(1, np.int64))
     threshold = int(request.preparation["threshold"])
     num_forced: int | None
-    shuffled = _next_fit(request, request.draws.permutation(len(request.lengths)))
+    shuffled = next_fit.place_in_order(request, request.draws.permutation(len(request.lengths)))
     if request.options.mode == "path":
         order, num_forced = _walk_window(request, request.embeddings, threshold)
-        plan = _next_fit(request, order)
+        plan = next_fit.place_in_order(request, order)
     else:
         plan = _pack_window(request, request.embeddings, threshold)
         num_forced = None
@@ -227,11 +227,6 @@ def _walk_window(request: Request, embeddings: Int16Array, threshold: int) -> tu
     return walk_lists(embeddings, threshold, 0, nearest_centroid(embeddings, centroids), neighbours_first(centroids))
 
 
-def _next_fit(request: Request, order: Int64Array) -> Plan:
-    """Plan by next fit, taking the segments in a given order."""
-    return Plan(segment=order, pack_offsets=next_fit.pack_offsets(request.lengths[order], request.capacity))
-
-
 def figures(sums: Mapping[str, int | float], preparation: Preparation) -> dict[str, int | float]:
     """Return the figures of a run, from the summed reports of its windows."""
     threshold = int(preparation["threshold"])
@@ -254,6 +249,7 @@ STRATEGY = Strategy(
     options=ThresholdFilteringOptions,
     embedding=embedding,
     embedding_options=("embedder", *_EMBEDDER_OF),
+    least_max_segments=lambda options: 1,
     prepare=prepare,
     figures=figures,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,9 @@ def expect(
     return told
 
 
-def assert_packed(folder: Path, told: Expected, manifest: dict[str, Any], first_sample: int = 0) -> None:
+def assert_packed(
+    folder: Path, told: Expected, manifest: dict[str, Any], first_sample: int = 0, max_segments: int | None = None
+) -> None:
     """Hold a packed dataset against what was expected, reading it with plain `datasets`."""
     packs = datasets.load_from_disk(str(folder))
     capacity = manifest["capacity"]
@@ -141,8 +144,10 @@ def assert_packed(folder: Path, told: Expected, manifest: dict[str, Any], first_
         assert counts[f"{what}_in"] == counts[f"{what}_packed"] + sum(loss[what] for loss in counts["dropped"].values())
     assert counts["samples_packed"] == len(told.samples)
     assert manifest["packs"] == len(packs)
-    assert manifest["lower_bound"] == -(-counts["tokens_packed"] // capacity)
     lengths = [n for pack in packs for n in pack["seq_lengths"]]
+    bounds = [math.ceil(counts["tokens_packed"] / capacity), math.ceil(len(lengths) / (max_segments or math.inf))]
+    assert manifest["lower_bound"] == max(bounds)
+    assert all(len(pack["seq_lengths"]) <= (max_segments or math.inf) for pack in packs)
     assert manifest["sum_length_squared"] == sum(n * n for n in lengths)
     if len(packs):
         assert manifest["fill"] == pytest.approx(sum(lengths) / (len(packs) * capacity))

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 
-def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def next_fit(lengths: Sequence[int], capacity: int, max_segments: int | None = None) -> list[list[int]]:
     packs: list[list[int]] = []
     room = 0
     for i, length in enumerate(lengths):
-        if not packs or length > room:
+        if not packs or length > room or len(packs[-1]) == max_segments:
             packs.append([])
             room = capacity
         packs[-1].append(i)
@@ -20,12 +20,12 @@ def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return packs
 
 
-def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    return _fit(lengths, range(len(lengths)), capacity, best=False)
+def first_fit(lengths: Sequence[int], capacity: int, max_segments: int | None = None) -> list[list[int]]:
+    return _fit(lengths, range(len(lengths)), capacity, max_segments, best=False)
 
 
-def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    return _fit(lengths, _longest_first(lengths), capacity, best=False)
+def first_fit_decreasing(lengths: Sequence[int], capacity: int, max_segments: int | None = None) -> list[list[int]]:
+    return _fit(lengths, _longest_first(lengths), capacity, max_segments, best=False)
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -49,24 +49,22 @@ def sweep_down(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return packs
 
 
-def fewest_packs(lengths: Sequence[int], capacity: int) -> int:
+def fewest_packs(lengths: Sequence[int], capacity: int, max_segments: int | None = None) -> int:
     """The optimum, by branch and bound."""
     order = sorted(lengths, reverse=True)
     best = len(order)
 
-    def place(i: int, rooms: list[int]) -> None:
+    def place(i: int, packs: list[tuple[int, int]]) -> None:
         nonlocal best
-        if len(rooms) >= best:
+        if len(packs) >= best:
             return
         if i == len(order):
-            best = len(rooms)
+            best = len(packs)
             return
-        for k in range(len(rooms)):
-            if rooms[k] >= order[i] and rooms[k] not in rooms[:k]:
-                rooms[k] -= order[i]
-                place(i + 1, rooms)
-                rooms[k] += order[i]
-        place(i + 1, [*rooms, capacity - order[i]])
+        for k, (room, size) in enumerate(packs):
+            if room >= order[i] and size != max_segments and packs[k] not in packs[:k]:
+                place(i + 1, [*packs[:k], (room - order[i], size + 1), *packs[k + 1 :]])
+        place(i + 1, [*packs, (capacity - order[i], 1)])
 
     place(0, [])
     return best
@@ -76,11 +74,13 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def _fit(lengths: Sequence[int], order: Sequence[int], capacity: int, *, best: bool) -> list[list[int]]:
+def _fit(
+    lengths: Sequence[int], order: Sequence[int], capacity: int, max_segments: int | None = None, *, best: bool
+) -> list[list[int]]:
     packs: list[list[int]] = []
     rooms: list[int] = []
     for i in order:
-        fitting = [k for k, room in enumerate(rooms) if room >= lengths[i]]
+        fitting = [k for k, room in enumerate(rooms) if room >= lengths[i] and len(packs[k]) != max_segments]
         if fitting:
             k = min(fitting, key=lambda k: (rooms[k], k)) if best else fitting[0]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ def test_a_plan_passes() -> None:
 def test_a_broken_plan_is_named(broken: Plan, what: str) -> None:
     with pytest.raises(ContractError, match=f"strategy 'mine' broke its contract: .*{what}"):
         check(broken, REQUEST, "mine")
+
+
+def test_a_pack_of_more_segments_than_it_may_hold_is_named() -> None:
+    good = plan([0, 1, 2], [0, 1, 3])
+    assert check(good, replace(REQUEST, max_segments=2), "mine") is good
+    with pytest.raises(ContractError, match="'mine' broke its contract: pack 1 holds more segments than max_segments"):
+        check(good, replace(REQUEST, max_segments=1), "mine")
 
 
 def test_settings_are_all_options_but_paths() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strategies import Draws, Plan, Request, Strategy
+from strategies import Draws, Plan, Request, Strategy, find
 from strategies.arrays import Int16Array, Int64Array
 from strategies.contract import Embedding, Preparation
 from strategies.testing import StrategyConformance
@@ -56,6 +56,11 @@ def all_in_one(request: Request) -> Plan:
     """Sound without segments and for few tokens."""
     count = len(request.lengths)
     return replace(one_each(request), pack_offsets=np.array([0, count] if count else [0]))
+
+
+def boundless(request: Request) -> Plan:
+    """Sound without a cap on segments."""
+    return find("next-fit").place(replace(request, max_segments=None))
 
 
 def shorten(request: Request) -> Plan:
@@ -109,6 +114,7 @@ def suite(strategy: Strategy) -> StrategyConformance:
 SOUND = relating(
     place=lambda request: one_each(request, packs=len(request.lengths)),
     aliases=("my-own",),
+    least_max_segments=lambda options: 1,
     stream_order=stream,
     figures=lambda sums, preparation: {"packs": sums["packs"]},
 )
@@ -126,6 +132,10 @@ FAULTS: dict[str, list[tuple[Strategy, str]]] = {
     "test_every_segment_once_and_no_pack_over_capacity_or_empty": [
         (mine(lambda r: in_order(r, np.zeros(len(r.lengths), np.int64))), "stands in more than one place"),
         (mine(all_in_one), "over capacity"),
+    ],
+    "test_no_pack_has_more_segments_than_it_may": [
+        (mine(boundless, least_max_segments=lambda options: 1), "holds more segments than max_segments"),
+        (mine(least_max_segments=lambda options: 0), "a pack of 0 segments is none"),
     ],
     "test_same_request_same_plan_whatever_was_planned_between": [
         (mine(lambda r: in_order(r, np.roll(np.arange(len(r.lengths)), next(CALLS)))), "got another plan"),

@@ -69,6 +69,8 @@ def test_a_strategy_of_another_package_packs(run: Run, tmp_path: Path, source: P
     assert ended.code == 0, ended.err
     assert ended.json["packs"] == ended.json["counts"]["samples_packed"]
     assert ended.json["report"] == {"seen": ended.json["packs"]}
+    ended = run(*pack, "solo", "--max-segments", 4)
+    assert (ended.code, "'solo' keeps to no cap on the segments of a pack" in ended.err) == (2, True), ended.err
     ended = run(*pack, "gone")
     assert ended.code == 2
     assert "nowhere" in ended.err

@@ -50,6 +50,7 @@ OTHER: dict[type[Options], dict[str, Any]] = {
         "strategy": "next-fit",
         "set": {"batch_size": 9},
         "overlong": "drop",
+        "max_segments": 9,
         "keep_untrainable": True,
         "seed": 1,
         "pack_order": "plan",

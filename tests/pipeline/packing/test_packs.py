@@ -140,6 +140,7 @@ CHOICES = [
     window=st.sampled_from([2, 5, 1 << 20]),
     kind=st.sampled_from([pa.int8(), pa.int16(), pa.int32(), pa.int64()]),
     order=st.sampled_from(["shuffle", "plan"]),
+    cap=st.sampled_from([None, 2, 3]),
 )
 def test_any_samples_any_choice(
     tmp_path_factory: pytest.TempPathFactory,
@@ -151,6 +152,7 @@ def test_any_samples_any_choice(
     window: int,
     kind: pa.DataType,
     order: Literal["shuffle", "plan"],
+    cap: int | None,
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
     source = folder / "in.arrow"
@@ -164,6 +166,7 @@ def test_any_samples_any_choice(
         strategy=name,
         set=settings_of_strategy,
         overlong="error" if is_stream else overlong,
+        max_segments=cap,
         keep_untrainable=keep,
         window_samples=window,
         window_tokens=30,
@@ -172,7 +175,7 @@ def test_any_samples_any_choice(
     )
     pack(source, folder / "out", options, run=RunOptions(num_workers=2, cache_dir=folder / "cache"))
     told = expect(rows, max_length, overlong, keep, stream=is_stream)
-    assert_packed(folder / "out", told, json.loads((folder / "out" / "manifest.json").read_bytes()))
+    assert_packed(folder / "out", told, json.loads((folder / "out" / "manifest.json").read_bytes()), max_segments=cap)
     shutil.rmtree(folder)
 
 
