@@ -139,10 +139,9 @@ def _check_batch(batch: pa.RecordBatch, capacity: int, max_segments: int | None,
         wrong = np.flatnonzero(np.diff(offsets[name]) != np.diff(offsets[other]) + more)
         if len(wrong):
             return f"pack {first_pack + wrong[0]}: {name} and {other} do not have matching lengths"
-    if max_segments is not None:
-        over = np.flatnonzero(np.diff(offsets["seq_lengths"]) > max_segments)
-        if len(over):
-            return f"pack {first_pack + over[0]}: it holds more than {max_segments} segments"
+    over = np.flatnonzero(np.diff(offsets["seq_lengths"]) > (max_segments or np.inf))
+    if len(over):
+        return f"pack {first_pack + over[0]}: it holds more than {max_segments} segments"
     code, pack, segment = _find_fault(
         offsets["input_ids"],
         offsets["seq_lengths"],

@@ -94,7 +94,7 @@ def expect(
 
 
 def assert_packed(
-    folder: Path, told: Expected, manifest: dict[str, Any], first_sample: int = 0, max_segments: int | None = None
+    folder: Path, told: Expected, manifest: dict[str, Any], first_sample: int = 0, max_segments: float = math.inf
 ) -> None:
     """Hold a packed dataset against what was expected, reading it with plain `datasets`."""
     packs = datasets.load_from_disk(str(folder))
@@ -103,7 +103,7 @@ def assert_packed(
     for pack in packs:
         bounds = pack["boundaries"]
         size = len(pack["input_ids"])
-        assert 0 < size <= capacity
+        assert 0 < size <= capacity and len(pack["seq_lengths"]) <= max_segments
         assert len(pack["labels"]) == len(pack["position_ids"]) == size
         assert bounds[0] == 0
         assert bounds[-1] == size
@@ -145,9 +145,7 @@ def assert_packed(
     assert counts["samples_packed"] == len(told.samples)
     assert manifest["packs"] == len(packs)
     lengths = [n for pack in packs for n in pack["seq_lengths"]]
-    bounds = [math.ceil(counts["tokens_packed"] / capacity), math.ceil(len(lengths) / (max_segments or math.inf))]
-    assert manifest["lower_bound"] == max(bounds)
-    assert all(len(pack["seq_lengths"]) <= (max_segments or math.inf) for pack in packs)
+    assert manifest["lower_bound"] == math.ceil(max(sum(lengths) / capacity, len(lengths) / max_segments))
     assert manifest["sum_length_squared"] == sum(n * n for n in lengths)
     if len(packs):
         assert manifest["fill"] == pytest.approx(sum(lengths) / (len(packs) * capacity))

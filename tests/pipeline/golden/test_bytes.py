@@ -58,6 +58,7 @@ PACKS: dict[str, dict[str, Any]] = {
     "best-fit-decreasing, split": {"overlong": "split"},
     "best-fit-decreasing, in order": {"overlong": "drop", "pack_order": "plan", "keep_untrainable": True, "seed": 5},
     "best-fit-decreasing, lz4": {"overlong": "drop", "compression": "lz4"},
+    "best-fit-decreasing, few segments": {"overlong": "split", "max_segments": 2},
     "threshold-filtering": {
         "strategy": "threshold-filtering",
         "set": {"embedder": "column", "column": "vector", "threshold": "percentile:10"},
