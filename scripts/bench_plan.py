@@ -1,8 +1,8 @@
 """Planning against sorting: each strategy's time as a ratio to a stable argsort of the same lengths.
 
-The rounds alternate, so that a machine that slows down slows both sides. Cold start is a process of its
-own with an empty cache of compiled code. `capped` measures planning under a cap on the segments of a pack, as a ratio to
-planning without one; first-fit-decreasing, beside it, closes a pack at the cap and does nothing else about it.
+The rounds alternate, so that a machine that slows down slows both sides. Cold start is a process of its own with an
+empty cache of compiled code. `capped` measures planning under a cap on the segments of a pack, as a ratio to planning
+without one; first-fit-decreasing, beside it, closes a pack at the cap and does nothing else about it.
 """
 
 from __future__ import annotations
