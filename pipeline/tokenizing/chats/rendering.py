@@ -12,7 +12,7 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of
+from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of, shifted
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
 from pipeline.tokenizing.chats.unsaid import Unsaid
@@ -231,15 +231,18 @@ class ChatRenderer:
 
     def _open(self, rendering: Rendering, chat: Chat, turn: Turn) -> None:
         """Put what generation sees in front of a turn. Raises `RowFault`."""
+        before = chat.up_to(turn.message)
         try:
-            opened = self._template.render(chat.messages[: turn.message], chat.tools, generation_prompt=True)
+            opened = self._template.render(before.messages, chat.tools, generation_prompt=True)
+            closed = self._template.render(before.messages, chat.tools)
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{self._template.name} refuses it: {refusal}") from None
         begin = turn.parts[0][1][0] if turn.parts else turn.end
-        shift = len(opened) - begin
+        shift, own = len(opened) - begin, rendering.parts
+        found = self._turns.find(before, self._turns.shape(before), closed)
+        rendering.parts = lambda: parts_of(before, found, ()) + shifted(own(), shift, since=begin)
         rendering.text = opened + rendering.text[begin:]
-        targets = rendering.targets or []
-        rendering.targets = [(kind, (span[0] + shift, span[1] + shift)) for kind, span in targets]
+        rendering.targets = shifted(rendering.targets or [], shift)
         rendering.end_tokens = [(span[0] + shift, span[1] + shift) for span in rendering.end_tokens]
 
     def _marked(self, chat: Chat, trained: list[int], marks: list[Span], text: str, found: FoundTurns) -> Targets:
@@ -310,7 +313,7 @@ class ChatRenderer:
             end = turn.end
             put, token = "", turn.end_tokens
             if turn.goes_on:
-                targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
+                targets += shifted(chosen, shift)
                 continue
             if token is None and self._eos is not None:
                 put, token = self._eos, (end, end + len(self._eos))
@@ -318,13 +321,13 @@ class ChatRenderer:
                 token = turn.opener
                 opener = self._turns.probes.user_opener
                 if token is None and opener is not None:
-                    end = max(end, turn.end + len(turn.after)) if number == len(chat.messages) - 1 else end
+                    end = len(rendering.text) if number == len(chat.messages) - 1 else end
                     put, token = opener, (end, end + len(opener))
             elif token is None and self._options.turn_end == "none":
                 rendering.notes.append("no_turn_end")
             if token is None and self._options.turn_end != "none":
                 raise endless(turn, self._template, self._turns.probes.user_opener)
-            targets += [(kind, (span[0] + shift, span[1] + shift)) for kind, span in chosen]
+            targets += shifted(chosen, shift)
             if put and token is not None:
                 rendering.puts.append((token[0] + shift, token[1] + shift))
                 text = text[: end + shift] + put + text[end + shift :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, stand_in
 from pipeline.tokenizing.chats.template import Span
@@ -21,6 +21,8 @@ Targets = list[tuple[Kind, Span]]
 
 Parts = list[tuple[str, Span]]
 """Characters by kind, in order: kinds of targets, and system, user, result (of a tool) or another role."""
+
+Label = TypeVar("Label", bound=str)
 
 _OF_ROLES = {"developer": "system"} | dict.fromkeys(("tool", "function", "observation", "ipython"), "result")
 
@@ -178,3 +180,8 @@ def parts_of(chat: Chat, found: FoundTurns, puts: Sequence[Span]) -> Parts:
                 shift += put[1] - put[0]
         shifted.append((kind, (begin + shift, end + shift)))
     return shifted
+
+
+def shifted(parts: Sequence[tuple[Label, Span]], shift: int, since: int = 0) -> list[tuple[Label, Span]]:
+    """Parts of a text, from a character on, once something was put in front of them."""
+    return [(kind, (begin + shift, end + shift)) for kind, (begin, end) in parts if begin >= since]

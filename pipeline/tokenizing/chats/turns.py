@@ -169,9 +169,13 @@ class TurnFinder:
             header = context.before_answer
             if header is None:
                 return None
-            begin = common(piece, header)
-            begin = begin if begin or not slot else len(piece)
-            begin = len(piece) if piece.endswith(header) or not slot else begin
+            if opened is not None and header.rstrip() == opened.rstrip() and header.startswith(opened):
+                header = opened  # generation goes on from there, so that white space is the model's to write
+            at = piece.rfind(header)
+            if at >= 0 and not piece[at + len(header) :].strip():
+                begin = at + len(header)
+            else:
+                begin = (common(piece, header) or len(piece)) if slot else len(piece)
             return begin, begin
         begin = common(piece, opened)
         header_from = common(opened, closed or "")
@@ -321,8 +325,8 @@ def endless(turn: Turn, template: ChatTemplate, user_opener: str | None) -> RowF
     written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
     if turn.opener is not None:
         written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
-    if not written and user_opener is not None:
-        written = f" (--turn-end next puts {user_opener!r} there, which begins the next turn)"
+    if turn.opener is None and user_opener is not None:
+        written += f" (--turn-end next puts {user_opener!r} there, which begins the next turn)"
     return RowFault(
         "no_end_token",
         f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"

@@ -14,7 +14,7 @@ import transformers
 from tests.conftest import Run
 from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import straddle_free, trained_runs
-from tests.pipeline.tokenizing.test_targets import END
+from tests.pipeline.tokenizing.test_targets import BEFORE, END
 
 FILES = {
     "gsm8k": ("gsm8k/train.jsonl", ["question"], "answer"),
@@ -70,7 +70,7 @@ def test_ids_and_targets(run: Run, tmp_path: Path, real_data: Path, gpt2: Path, 
     # Without marks the same turns are found; the style's own trimming apart, every one and nothing else.
     for row, conversation in zip(found[False], chats, strict=True):
         texts = [turn["content"] for turn in conversation if turn["role"] == "assistant"]
-        wanted = [(text if style == "chatml" else text.strip()) + END[style] for text in texts]
+        wanted = [BEFORE[style] + (text if style == "chatml" else text.strip()) + END[style] for text in texts]
         runs = trained_runs(row["input_ids"], row["labels"])
         assert [straddle_free(run, text, whole) for run, text in zip(runs, wanted, strict=True)] == wanted
     assert len(found[False]) == len(chats) > 100

@@ -20,6 +20,9 @@ from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs
 
 END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>"}
+BEFORE = {"chatml": "", "llama3": "", "mistral": " ", "gemma": ""}
+"""What a template writes between its generation prompt and an answer."""
+
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 ODD = st.sampled_from(
     ["a", " a", "a\n", "\n\nb", "  x  ", "😀", "é😀", "的", "</s>", "assistant", "[INST] x", "\u2028", "1"]
@@ -62,7 +65,7 @@ def test_any_chat(style: str, turns: list[str], tokenizer_dir: Path, whole: Any,
     assert found.input_ids.tolist() == own["input_ids"]
     texts = [turn if style == "chatml" else turn.strip() for turn in turns[1::2]]
     runs = trained_runs(*samples_of(found)[0])
-    wanted = [text + END[style] for text in texts]
+    wanted = [BEFORE[style] + text + END[style] for text in texts]
     assert [straddle_free(run, text, whole) for run, text in zip(runs, wanted, strict=True)] == wanted
 
 

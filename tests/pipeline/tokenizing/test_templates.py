@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from transformers import AutoTokenizer
 
+from tests.documents import ROOT
 from tests.pipeline.tokenizing.oracle import samples_of
 from tests.pipeline.tokenizing.test_chats import AGENT, CALL, PLAIN, REASONED, TEMPLATES, TOOL, answer, told, user
 
@@ -26,7 +32,8 @@ def test_an_answer_that_loses_what_was_thought_before_a_call_is_cut_there(tok: P
     source = (
         (TEMPLATES / "gptoss.jinja").read_text(encoding="utf-8").replace('strftime_now("%Y-%m-%d")', '"2026-01-02"')
     )
-    seen: Any = AutoTokenizer.from_pretrained(tok).apply_chat_template(
+    whole: Any = AutoTokenizer.from_pretrained(tok)
+    seen = whole.apply_chat_template(
         row["messages"][:3], tools=[TOOL], chat_template=source, add_generation_prompt=True
     )
     (_, (ids, labels)) = samples_of(found)
@@ -63,3 +70,59 @@ def test_reasoning_that_a_template_writes_of_calls_alone(tok: Path, tmp_path: Pa
     assert said == "<think>\nMild.\n</think>\n\nIt is 12.<turn|>"
     (fault,) = told(tok, "deepseekv3", tmp_path, REASONED[:2], append_eos=True, reasoning_inline=True)[0].faults
     assert fault.detail.endswith("'first thought'; --reasoning drop takes it out")
+
+
+@pytest.fixture(scope="module")
+def chat_matrix() -> Iterator[Any]:
+    """What makes docs/templates.md."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        names = ("cells", "families", "kinds", "marks", "page")
+        yield SimpleNamespace(**{name: importlib.import_module(f"chat_matrix.{name}") for name in names})
+
+
+@pytest.fixture(scope="module")
+def benches(chat_matrix: Any, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every third template; all of them are tried by scripts/templates."""
+    every = [name for family in chat_matrix.families.FAMILIES for name in family.templates]
+    folder = tmp_path_factory.mktemp("benches")
+    found: dict[str, Any] = chat_matrix.cells.benches(tokenizer_dir / "tokenizer.json", folder, every[::3])
+    return found
+
+
+def test_the_page_says_what_becomes_of_chats(chat_matrix: Any, benches: dict[str, Any]) -> None:
+    page = (ROOT / "docs/templates.md").read_text(encoding="utf-8")
+    told = chat_matrix.page.told_in(page)
+    assert set(told) == {path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training")}
+    matrix = chat_matrix.cells.matrix(benches)
+    assert len(matrix) > 12
+    for name, row in matrix.items():
+        assert {kind: chat_matrix.page.words_of(cell) for kind, cell in row.items()} == told[name], name
+
+
+def test_oracles_see_wrong_samples(chat_matrix: Any, benches: dict[str, Any]) -> None:
+    bench = benches["qwen2_5"]
+    row = chat_matrix.kinds.KINDS["call in an earlier turn"]
+    ((ids, targets, turn),) = chat_matrix.cells.samples_of(bench.encoded(row, {}))
+    first, last = targets.index(True), max(at for at, is_target in enumerate(targets) if is_target)
+    for wrong in (
+        [(ids, [*targets[: first - 1], True, *targets[first:]], turn)],
+        [(ids, [*targets[:last], False, *targets[last + 1 :]], turn)],
+        [(ids, [is_target and at > first + 40 for at, is_target in enumerate(targets)], turn)],
+        [([*ids[:-1], ids[0]], targets, turn)],
+        [(ids, targets, turn)] * 2,
+    ):
+        assert bench.judge.faults(row, wrong, {}) != []
+    assert bench.judge.faults(row, [(ids, targets, turn)], {}) == []
+    shifted = bench.judge.by_marks(row, [(ids, [*targets[1:], False], turn)], {})
+    assert bench.judge.unexplained(shifted) != []
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "gptoss", "gemma"])
+def test_marks_are_followed_over_real_chats(
+    chat_matrix: Any, tokenizer_dir: Path, tmp_path: Path, real_data: Path, name: str
+) -> None:
+    lines = (real_data / "oasst1/conversations.jsonl").read_text(encoding="utf-8").splitlines()[::80]
+    (bench,) = chat_matrix.cells.benches(tokenizer_dir / "tokenizer.json", tmp_path, [name]).values()
+    counts, others = chat_matrix.marks.compared(bench, [json.loads(line) for line in lines])
+    assert (counts["equal"], counts["same text"], counts["explained"]) == (len(lines),) * 3, others

@@ -1,0 +1,1 @@
+"""What becomes of each kind of chat under each chat template, tried and held against oracles."""
