@@ -86,7 +86,10 @@ def _table(told: Mapping[str, Mapping[str, str]], kinds: tuple[str, ...], letter
 
 def _marks(matrix: Mapping[str, Mapping[str, Cell]]) -> str:
     """What TRL's marks train otherwise, by family."""
-    rows = [("family", "chats compared", "TRL's marks also train", "and leave out"), ("---",) * 4]
+    rows: list[tuple[str, ...]] = [
+        ("family", "chats compared", "TRL's marks also train", "and leave out"),
+        ("---",) * 4,
+    ]
     for family in FAMILIES:
         asked = [c.by_marks for name in family.templates for c in matrix[name].values() if c.by_marks is not None]
         told = sorted({one for differences in asked for one in differences})
