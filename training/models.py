@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.storage import free_text
 from pipeline.base.words import first_line
-from training.step import autocast_dtype
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,10 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return model
 
 
-def load_on_device(name: str, *, seed: int, dtype: str = "float32") -> PreTrainedModel:
-    """Load a model as `load_model` does, onto the GPU if there is one.
-
-    dtype: precision of the parameters, in the words of `autocast_dtype`.
-    """
+def load_on_device(name: str, *, seed: int) -> PreTrainedModel:
+    """Load a model as `load_model` does, in float32, onto the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(name, seed=seed, dtype=autocast_dtype(dtype, device) or torch.float32)
+    model = load_model(name, seed=seed)
     model.to(device)  # type: ignore[arg-type]
     return model
 

@@ -14,20 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import first_line
 from training.attention.reference import segment_attention
 from training.attention.settings import UNLIMITED, AttentionSettings, UnsupportedAttentionError
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    _VARLEN_PARAMETERS: frozenset[str] = frozenset()
-else:
-    _VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between versions
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""How torch is told of fewer heads of keys and values; 2.11 takes them unasked."""
 
 HALVES = (torch.float16, torch.bfloat16)
+
+KERNEL_DEVICES = ("cuda",)
+"""Types of devices that have kernels."""
+
+WIDEST = 256
+"""Head dimension that the kernels have at most."""
 
 
 @dataclass(frozen=True)
@@ -100,37 +104,57 @@ def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
 
 
 @cache
-def _tried(name: str, device: torch.device) -> str | None:
+def tried(name: str, device: torch.device) -> str | None:
     """Why a few tokens fail on a device: a package may be there and not fit the GPU, the driver or torch."""
-    if device.type != "cuda":
+    if device.type not in KERNEL_DEVICES:
         return f"its kernels need CUDA, not {device.type}"
     tokens = torch.zeros(4, 1, 64, dtype=torch.bfloat16, device=device)
     cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32, device=device)
     try:
         BACKENDS[name].attend(tokens, tokens, tokens, cu_seqlens, 3, AttentionSettings())
-        torch.cuda.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except (ImportError, OSError, RuntimeError, NotImplementedError) as error:
         return first_line(error)
     return None
 
 
-def _halved(backend: str, tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors in half precision, under autocast also those that a model keeps in float32."""
-    dtype = tensors[0].dtype
-    if dtype not in HALVES or len({each.dtype for each in tensors}) > 1:
-        kind = tensors[0].device.type
+@dataclass(frozen=True)
+class _Inputs:
+    """Queries, keys and values as the kernels want them."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    """It is that of the head dimension before it was filled up."""
+
+
+def _for_kernel(backend: str, query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> _Inputs:
+    """Tensors in half precision, under autocast also those that a model keeps in float32; of one width, which is a
+    multiple of 8: zeros are filled in, which change no score."""
+    dtype = query.dtype
+    if dtype not in HALVES or len({query.dtype, key.dtype, value.dtype}) > 1:
+        kind = query.device.type
         if not torch.is_autocast_enabled(kind):
             raise UnsupportedAttentionError(
-                f"{backend} computes in bfloat16 or float16, and the model gives it {dtype}: train in bfloat16, or"
-                " choose the backend sdpa"
+                f"{backend} computes in bfloat16 or float16, and the model gives it {dtype}: compute the forward pass"
+                " in bfloat16 (--dtype bfloat16; train_step(…, autocast=torch.bfloat16)), or choose the backend sdpa"
             )
         dtype = torch.get_autocast_dtype(kind)
-    return [each.to(dtype) for each in tensors]
+    widest = max(query.shape[2], value.shape[2])
+    if widest > WIDEST:
+        raise UnsupportedAttentionError(
+            f"{backend} takes head dimensions up to {WIDEST}, and the model has {widest}: choose the backend sdpa"
+        )
+    width = -(-widest // 8) * 8
+    q, k, v = (_filled(each.to(dtype), width) for each in (query, key, value))
+    return _Inputs(q, k, v, query.shape[2] ** -0.5 if settings.scale is None else settings.scale)
 
 
-def _same_width(value: Tensor, head_dim: int) -> Tensor:
-    """Values filled up with zeros to the width of queries, as the kernels want them."""
-    return torch.nn.functional.pad(value, (0, head_dim - value.shape[2])) if value.shape[2] < head_dim else value
+def _filled(tensor: Tensor, width: int) -> Tensor:
+    missing = width - tensor.shape[2]
+    return functional.pad(tensor, (0, missing)) if missing else tensor  # padding by nothing would copy
 
 
 def _flash_attn(
@@ -140,20 +164,25 @@ def _flash_attn(
 
     if settings.sinks is not None:
         raise UnsupportedAttentionError("flash-attn has no attention sinks: choose the backend sdpa")
-    q, k, v = _halved("flash-attn", [query, key, _same_width(value, query.shape[2])])
+    if settings.softcap and settings.dropout:
+        raise UnsupportedAttentionError(
+            "flash-attn has no dropout beside softcap: choose sdpa, or set the model's attention dropout to 0"
+        )
+    inputs = _for_kernel("flash-attn", query, key, value, settings)
     attended: Tensor = flash_attn_varlen_func(
-        q,
-        k,
-        v,
+        inputs.query,
+        inputs.key,
+        inputs.value,
         cu_seqlens,
         cu_seqlens,
         max_length,
         max_length,
         dropout_p=settings.dropout,
-        softmax_scale=settings.scale,
+        softmax_scale=inputs.scale,
         causal=settings.causal,
         window_size=settings.window_size,
         softcap=settings.softcap,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return attended[..., : value.shape[2]]
 
@@ -161,8 +190,6 @@ def _flash_attn(
 def _torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, settings: AttentionSettings
 ) -> Tensor:
-    if not _VARLEN_PARAMETERS:
-        raise ImportError(f"torch {torch.__version__} has no varlen attention; torch 2.11 has")
     for lacks, what in (
         (settings.sinks is not None, "attention sinks: choose the backend sdpa"),
         (settings.softcap, "softcap: choose flash-attn or sdpa"),
@@ -170,22 +197,20 @@ def _torch_varlen(
     ):
         if lacks:
             raise UnsupportedAttentionError(f"torch-varlen has no {what}")
-    q, k, v = _halved("torch-varlen", [query, key, _same_width(value, query.shape[2])])
-    options: dict[str, Any] = {"scale": settings.scale}
+    inputs = _for_kernel("torch-varlen", query, key, value, settings)
     left, right = settings.window_size
-    if "window_size" in _VARLEN_PARAMETERS:
-        options["window_size"] = (left, 0 if settings.causal else right)
-    elif settings.window_size == UNLIMITED:
-        options["is_causal"] = settings.causal
-    else:
-        raise UnsupportedAttentionError(f"torch-varlen of torch {torch.__version__} has no window: torch 2.13 has")
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in _VARLEN_PARAMETERS:
-            options["enable_gqa"] = True
-        else:
-            groups = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    attended = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_length, max_length, **options)
+    attended = varlen_attn(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        cu_seqlens,
+        cu_seqlens,
+        max_length,
+        max_length,
+        scale=inputs.scale,
+        window_size=(left, 0 if settings.causal else right),
+        **GROUPED,
+    )
     assert isinstance(attended, Tensor)
     return attended[..., : value.shape[2]]
 
@@ -199,8 +224,8 @@ def _sdpa(
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("flash-attn", lambda device: _tried("flash-attn", device), _flash_attn),
-        Backend("torch-varlen", lambda device: _tried("torch-varlen", device), _torch_varlen),
+        Backend("flash-attn", lambda device: tried("flash-attn", device), _flash_attn),
+        Backend("torch-varlen", lambda device: tried("torch-varlen", device), _torch_varlen),
         Backend("sdpa", lambda _: None, _sdpa),
     )
 }

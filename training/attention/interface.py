@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from pipeline.base.errors import ConfigError
-from training.attention.backends import choose_backend, varlen_attention
+from pipeline.base.words import first_line
+from training.attention.backends import BACKENDS, choose_backend, varlen_attention
 from training.attention.settings import UNLIMITED, UnsupportedAttentionError
+from training.collator import PackedCollator
 
 log = logging.getLogger(__name__)
 
@@ -65,37 +68,114 @@ def use_backend(model: PreTrainedModel, backend: str) -> bool:
     """Let a model compute attention by one of `attention.BACKENDS`, or auto; whether it does.
 
     A model that does not take attention from transformers' interface (falcon, bloom) keeps its own. Whether that, or a
-    layer that is no attention, keeps samples apart is for `probe` to tell. auto is decided by the model's device.
+    layer that is no attention, keeps samples apart is for `probe` to tell. auto is decided on the model's device, for a
+    forward pass in half precision, which kernels want.
 
     Raises `ConfigError` for an unknown name.
     """
+    if backend == "auto":
+        backend, _ = _fastest(model, torch.bfloat16)
     if backend not in _REGISTERED_AS:
         backend, _ = choose_backend(backend, next(model.parameters()).device)
-    name = _REGISTERED_AS[backend]
-    if name not in AttentionInterface._global_mapping:
-        AttentionInterface.register(name, partial(_attention, backend=backend))
-    model.set_attn_implementation(name)
-    return bool(model.config._attn_implementation == name)
+    return set_attention(model, _REGISTERED_AS[backend], _attention_by(backend))
 
 
-def resolve_backend(model: PreTrainedModel, wanted: str) -> str:
-    """The backend to give `use_backend`, chosen for the device that the model is on; the log says which, and why.
+def resolve_backend(model: PreTrainedModel, wanted: str, autocast: torch.dtype | None) -> str:
+    """The backend to give `use_backend`, chosen for a model on its device; the log says which, and why.
+
+    autocast: precision of the forward pass, where it is not that of the parameters.
 
     Raises `ConfigError` for one that does not exist, does not run, or has no effect on this model; of auto, the log
     says that it has none.
     """
     device = next(model.parameters()).device
-    name, why = choose_backend(wanted, device)
-    own = model.config._attn_implementation
-    has_effect = use_backend(model, name)
-    model.set_attn_implementation(own)
-    if has_effect:
-        log.info("attention by %s on %s (%s)", name, device, why)
-    elif wanted == "auto":
+    if not _has_effect(model):
+        if wanted != "auto":
+            choose_backend(wanted, device)
+            raise ConfigError(f"{type(model).__name__} computes attention itself, so --backend {wanted} has no effect")
         log.warning("%s computes attention itself: no backend has an effect on it", type(model).__name__)
-    else:
-        raise ConfigError(f"{type(model).__name__} computes attention itself, so --backend {wanted} has no effect")
+        return choose_backend(wanted, device)[0]
+    name, why = _fastest(model, autocast) if wanted == "auto" else choose_backend(wanted, device)
+    log.info("attention by %s on %s (%s)", name, device, why)
     return name
+
+
+@cache
+def _attention_by(backend: str) -> Callable[..., Any]:
+    return partial(attention, backend=backend)  # always the same: compiled models are compiled for it
+
+
+def set_attention(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> bool:
+    """Let a model compute attention by a function with the signature of `attention`; whether it does.
+
+    name: under which transformers knows it, without "flash" and "sdpa".
+    """
+    AttentionInterface.register(name, function)
+    model.set_attn_implementation(name)
+    return bool(model.config._attn_implementation == name)
+
+
+def _has_effect(model: PreTrainedModel) -> bool:
+    own = model.config._attn_implementation
+    has_effect = use_backend(model, "sdpa")
+    model.set_attn_implementation(own)
+    return has_effect
+
+
+def _fastest(model: PreTrainedModel, autocast: torch.dtype | None) -> tuple[str, str]:
+    """(name, why): the fastest backend that runs where the model is, and that its layers can use."""
+    device = next(model.parameters()).device
+    *kernels, reference = BACKENDS.values()
+    refused: list[str] = []
+    for backend in kernels:
+        reason = backend.why_not(device) or _refusal(model, backend.name, autocast)
+        if reason is None:
+            return backend.name, "; ".join(refused) or "the fastest"
+        refused.append(f"{backend.name}: {reason}")
+    return reference.name, "; ".join(refused)
+
+
+def _refusal(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> str | None:
+    """Why two short samples do not go through a model's layers and back, as they do in training."""
+    device = next(model.parameters()).device
+    own, training = model.config._attn_implementation, model.training
+    ids = torch.arange(7) % model.config.get_text_config().vocab_size
+    row = {"input_ids": ids, "labels": ids, "position_ids": [0, 1, 2, 0, 1, 2, 3], "boundaries": [0, 3, 7]}
+    batch = {
+        name: each.to(device) if isinstance(each, Tensor) else each for name, each in PackedCollator()([row]).items()
+    }
+    model.train()  # with its dropout, which not all can do
+    try:
+        use_backend(model, backend)
+        with torch.random.fork_rng(), torch.enable_grad(), embedded(model) as inputs:
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                logits = model(**model_inputs(model, batch)).logits
+            torch.autograd.grad(logits.float().sum(), inputs[0])
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, ImportError) as error:
+        return first_line(error)
+    finally:
+        model.train(training)
+        model.set_attn_implementation(own)
+    return None
+
+
+@contextmanager
+def embedded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What comes out of a model's embedding, as leaves of autograd: gradients are computed of nothing else."""
+    leaves: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        leaves.append(leaf)
+        return leaf.clone()  # models may change it in place
+
+    handle = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -140,7 +220,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
             return model, is_compiled or getattr(model, "_compiled_call_impl", None) is not None
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -157,10 +237,12 @@ def _attention(
     backend: str,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls.
+    """What transformers calls: attention within segments by a backend.
 
     query, key, value: # shape: (1, heads, num_tokens, head_dim)
     Returns (attended, None), attended of shape (1, num_tokens, heads, value_dim).
+
+    Raises `UnsupportedAttentionError` for what it would have to ignore, or the backend cannot do.
     """
     where = type(module).__name__
     if cu_seq_lens_q is None or max_length_q is None:

@@ -52,10 +52,12 @@ class ParityResult:
 
 
 def run_probe(options: ProbeOptions) -> ProbeResult:
-    """Probe a model. Raises `ConfigError`."""
-    model = load_on_device(options.model, seed=options.seed, dtype=options.dtype)
-    finding = probe(model, resolve_backend(model, options.backend), seed=options.seed)
-    ways = probe_ways(model, seed=options.seed) if options.all_ways else []
+    """Probe a model, in the precision in which it would be trained. Raises `ConfigError`."""
+    model = load_on_device(options.model, seed=options.seed)
+    autocast = autocast_dtype(options.dtype, model.device)
+    backend = resolve_backend(model, options.backend, autocast)
+    finding = probe(model, backend, seed=options.seed, autocast=autocast)
+    ways = probe_ways(model, seed=options.seed, autocast=autocast) if options.all_ways else []
     return ProbeResult(model=options.model, finding=finding, ways=[each for each in ways if each.way != finding.way])
 
 
@@ -64,7 +66,8 @@ def run_parity(options: ParityOptions) -> ParityResult:
     shards = open_shards(options.shards, options.split)
     model = load_on_device(options.model, seed=options.seed)
     check_fits(shards, model, joint=False)
-    backend = resolve_backend(model, options.backend)
+    autocast = autocast_dtype(options.dtype, model.device)
+    backend = resolve_backend(model, options.backend, autocast)
     packs = shards.packs.select(packs_to_compare(shards, options.packs, options.seed))
     check_packs(packs.with_format("arrow")[:], model, shards)
     rows = list(packs)
@@ -77,5 +80,5 @@ def run_parity(options: ParityOptions) -> ParityResult:
         model=options.model,
         packs=len(rows),
         samples=samples,
-        comparisons=parity(model, rows, backend, dtype=autocast_dtype(options.dtype, model.device)),
+        comparisons=parity(model, rows, backend, dtype=autocast),
     )

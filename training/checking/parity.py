@@ -1,14 +1,17 @@
 """Is training on packs the same as training on the samples one by one? Measured on the user's shards and model.
 
 Each segment runs alone, with the model's own attention, and the packs run as they are trained. The losses of all
-targets and the gradient of their mean are compared. In float32 they have to agree but for rounding; in the precision of
-training they may differ as much as that precision itself changes the samples that run alone, which is measured too.
+targets and the gradient of their mean are compared. In float32 they have to agree but for rounding. In the precision of
+training both are compared with float32, and packs may be off by about as much as samples that run alone are. A router
+that chooses another expert for a last bit changes a few losses a lot, and the gradient several times as much as
+rounding does; so losses are judged by their upper quartile there, the gradient's bound is wide, and what trains besides
+the reference, the kernels, is compared with it call by call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.attention.interface import attention_alone, model_inputs, use_backend
+from training.checking.exact import exact_float32
+from training.checking.kernels import MOST_KERNEL, compared_with_reference
 from training.collator import PackedCollator
 from training.loss import target_losses, targets_of
 from training.step import precision, to_device
@@ -27,8 +32,10 @@ MOST_LOSS = 1e-5
 MOST_GRADIENT = 1e-4
 """Norm of the difference of gradients in float32, relative to the gradient."""
 
-MOST_TIMES_ROUNDING = 2.0
-"""In lower precision: difference relative to what that precision changes in samples that run alone."""
+MOST_TIMES_ROUNDING = 3.0
+MOST_TIMES_ROUNDING_OF_GRADIENT = 10.0
+"""In lower precision: difference to float32 relative to that of samples that run alone. Over 64 tiny models of all
+kinds, with three seeds, it is 1.9 at most, and 4.6; a leak's is 50 and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +49,20 @@ class Parity:
     """Mean over targets, of the packs."""
 
     max_difference: float
-    mean_difference: float
-    """Largest and mean difference of a target's loss, in nats."""
+    """Largest difference of a target's loss to that of its sample alone, in nats."""
+
+    loss_difference: float
+    """What is judged: that, in float32; the upper quartile of differences to float32, in lower precision."""
 
     gradient_difference: float
-    """Norm of the difference, as a part of the gradient's norm."""
+    """Norm of the difference, as a part of the gradient's norm; to float32, in lower precision."""
+
+    kernel_difference: float | None
+    """Largest error of the backend's kernel, forward or backward, relative to the result; None of the reference."""
 
     most_loss: float
     most_gradient: float
-    """What max_difference and gradient_difference may be."""
+    """What loss_difference and gradient_difference may be."""
 
     agrees: bool
 
@@ -62,6 +74,8 @@ class _Pass:
 
     gradients: list[Tensor]
     """The gradients of the mean loss, on the CPU."""
+
+    kernel: float | None = None
 
 
 def parity(
@@ -76,8 +90,9 @@ def parity(
     packs: rows of packed shards; memory is that of one pack's forward and backward, and two gradients.
     backend: for `dtype`; in float32, which kernels do not have, the reference computes.
     """
-    alone = _alone(model, packs, None)
-    comparisons = [_compared(alone, _packed(model, packs, "sdpa", None), "float32", "sdpa", None)]
+    with exact_float32():
+        alone = _alone(model, packs, None)
+        comparisons = [_compared(alone, _packed(model, packs, "sdpa", None), "float32", "sdpa", None)]
     if dtype is not None and dtype != torch.float32:
         rounded = _alone(model, packs, dtype)
         name = str(dtype).removeprefix("torch.")
@@ -86,27 +101,33 @@ def parity(
 
 
 def _compared(alone: _Pass, packed: _Pass, dtype: str, backend: str, exact: _Pass | None) -> Parity:
-    difference = (packed.losses - alone.losses).abs()
-    gradient_difference = _distance(packed.gradients, alone.gradients)
+    most = float((packed.losses - alone.losses).abs().max())
     if exact is None:
-        most_loss = MOST_LOSS * max(1.0, float(alone.losses.max()))
-        most_gradient = MOST_GRADIENT
+        loss, most_loss = most, MOST_LOSS * max(1.0, float(alone.losses.max()))
+        gradient, most_gradient = _distance(packed.gradients, alone.gradients), MOST_GRADIENT
     else:
-        most_loss = MOST_TIMES_ROUNDING * float((alone.losses - exact.losses).abs().max())
-        most_gradient = MOST_TIMES_ROUNDING * _distance(alone.gradients, exact.gradients)
-    most = float(difference.max())
+        loss, rounding = (_quartile(each.losses - exact.losses) for each in (packed, alone))
+        gradient, of_gradient = (_distance(each.gradients, exact.gradients) for each in (packed, alone))
+        most_loss, most_gradient = MOST_TIMES_ROUNDING * rounding, MOST_TIMES_ROUNDING_OF_GRADIENT * of_gradient
+    kernel_agrees = packed.kernel is None or packed.kernel <= MOST_KERNEL
     return Parity(
         dtype=dtype,
         backend=backend,
-        targets=len(difference),
+        targets=len(packed.losses),
         loss=float(packed.losses.mean()),
         max_difference=most,
-        mean_difference=float(difference.mean()),
-        gradient_difference=gradient_difference,
+        loss_difference=loss,
+        gradient_difference=gradient,
+        kernel_difference=packed.kernel,
         most_loss=most_loss,
         most_gradient=most_gradient,
-        agrees=most <= most_loss and gradient_difference <= most_gradient,
+        agrees=loss <= most_loss and gradient <= most_gradient and kernel_agrees,
     )
+
+
+def _quartile(differences: Tensor) -> float:
+    """Three of four are smaller. A copy is sorted: `quantile` takes 16 million values at most."""
+    return float(differences.abs().sort().values[3 * (len(differences) - 1) // 4])
 
 
 def _distance(gradients: list[Tensor], others: list[Tensor]) -> float:
@@ -120,9 +141,14 @@ def _packed(
 ) -> _Pass:
     own = model.config._attn_implementation
     collate = PackedCollator(seq_idx=True)
+    batches = [collate([pack]) for pack in packs]
+    if backend != "sdpa":
+        with compared_with_reference(model, backend) as errors:
+            found = _run(model, batches, dtype, as_trained=True)
+        return replace(found, kernel=max(errors.values(), default=None))
     use_backend(model, backend)
     try:
-        return _run(model, [collate([pack]) for pack in packs], dtype, as_trained=True)
+        return _run(model, batches, dtype, as_trained=True)
     finally:
         model.set_attn_implementation(own)
 

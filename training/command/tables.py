@@ -34,7 +34,7 @@ def train_table(result: TrainResult) -> View:
 
 def probe_table(result: ProbeResult) -> View:
     """What was found of a model."""
-    header = ("given", "verdict", "others' logits", "others' gradient", "against alone", "where")
+    header = ("given", "verdict", "others' logits", "others' gradient", "against alone", "kernel", "where")
     rows = [header, *(_finding(each) for each in (result.finding, *result.ways))]
     value = {**_ending(result.passed), "verdict": result.finding.verdict, **dataclasses.asdict(result)}
     return f"{aligned(rows)}\n{_VERDICTS[result.finding.verdict]}", value
@@ -59,7 +59,7 @@ def _ending(passed: bool) -> dict[str, Any]:
 
 def _finding(finding: Finding) -> tuple[str, ...]:
     where = finding.layer or (finding.message or "")[:100]
-    figures = (finding.logits, finding.gradient, finding.alone)
+    figures = (finding.logits, finding.gradient, finding.alone, finding.kernel)
     return (finding.way, finding.verdict, *map(_small, figures), where)
 
 
@@ -70,19 +70,20 @@ def parity_table(result: ParityResult) -> View:
         "attention",
         "targets",
         "loss",
-        "losses differ by",
-        "at most",
+        "losses differ by at most",
+        "judged",
         "allowed",
         "gradients by",
         "allowed",
+        "kernel by",
         "verdict",
     )
     rows: list[tuple[str, ...]] = [header]
     for each in result.comparisons:
-        differences = (each.mean_difference, each.max_difference, each.most_loss)
+        differences = (each.max_difference, each.loss_difference, each.most_loss)
         gradients = (each.gradient_difference, each.most_gradient)
         verdict = "agrees" if each.agrees else "DIFFERS"
-        figures = map(_small, (*differences, *gradients))
+        figures = map(_small, (*differences, *gradients, each.kernel_difference))
         rows.append((each.dtype, each.backend, f"{each.targets:,}", f"{each.loss:.4f}", *figures, verdict))
     value = {**_ending(result.passed), **dataclasses.asdict(result)}
     return f"{aligned(rows)}\n{result.samples:,} samples in {result.packs:,} packs", value

@@ -28,11 +28,11 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         raise ConfigError(f"--packs-per-forward {per_step}: there are {num_packs} packs")
     model = load_on_device(options.model, seed=options.seed)
     check_fits(shards, model, joint=False)
-    backend = resolve_backend(model, options.backend)
+    autocast = autocast_dtype(options.dtype, model.device)
+    backend = resolve_backend(model, options.backend, autocast)
     measured = min(options.steps, num_packs // per_step) * per_step
     packs = shards.packs.select(packs_of_step(num_packs, 0, measured, options.seed))
     check_packs(packs.with_format("arrow")[:], model, shards)
-    autocast = autocast_dtype(options.dtype, model.device)
     finding = probe(model, backend, autocast=autocast)
     if finding.verdict != CLEAN:
         log.warning("packs cannot be trained like this: %s %s", type(model).__name__, finding.verdict)

@@ -48,7 +48,8 @@ def train(options: TrainOptions) -> TrainResult:
             return finished
         model = load_model(options.model, seed=options.seed)
         model.to(place.device)  # type: ignore[arg-type]
-        backend = resolve_backend(model, options.backend)
+        autocast = autocast_dtype(options.dtype, place.device)
+        backend = resolve_backend(model, options.backend, autocast)
         _check(options, shards, model, backend, place)
         use_backend(model, backend)
         with output.claim(options.output, identity) if place.is_first else nullcontext():

@@ -105,9 +105,11 @@ def test_parity_allows_lower_precision_its_own_rounding() -> None:
 
 
 def test_probing_under_autocast_judges_by_its_precision() -> None:
-    exact, rounded = (probe(tiny(), "sdpa", autocast=autocast) for autocast in (None, torch.bfloat16))
-    assert exact.verdict == rounded.verdict == "clean"
-    assert rounded.alone != exact.alone  # it was computed otherwise
+    model, computed = tiny(), []
+    model.register_forward_hook(lambda _, __, output: computed.append(output.logits.dtype))
+    assert probe(model, "sdpa", autocast=torch.bfloat16).verdict == "clean"
+    assert computed[0] == torch.bfloat16  # what is differentiated
+    assert set(computed[1:]) == {torch.float32}
     assert probe(tiny("falcon"), "sdpa", autocast=torch.bfloat16).verdict == "leaks"
 
 
