@@ -137,6 +137,10 @@ class TokenizeOptions(Options):
                 f"--reasoning-marks {self.reasoning_marks}: two marks are needed that differ and have no comma, as in"
                 " <think>,</think>"
             )
+        choices = {"reasoning": self.reasoning, "tool-calls": self.tool_calls, "inserted": self.inserted}
+        for name, value in choices.items():
+            if value == "mask" and self.train_on == "all":
+                raise ConfigError(f"--{name} mask has no effect: --train-on all trains everything")
         if self.template_date is not None and not _is_day(self.template_date):
             raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
 

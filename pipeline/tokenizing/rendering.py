@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
 from pipeline.tokenizing.chats.shapes import Targets
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.own_words import OwnWords
 from pipeline.tokenizing.rows.samples import Chat, Sample, Text
 from pipeline.tokenizing.tokenizer import TextTokenizer
@@ -35,6 +37,8 @@ class Renderer:
                 " --train-on assistant, which trains an answer once, or --paths best"
             )
         self._trains_all = train_on == "all"
+        self._tells_reasoning_apart = options.reasoning != "auto"
+        self._marks = ReasoningMarks(*options.reasoning_marks.split(","))
         self.words = OwnWords(tokenizer, options.special_in_text)
         self._chats = _ToldRenderers(tokenizer, template, train_on, options, self.words) if template else None
 
@@ -58,6 +62,14 @@ class Renderer:
         if isinstance(sample, Chat):
             if self._chats is None:
                 raise ConfigError("a prompt of turns needs a chat template; give one with --chat-template FILE")
+            if self._trains_all and sample.withholds:
+                raise RowFault(
+                    "contradictory_marks",
+                    "the data marks turns, or parts of them, as not trained, and --train-on all trains everything;"
+                    " --train-on assistant does as the marks say",
+                )
+            if self._tells_reasoning_apart and sample.plain_roles is None:
+                self._marks.require_sure(sample)
             if not self._chats.reads_all(sample):
                 sample = replace(sample, notes=[*sample.notes, "kwargs_unread"])
             return self._chats.of(sample).render(sample, chat_text)

@@ -37,7 +37,6 @@ NOTES = {
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
     "kwargs_unread": "the template does not read all that their chat_template_kwargs tell",
-    "marks_overruled": "the data marks answers, or parts of them, as not trained, and --train-on all trains them",
     "unsaid_tools": "the template does not write their tools, as allowed",
     "unsaid_system": "the template does not write their system turn, as allowed",
     "unsaid_names": "the template does not write the names of their speakers",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.words import listed
 from pipeline.tokenizing.rows.messages import REASONING, Message, RowFault, reasoning_of, said_besides
 from pipeline.tokenizing.rows.samples import Chat
+
+_QUOTES = "`'\"“‘«(*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,6 @@ class ReasoningMarks:
 
     def __init__(self, opening: str = "<think>", closing: str = "</think>") -> None:
         self.opening, self.closing = opening, closing
-        marks = rf"(\s*{re.escape(opening)})?(\s*)(.*?)(\s*){re.escape(closing)}(\s*)(.*)"
-        self._inline = re.compile(marks, re.DOTALL)
 
     def plain_roles(self, chat: Chat) -> tuple[str, ...] | None:
         """The roles of a chat that is nothing but roles and texts without reasoning."""
@@ -37,20 +36,65 @@ class ReasoningMarks:
         return roles
 
     def apart(self, content: Any) -> Inline | None:
-        """The parts of a content with marks at its beginning, also if nothing stands between them; None without."""
+        """The parts of a content with marks at its beginning, also if nothing stands between them; None without.
+
+        A closing mark alone ends reasoning too, unless it may as well be a word of the answer; see `is_unsure`.
+        O(len(content)).
+        """
+        at = self._closing_in(content)
+        if at is None or self._may_be_a_word(content, at):
+            return None
+        begin = self._opened(content)
+        inside, answer = content[begin:at], content[at + len(self.closing) :].lstrip()
+        reasoning = inside.strip()
+        begin += len(inside) - len(inside.lstrip())
+        return Inline(
+            before=content[:begin],
+            reasoning=reasoning,
+            between=content[begin + len(reasoning) : len(content) - len(answer)],
+            answer=answer,
+        )
+
+    def is_unsure(self, content: Any) -> bool:
+        """Whether a closing mark stands alone amid a line, after a blank or a quotation mark: reasoning, or a word?"""
+        at = self._closing_in(content)
+        return at is not None and self._may_be_a_word(content, at)
+
+    def _opened(self, content: str) -> int:
+        """Where what the opening mark at the beginning opens begins; 0 without one."""
+        begin = len(content) - len(content.lstrip())
+        return begin + len(self.opening) if content.startswith(self.opening, begin) else 0
+
+    def _closing_in(self, content: Any) -> int | None:
+        """Where the mark stands that may close reasoning; None where text stands before an opening one, or no mark."""
         if not isinstance(content, str) or self.closing not in content:
             return None
-        match = self._inline.fullmatch(content)
-        if match is None:
-            return None
-        opened = (match[1] or "") + match[2]
-        between = f"{match[4]}{self.closing}{match[5]}"
-        return Inline(before=opened, reasoning=match[3], between=between, answer=match[6])
+        begin = self._opened(content)
+        at = content.find(self.closing, begin)
+        return None if at < 0 or (not begin and 0 <= content.find(self.opening) <= at) else at
+
+    def _may_be_a_word(self, content: str, at: int) -> bool:
+        if self._opened(content):
+            return False
+        before = content[content.rfind("\n", 0, at) + 1 : at]
+        after = content[at + len(self.closing) :].partition("\n")[0]
+        return bool(before.strip() and after.strip()) and (before[-1].isspace() or before[-1] in _QUOTES)
 
     def inline_of(self, content: Any) -> Inline | None:
         """The parts of a content with reasoning at its beginning; None where there is none, or blank."""
         inline = self.apart(content)
         return inline if inline is not None and inline.reasoning else None
+
+    def require_sure(self, chat: Chat) -> None:
+        """Raise `RowFault` where it cannot be told whether an answer begins with reasoning."""
+        for number, turn in enumerate(chat.messages):
+            if turn["role"] == "assistant" and self.is_unsure(turn.get("content")):
+                raise RowFault(
+                    "unopened_reasoning",
+                    f"turn {number} (assistant): {self.closing} stands amid a line and nothing opens it, so it may end"
+                    f" reasoning or be a word; write {self.opening} in front of reasoning, or leave the turn as it is"
+                    " with --reasoning auto",
+                )
 
     def settled(self, chat: Chat) -> Chat:
         """A chat whose reasoning is said once. Raises `RowFault` where it is said twice, and differs."""

@@ -113,8 +113,6 @@ class ChatRenderer:
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
         notes, num_dropped = list(chat.notes), 0
-        if self._train_on == "all" and chat.withholds:
-            notes.append("marks_overruled")
         if self._marks.plain_roles(chat) is None:
             told = chat
             chat = self._with_reasoning(told, notes)

@@ -60,11 +60,8 @@ class Chat:
 
     @property
     def withholds(self) -> bool:
-        """Whether the data marks an answer, or a part of one, as not trained."""
-        return any(
-            turn["role"] == "assistant" and (mark is False or isinstance(mark, PartMarks))
-            for turn, mark in zip(self.messages, self.marks, strict=False)
-        )
+        """Whether the data marks a turn, or a part of one, as not trained."""
+        return any(mark is False or isinstance(mark, PartMarks) for mark in self.marks)
 
     def parts_marked(self, number: int) -> PartMarks | None:
         """What the data says of the parts of a turn, where some are trained and some are not."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.errors import ConfigError
+from pipeline.format.options import TokenizeOptions
 from tests.pipeline.tokenizing.test_chats import CALL, answer, told, user
 
 
@@ -78,14 +80,19 @@ def test_reasoning_that_is_masked_dropped_or_moved(tok: Path, tmp_path: Path) ->
     assert told(tok, "qwen2_5", tmp_path, split, special_in_text="split")[1] == [["No<|im_end|>" + END]]
 
 
-def test_all_trains_them_all_the_same(tok: Path, tmp_path: Path) -> None:
-    rows = (
-        answered(("Yes. ", 0), ("No.", 1)),
-        [user("Hi"), answer("No.", weight=0)],
-        [user("Hi") | {"train": 0}, answer("No.")],
-    )
-    noted = [told(tok, "qwen2_5", tmp_path, row, train_on="all")[0].notes for row in rows]
-    assert noted == [{"marks_overruled": [0]}] * 2 + [{}]
+@pytest.mark.parametrize("told_row", [answered(("Yes. ", 0), ("No.", 1)), [user("Hi") | {"train": 0}, answer("No.")]])
+def test_all_and_marks_contradict_each_other(tok: Path, tmp_path: Path, told_row: Any) -> None:
+    for row in (told_row, [user("Hi"), answer("No.", weight=0)]):
+        (fault,) = told(tok, "qwen2_5", tmp_path, row, train_on="all")[0].faults
+        assert (fault.reason, "--train-on assistant" in fault.detail) == ("contradictory_marks", True)
+    assert told(tok, "qwen2_5", tmp_path, [user("Hi"), answer("No.", weight=1)], train_on="all")[0].faults == []
+
+
+@pytest.mark.parametrize("name", ["reasoning", "tool_calls", "inserted"])
+def test_all_and_masks_contradict_each_other(name: str) -> None:
+    given: dict[str, Any] = {"train_on": "all", name: "mask"}
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} mask has no effect"):
+        TokenizeOptions(**given)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
+from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from tests.pipeline.tokenizing.test_chats import PLAIN, answer, told, user
 
 
@@ -56,3 +58,44 @@ def test_reasoning_under_several_names(tok: Path, tmp_path: Path) -> None:
         assert told(tok, "qwen3", tmp_path, [user("Hi"), answer("Hello.", reasoning_content=blank)])[1] == none
     (fault,) = told(tok, "qwen3", tmp_path, [user("Hi"), answer("Hello.", reasoning=["a"])])[0].faults
     assert "its reasoning is a list" in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (" <think>\n a\n</think>\n\nb ", (" <think>\n ", "a", "\n</think>\n\n", "b ")),
+        ("a\n</think>\n\nb", ("", "a", "\n</think>\n\n", "b")),
+        ("a</think>b", ("", "a", "</think>", "b")),
+        ("<think>\n\n</think>\n\nb", ("<think>\n\n", "", "</think>\n\n", "b")),
+        ("<think>a <think> b </think> c", ("<think>", "a <think> b", " </think> ", "c")),
+        ("It is 4. <think>was easy</think> Bye.", None),
+        ("<thin", None),
+    ],
+)
+def test_where_inline_reasoning_stands(content: str, parts: tuple[str, ...] | None) -> None:
+    found = ReasoningMarks().apart(content)
+    assert (found and (found.before, found.reasoning, found.between, found.answer)) == parts
+    assert not ReasoningMarks().is_unsure(content)
+
+
+@pytest.mark.parametrize("content", ["Use </think> to close a block.", "Say `</think>`!"])
+def test_a_closing_mark_amid_a_line_may_be_a_word(tok: Path, tmp_path: Path, content: str) -> None:
+    row = [user("Hi"), answer(content)]
+    assert told(tok, "qwen2_5", tmp_path, row)[1] == [[content + "<|im_end|>"]]
+    for choice in ("mask", "drop"):
+        (fault,) = told(tok, "qwen2_5", tmp_path, row, reasoning=choice)[0].faults
+        assert (fault.reason, "--reasoning auto" in fault.detail) == ("unopened_reasoning", True)
+
+
+def test_marks_in_the_middle_are_no_reasoning(tok: Path, tmp_path: Path) -> None:
+    row = [user("Hi"), answer("It is 4. <think>was easy</think> Bye.")]
+    for choice in ("auto", "mask", "drop"):
+        found, runs = told(tok, "qwen2_5", tmp_path, row, reasoning=choice)
+        assert (runs, found.notes) == ([["It is 4. <think>was easy</think> Bye.<|im_end|>"]], {})
+
+
+def test_reasoning_is_found_in_linear_time() -> None:
+    begun = time.process_time()
+    for content in ("a" + "\n" * 200_000 + "b</think>c", " " * 200_000 + "</think>", "<think>" * 30_000 + "</think>"):
+        assert ReasoningMarks().apart(content) is not None
+    assert time.process_time() - begun < 1
