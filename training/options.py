@@ -73,6 +73,9 @@ class TrainOptions(ShardOptions):
     gradient_checkpointing: bool = False
     """Keep the activations of no layer, and compute them again for the backward pass."""
 
+    deterministic: bool = False
+    """Let no algorithm add in an order of chance, as attention kernels do backwards, at some cost in time."""
+
     save_every: Annotated[int, Range(0)] = 0
     """Steps between checkpoints; 0: only when the run is interrupted."""
 

@@ -22,8 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
-from torch.utils._python_dispatch import _disable_current_modes
 
+from tests.training.waiting import exempt
 from training.attention import backends
 
 KernelName = Literal["flash-attn", "torch-varlen", "torch-varlen 2.11"]
@@ -120,12 +120,12 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, cu_seqlens)
         ctx.asked, ctx.deterministic = asked, deterministic
-        with _disable_current_modes():
+        with exempt():
             return _forward(q, k, v, cu_seqlens, asked)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        with _disable_current_modes():
+        with exempt():
             (grad,), (q, k, v, cu_seqlens) = gradients, ctx.saved_tensors
             found = _backward(grad, q, k, v, cu_seqlens, ctx.asked, deterministic=ctx.deterministic())
             return (*found, None, None, None)
@@ -184,7 +184,7 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
 ) -> Tensor:
     """As flash-attn 2.8.3 has it."""
-    with _disable_current_modes():
+    with exempt():
         _check_call(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         _check(not (softcap and dropout_p), "Softcapping does not support dropout for now")
         _check(alibi_slopes is None and block_table is None and not return_attn_probs, "not for training on packs")
@@ -218,7 +218,7 @@ def varlen_attn_of_2_11(
     window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
     """As torch 2.11 has it."""
-    with _disable_current_modes():
+    with exempt():
         _check_torchs_call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
     _check(return_aux is None, "not for training on packs")
     CALLS["torch-varlen"] += 1
@@ -246,10 +246,11 @@ def _torchs_forward(
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Below torch's own function, whatever its version. others: grouped heads are its function's to ask for."""
-    _check_torchs_call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
-    _check(all(each is None for each in others[1:]), "not for training on packs")
-    CALLS["torch-varlen"] += 1
-    attended = _forward(query, key, value, cu_seq_q, _torchs_asked(query, is_causal, scale, window_size))
+    with exempt():
+        _check_torchs_call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+        _check(all(each is None for each in others[1:]), "not for training on packs")
+        CALLS["torch-varlen"] += 1
+        attended = _forward(query, key, value, cu_seq_q, _torchs_asked(query, is_causal, scale, window_size))
     unused = torch.zeros(query.shape[1], len(query))
     return attended, unused, torch.zeros(2, dtype=torch.uint64)
 
@@ -272,7 +273,8 @@ def _torchs_backward(
     window_size: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     asked = _torchs_asked(query, is_causal, scale, window_size or [-1, -1])
-    return _backward(grad_out, query, key, value, cu_seq_q, asked, deterministic=_torchs_deterministic())
+    with exempt():
+        return _backward(grad_out, query, key, value, cu_seq_q, asked, deterministic=_torchs_deterministic())
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *kernels: KernelName) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import Run
 from tests.training.checking.test_probe import ROWS
-from tests.training.kernels import CALLS, KernelName, flash_attn_varlen_func, stand_in
-from tests.training.samples import pack_of, tiny
+from tests.training.kernels import CALLS, KERNELS, KernelName, flash_attn_varlen_func, stand_in
+from tests.training.runs import ROOT, command, equal, log_of
+from tests.training.samples import config_file, pack_of, tiny
+from tests.training.waiting import WouldWait, nothing_waits, on_the_host
+from training import PackedCollator, train_step, use_backend
+from training.attention.backends import BACKENDS
+from training.attention.interface import model_inputs
 from training.checking.parity import parity
 from training.checking.probe import probe
+from training.loss import targets_of
 
 CLEAN = [row[0] for row in ROWS if row[1] == "clean"]
 OWN_ATTENTION = ("codegen", "gptj", "gpt_neo")
@@ -93,3 +102,121 @@ def test_routers_that_choose_otherwise_are_rounding(family: str, monkeypatch: py
     assert exact.agrees
     assert rounded.agrees
     assert 0 < (rounded.kernel_difference or 0) < 0.02
+
+
+@pytest.mark.parametrize("backend", ["flash-attn", "torch-varlen"])
+def test_training_is_the_same_in_every_bit_if_asked_to(
+    backend: KernelName, training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, backend)
+    train = ["--backend", "auto", "--dtype", "bfloat16", "--no-check", "--packs-per-step", 2, "--learning-rate", "1e-2"]
+    for name, more in (("one", []), ("two", []), ("three", ["--deterministic"]), ("four", ["--deterministic"])):
+        CALLS.clear()
+        ended = training(*command(shards, tmp_path, tmp_path / name, *train, *more, "--json", steps=2))
+        assert ended.code == 0, ended.err
+        assert ended.json["backend"] == backend
+        assert bool(CALLS[f"{backend} deterministic backward"]) == bool(more)
+        assert bool(CALLS[f"{backend} backward"]) == (not more)
+    assert not equal(tmp_path / "one", tmp_path / "two")  # stand-ins round as they like
+    assert equal(tmp_path / "three", tmp_path / "four")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_cannot_be_deterministic_is_said(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any, **__: Any) -> None:
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+
+    monkeypatch.setattr("training.running.loop.train_step", step)
+    ended = training(*command(shards, tmp_path, tmp_path / "out", "--deterministic", "--no-check"))
+    assert ended.code == 2
+    assert "--deterministic: put_ does not have a deterministic implementation" in ended.err
+
+
+@pytest.mark.parametrize(("family", "backend"), [("mixtral", "flash-attn"), ("gemma2", "sdpa")])
+def test_all_commands_under_kernels(
+    family: str, backend: str, training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture of experts is trained; and what one kernel cannot do is no reason to refuse a model."""
+    stand_in(monkeypatch, "flash-attn" if family == "mixtral" else "torch-varlen")
+    config, half = config_file(tmp_path, family), ("--dtype", "bfloat16", "--json")
+    found = training("probe", "--model", config, *half)
+    assert (found.code, found.json["verdict"]) == (0, "clean")
+    assert f"attention by {backend} on cpu" in found.err
+    compared = training("parity", "--model", config, "--shards", shards, *half)
+    assert compared.code == 0, compared.json
+    assert [each["backend"] for each in compared.json["comparisons"]] == ["sdpa", backend]
+    some = ("--layouts", "minibatch,packed", "--steps", 2, "--rounds", 1)
+    measured = training("bench", "--model", config, "--shards", shards, *some, *half)
+    assert (measured.code, measured.json["backend"], measured.json["verdict"]) == (0, backend, "clean")
+    assert all(each["tokens_per_second"] > 0 for each in measured.json["layouts"].values())
+    CALLS.clear()
+    train = ("train", "--model", config, "--shards", shards, "--output", tmp_path / "out", "--learning-rate", "1e-2")
+    trained = training(*train, "--steps", 12, *half)
+    assert trained.code == 0, trained.err
+    losses = [line["loss"] for line in log_of(tmp_path / "out")]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert bool(CALLS[f"{backend} backward"]) == (backend != "sdpa")
+    refused = training("probe", "--model", config, "--backend", "torch-varlen", *half)
+    if family == "gemma2":
+        assert refused.code == 4
+        assert "torch-varlen has no softcap: choose flash-attn or sdpa" in refused.json["finding"]["message"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mixtral", "opt"])
+def test_no_layer_and_no_step_waits_for_a_device(
+    family: str, kernel: KernelName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, kernel)
+    monkeypatch.setattr("training.step.targets_of", on_the_host(targets_of))  # of batches on the CPU
+    model = tiny(family).train()
+    use_backend(model, kernel.partition(" ")[0])
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as on a GPU
+    batches = [PackedCollator(sample_mean=True)([pack_of(lengths)]) for lengths in ([9, 1, 14], [5, 3])]
+    for packs in (batches[0], batches):
+        with nothing_waits():
+            result = train_step(model, packs, optimizer, autocast=torch.bfloat16)
+    assert float(result.loss) > 0
+    with nothing_waits(), pytest.raises(WouldWait, match="_local_scalar_dense"):
+        float(result.loss)
+
+
+def test_what_waits_is_seen() -> None:
+    ten, some = torch.arange(10), torch.arange(10) > 5
+    for waiting in (some.nonzero, lambda: ten[some], lambda: ten.masked_select(some), lambda: ten.__setitem__(some, 1)):
+        with nothing_waits(), pytest.raises(WouldWait):
+            waiting()
+    use_backend(model := tiny(), "sdpa")
+    with nothing_waits(), pytest.raises(WouldWait):  # the reference reads where segments begin
+        model(**model_inputs(model, PackedCollator()([pack_of([4, 5])])))
+
+
+def test_float32_is_float32_whatever_the_process_says() -> None:
+    model, seen = tiny(), []
+    matmul = torch.backends.cuda.matmul
+    model.register_forward_pre_hook(lambda *_: seen.append(matmul.fp32_precision))
+    torch.set_float32_matmul_precision("high")
+    try:
+        parity(model, [pack_of([4, 5])], "sdpa", dtype=torch.bfloat16)
+        assert set(seen[:3]) == {"ieee"}  # two samples and their pack
+        assert set(seen[3:]) == {"tf32"}
+        assert torch.get_float32_matmul_precision() == "high"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_gpu_check_checks_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "flash-attn", "torch-varlen")
+    script = runpy.run_path(str(ROOT / "scripts/gpu_check.py"))
+    report = script["Report"](tmp_path / "found.json", {})
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    script["check_kernels"](report, device, dtype, small=True)
+    script["check_probes"](report, device, dtype)
+    script["check_parity"](report, script["llama"](small=True), list(BACKENDS), dtype, small=True)
+    assert report.failed == []
+    assert {each["backend"] for each in report.figures["kernels"]} == set(BACKENDS)
+    assert {each["backend"] for each in report.figures["probe"]} == set(BACKENDS)
+    assert len(report.figures["parity"]) == 2 * len(BACKENDS)

@@ -32,6 +32,7 @@ _OPTIMIZER_FLAGS: list[Decorator] = [
 _RUN_FLAGS: list[Decorator] = [
     flag(TrainOptions, "compile", "Compile the model, for rows of one length."),
     flag(TrainOptions, "gradient_checkpointing", "Compute activations twice: it takes less memory and more time."),
+    flag(TrainOptions, "deterministic", "Compute the same bits in every run on a GPU of one kind: it takes more time."),
     flag(TrainOptions, "save_every", "Write a checkpoint to go on from, every N steps.", metavar="N"),
     flag(TrainOptions, "log_every", "Write a line of the log every N steps.", metavar="N"),
     flag(TrainOptions, "check", "Check the shards' checksums, and probe the model, before training."),

@@ -15,6 +15,7 @@ _NOT_IN_RESULT = (
     "output",
     "packs_per_forward",
     "gradient_checkpointing",
+    "deterministic",
     "save_every",
     "log_every",
     "check",

@@ -20,6 +20,7 @@ from training.checking.probe import CLEAN, probe
 from training.models import load_model, save_model
 from training.options import TrainOptions
 from training.running import checkpoint, output
+from training.running.determinism import deterministic_algorithms
 from training.running.identity import run_identity
 from training.running.loop import Loop
 from training.running.output import TrainResult
@@ -37,7 +38,7 @@ def train(options: TrainOptions) -> TrainResult:
     Raises `ConfigError`; `DataError`; `CheckError` if samples would not be trained as if alone, or the loss is no
     number any more; `StorageError`; `BusyError` where another run writes the output, or another rank has ended.
     """
-    with joined() as place:
+    with deterministic_algorithms(options.deterministic), joined() as place:
         options.check_ranks(place.num_ranks)
         shards = open_shards(options.shards, options.split)
         identity = run_identity(options, shards) if place.is_first else {}
