@@ -144,16 +144,16 @@ def test_all_commands_under_kernels(
     found = training("probe", "--model", config, *half)
     assert (found.code, found.json["verdict"]) == (0, "clean")
     assert f"attention by {backend} on cpu" in found.err
-    compared = training("parity", "--model", config, "--shards", shards, *half)
+    compared = training("parity", "--model", config, "--shards", shards, "--packs", 1, *half)
     assert compared.code == 0, compared.json
     assert [each["backend"] for each in compared.json["comparisons"]] == ["sdpa", backend]
-    some = ("--layouts", "minibatch,packed", "--steps", 2, "--rounds", 1)
+    some = ("--layouts", "minibatch,packed", "--steps", 1, "--rounds", 1)
     measured = training("bench", "--model", config, "--shards", shards, *some, *half)
     assert (measured.code, measured.json["backend"], measured.json["verdict"]) == (0, backend, "clean")
     assert all(each["tokens_per_second"] > 0 for each in measured.json["layouts"].values())
     CALLS.clear()
     train = ("train", "--model", config, "--shards", shards, "--output", tmp_path / "out", "--learning-rate", "1e-2")
-    trained = training(*train, "--steps", 12, *half)
+    trained = training(*train, "--steps", 12, "--packs-per-step", 3, *half)
     assert trained.code == 0, trained.err
     losses = [line["loss"] for line in log_of(tmp_path / "out")]
     assert sum(losses[-3:]) < sum(losses[:3])
