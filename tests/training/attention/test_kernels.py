@@ -13,7 +13,7 @@ from torch.nn.attention.varlen import varlen_attn
 from tests.training.kernels import CALLS, KERNELS, KernelName, flash_attn_varlen_func, stand_in, varlen_attn_of_2_11
 from tests.training.samples import tiny
 from training.attention.backends import BACKENDS
-from training.attention.interface import resolve_backend
+from training.attention.interface import resolve_backend, use_backend
 from training.attention.settings import AttentionSettings, UnsupportedAttentionError
 
 LENGTHS = [5, 1, 9, 0, 17]
@@ -152,6 +152,10 @@ def test_auto_takes_what_the_models_layers_can_use(
     assert (model.config._attn_implementation, model.training) == (own, False)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(each.grad is None for each in model.parameters())
+    use_backend(model, "auto")  # in a loop of one's own
+    named = model.config._attn_implementation
+    use_backend(model, chosen)
+    assert model.config._attn_implementation == named != own
 
 
 def test_auto_knows_dropout_and_precision(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
