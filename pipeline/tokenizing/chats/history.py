@@ -17,7 +17,6 @@ def rewritten(chat: Chat, shape: Shape, shape_of: ShapeOf) -> list[Rewriting]:
     it goes on (gpt-oss), is cut there.
     """
     found: list[Rewriting] = []
-    lost = _lost(shape)
     stops = [number for number, turn in enumerate(chat.messages) if turn["role"] == "user"] + [len(chat.messages)]
     for begin, stop in zip([0, *(stop + 1 for stop in stops)], stops, strict=False):
         answers = [number for number in range(begin, stop) if chat.messages[number]["role"] == "assistant"]
@@ -27,21 +26,16 @@ def rewritten(chat: Chat, shape: Shape, shape_of: ShapeOf) -> list[Rewriting]:
         *cuts, last = _cuts(chat, range(begin, stop), then, shape_of)
         if cuts or then.up_to(answers[-1]) != shape.up_to(answers[-1]):
             found += [Rewriting(cut, loses=True, goes_on=number > 0) for number, cut in enumerate(cuts)]
-            loses = any(message < stop for message in lost - _lost(then))
+            loses = any(message < stop for message in shape.lost - then.lost)
             found.append(Rewriting(last, loses=loses, goes_on=bool(cuts)))
     return found
 
 
 def _cuts(chat: Chat, turns: range, shape: Shape, shape_of: ShapeOf) -> list[range]:
     """An answer, cut after turns whose reasoning is written only while they are the last."""
-    lost = [number for number in _lost(shape) if turns.start <= number < turns.stop - 1]
+    lost = [number for number in shape.lost if turns.start <= number < turns.stop - 1]
     cut = max(lost, default=-1) + 1
     then = shape_of(chat.up_to(cut)) if lost else None
-    if then is None or cut - 1 in _lost(then):
+    if then is None or cut - 1 in then.lost:
         return [turns]
     return [*_cuts(chat, range(turns.start, cut), then, shape_of), range(cut, turns.stop)]
-
-
-def _lost(shape: Shape) -> set[int]:
-    """The turns whose reasoning stands nowhere."""
-    return {leaf.message for leaf in shape.missing if leaf.kind == "reasoning"}

@@ -80,9 +80,11 @@ def with_stand_ins(
         _replace_reasoning(made, leaf)
         content = turn.get("content")
         if isinstance(content, str) and content.strip():
-            inline = marks.inline_of(content) if turn["role"] == "assistant" else None
-            if inline is None:
+            inline = marks.apart(content) if turn["role"] == "assistant" else None
+            if inline is None or not (inline.reasoning or inline.answer.strip()):
                 made["content"] = leaf("content", content)
+            elif not inline.reasoning:  # the marks alone: blank reasoning is none
+                made["content"] = inline.before + inline.between + leaf("content", inline.answer)
             else:
                 answer = leaf("content", inline.answer) if inline.answer.strip() else inline.answer
                 made["content"] = inline.before + leaf("reasoning", inline.reasoning) + inline.between + answer

@@ -73,7 +73,7 @@ class Rewriting:
 
 @dataclass(slots=True)
 class Shape:
-    """A kind of chat: all that have the same roles, keys and number of calls."""
+    """A kind of chat: all that have the same roles, keys and number of calls. It holds no text of any of them."""
 
     layout: Layout
     turns: dict[int, TurnShape]
@@ -82,8 +82,11 @@ class Shape:
     untold: dict[int, str]
     """Why it cannot be told where a turn begins, by message."""
 
-    missing: list[Leaf]
-    """The leaves that stand nowhere."""
+    missing: list[int]
+    """Numbers of the leaves that stand nowhere."""
+
+    lost: frozenset[int]
+    """The messages whose reasoning stands nowhere."""
 
     rewritten: list[Rewriting] | None = None
     """None until somebody asked."""

@@ -23,7 +23,7 @@ from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import KINDS, FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
-from pipeline.tokenizing.rows.messages import Message, RowFault, calls_of, function_of, parsed
+from pipeline.tokenizing.rows.messages import Message, RowFault
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
@@ -63,7 +63,7 @@ class TurnFinder:
     def find(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
         """All assistant turns of a chat of some shape; none where its rendering is not made of its texts and pieces."""
         found = None if shape is None else self._find(chat, shape, chat_text)
-        return found or self._find_without_others(chat, chat_text) or _none_found(chat, shape, chat_text)
+        return found or self._find_without_others(chat, chat_text) or self._none_found(chat, shape, chat_text)
 
     def _find(self, chat: Chat, shape: Shape, chat_text: str) -> FoundTurns | None:
         layout = shape.layout
@@ -77,7 +77,7 @@ class TurnFinder:
                 except TemplateRefusal:
                     return None
         spans = slot_spans(chat_text, layout, leaves) if layout.slots == shape.layout.slots else None
-        return None if spans is None else self._found(shape, layout, leaves, spans, chat, chat_text)
+        return None if spans is None else self._found(shape, layout, leaves, spans, chat_text)
 
     def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
         """As `_find`, for templates that look into what others than the assistant say."""
@@ -90,10 +90,20 @@ class TurnFinder:
         if spans is None:
             return None
         shape = self._shape_of(layout, messages, leaves, has_tools=bool(chat.tools))
-        found = self._found(shape, layout, leaves, spans, chat, chat_text)
+        found = self._found(shape, layout, leaves, spans, chat_text)
         found.missing += _unwritten(chat, chat_text)
         found.knows_others = False
         return found
+
+    def _none_found(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
+        """What is known where no turn could be located: what the template leaves out, by its shape or the text."""
+        why = "renders the texts of this chat otherwise than others"
+        if shape is None:
+            missing = _unwritten(chat, chat_text)
+        else:
+            leaves = with_stand_ins(chat.messages, self._marks, is_shape=True)[1]
+            missing = [leaves[number] for number in shape.missing]
+        return FoundTurns({}, dict.fromkeys(range(len(chat.messages)), why), missing)
 
     def _make_shape(self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape | None:
         try:
@@ -135,8 +145,9 @@ class TurnFinder:
             kinds = tuple(leaves[leaf].kind for leaf in own)
             turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
         written = set(layout.slots)
-        missing = [leaf for number, leaf in enumerate(leaves) if number not in written]
-        return Shape(layout, turns, untold, missing)
+        missing = [number for number in range(len(leaves)) if number not in written]
+        lost = frozenset(leaves[number].message for number in missing if leaves[number].kind == "reasoning")
+        return Shape(layout, turns, untold, missing, lost)
 
     def _slots_of(self, layout: Layout, leaves: list[Leaf]) -> dict[int, list[int]]:
         """The slots of each message: where each of its texts stands first, and a call's name again before its end."""
@@ -213,20 +224,9 @@ class TurnFinder:
             return end, end, opener
         return first, stop, opener
 
-    def _found(
-        self, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat: Chat, chat_text: str
-    ) -> FoundTurns:
+    def _found(self, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat_text: str) -> FoundTurns:
         turns = {number: self._turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()}
-        missing = list(shape.missing)
-        for number, found in turns.items():
-            if not chat.messages[number].get("tool_calls"):
-                continue
-            whole = chat_text[found.parts[0][1][0] : found.end] if found.parts else ""
-            for call in calls_of(chat.messages[number]):
-                arguments = function_of(call).get("arguments")
-                told = parsed(arguments)
-                keys = list(told) if isinstance(told, dict) else [str(arguments).strip()]
-                missing += [Leaf(number, "call", str(key)) for key in keys if str(key) not in whole][:1]
+        missing = [leaves[number] for number in shape.missing]
         return FoundTurns(turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True)
 
     def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
@@ -290,13 +290,6 @@ class TurnFinder:
         if end > at:
             parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
         return parts
-
-
-def _none_found(chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
-    """What is known where no turn could be located: what the template leaves out, by its shape or the text."""
-    why = "renders the texts of this chat otherwise than others"
-    missing = _unwritten(chat, chat_text) if shape is None else shape.missing
-    return FoundTurns({}, dict.fromkeys(range(len(chat.messages)), why), missing)
 
 
 def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import html
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.layout import Leaf
 from pipeline.tokenizing.chats.probes import Probes
 from pipeline.tokenizing.chats.shapes import FoundTurns
-from pipeline.tokenizing.chats.template import ChatTemplate
-from pipeline.tokenizing.rows.messages import Message, RowFault, name_of, reasoning_of
+from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.rows.messages import (
+    Message,
+    RowFault,
+    calls_of,
+    function_of,
+    name_of,
+    parsed,
+    reasoning_of,
+)
 from pipeline.tokenizing.rows.samples import Chat
 
 
@@ -27,16 +42,22 @@ class Unsaid:
         last_user = max((number for number, turn in enumerate(chat.messages) if turn["role"] == "user"), default=0)
         for leaf in found.missing:
             turn = chat.messages[leaf.message]
-            is_over = leaf.message < last_user or leaf.message not in trained
+            is_over = leaf.message < last_user or leaf.message not in trained or self._as_rendered
             if leaf.kind == "name":
                 notes.append("unsaid_names")
-            elif leaf.kind == "reasoning" and (is_over or (self._as_rendered and self._probes.has_reasoning(turn))):
+            elif leaf.kind == "reasoning" and is_over and self._has_place(turn):
                 notes.append("history_left_out")
             elif leaf.kind == "content" and turn["role"] in ("system", "developer") and self._allows:
                 notes.append("unsaid_system")
             else:
                 raise self._left_out(leaf, turn)
+        if chat.plain_roles is None:
+            self._require_arguments(chat, text, found)
         return list(dict.fromkeys(notes))
+
+    def _has_place(self, turn: Message) -> bool:
+        """Whether the template writes the reasoning of such a turn somewhere, such as in the last turn."""
+        return self._probes.takes_inline if reasoning_of(turn) is None else self._probes.has_reasoning(turn)
 
     def _of_tools(self, chat: Chat, text: str) -> list[str]:
         if not chat.tools:
@@ -69,3 +90,103 @@ class Unsaid:
         if reasoning_of(turn) is None or self._probes.has_reasoning(turn) or not self._probes.takes_inline:
             return "; --reasoning drop takes it out"
         return "; --reasoning-inline puts it in front of the content, --reasoning drop takes it out"
+
+    def _require_arguments(self, chat: Chat, text: str, found: FoundTurns) -> None:
+        """Raise `RowFault` for a call of whose arguments something is not written."""
+        texts: dict[int, list[tuple[int, Span]]] = {}  # by message: numbers of leaves, and where they stand
+        for number, span in zip(found.slots, found.spans, strict=True):
+            texts.setdefault(found.leaves[number].message, []).append((number, span))
+        for number, turn in enumerate(chat.messages):
+            calls, own = calls_of(turn), texts.get(number, [])
+            if not calls:
+                continue
+            whole = (0, len(text))
+            if number in found.turns:
+                located = found.turns[number]
+                whole = (located.parts[0][1][0] if located.parts else located.end, located.end)
+            names = sorted({leaf for leaf, _ in own if found.leaves[leaf].kind == "call"})[-len(calls) :]
+            begins = [min(span[0] for leaf, span in own if leaf == name) for name in names]
+            if number not in found.turns or len(begins) < len(calls) or begins != sorted(begins):
+                ways = [[whole] * len(calls)]
+            else:  # each call's are after its name, or each call's before it
+                edges = [whole[0], *begins, whole[1]]
+                ways = [list(pairwise(edges[1:])), list(pairwise(edges[:-1]))]
+            unwritten = [
+                [
+                    lacking
+                    for call, region in zip(calls, regions, strict=True)
+                    if (lacking := _lacking(call, _outside(text, region, [span for _, span in own]))) is not None
+                ][:1]
+                for regions in ways
+            ]
+            if all(unwritten):
+                raise RowFault(
+                    "template_mismatch",
+                    f"turn {number} ({turn['role']}): {self._template.name} does not write {unwritten[0][0][:40]!r} of"
+                    " the arguments of its tool call",
+                )
+
+
+def _outside(text: str, region: Span, spans: list[Span]) -> str:
+    """The text of a region without that of some spans, which are in order."""
+    kept, at = [], region[0]
+    for begin, end in spans:
+        if end > at and begin < region[1]:
+            kept.append(text[at : max(at, begin)])
+            at = end
+    return "\0".join([*kept, text[at : max(at, region[1])]])
+
+
+def _lacking(call: Any, written: str) -> str | None:
+    """A key or value of a call's arguments that does not stand in a text as often as in them; None if all do."""
+    arguments = function_of(call).get("arguments")
+    if isinstance(arguments, str) and arguments.strip() in written:
+        return None
+    for said, times in Counter(_said(parsed(arguments))).items():
+        if not any(_times(spelling, written) >= times for spelling in _spellings(said)):
+            return said
+    return None
+
+
+def _said(value: Any) -> Iterator[str]:
+    """The keys and values of arguments, as text; no blank ones."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _said(str(key))
+            yield from _said(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _said(part)
+    elif isinstance(value, str):
+        if value.strip():
+            yield value.strip()
+    else:
+        yield json.dumps(value)
+
+
+def _spellings(said: str) -> Iterator[str]:
+    """A key or value as templates write it: as it is, in JSON (in JSON), in Python or in markup."""
+    yield said
+    for to_ascii in (False, True):
+        quoted = json.dumps(said, ensure_ascii=to_ascii)[1:-1]
+        yield quoted
+        yield json.dumps(quoted, ensure_ascii=to_ascii)[1:-1]
+    yield repr(said)[1:-1]
+    yield html.escape(said)
+    if said in ("true", "false", "null"):
+        yield {"true": "True", "false": "False", "null": "None"}[said]
+
+
+def _times(said: str, text: str) -> int:
+    """How often something stands in a text other than as a part of a word or a number."""
+    times, at = 0, text.find(said)
+    while at >= 0:
+        end = at + len(said)
+        begun = at and _is_of_word(said[0]) and _is_of_word(text[at - 1])
+        times += not (begun or (_is_of_word(said[-1]) and _is_of_word(text[end : end + 1])))
+        at = text.find(said, end)
+    return times
+
+
+def _is_of_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
