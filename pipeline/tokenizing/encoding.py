@@ -15,8 +15,8 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.rendering import Rendering
 from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.faults import Fault, Unused
 from pipeline.tokenizing.rendering import Renderer
-from pipeline.tokenizing.rows.faults import Fault, Unused
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.rows.messages import RowFault
@@ -71,6 +71,9 @@ class EncodedBlock:
     unread: Counter[str]
     """Column that is not read -> rows in which it has content."""
 
+    unread_keys: Counter[str]
+    """Key of turns that is not read -> turns in which it has content."""
+
     notes: dict[str, list[int]]
     """Rows about which something is to be said, by what, as often as it is; see `tally.NOTES`."""
 
@@ -118,7 +121,8 @@ class Encoder:
         """Encode a block; rows that cannot be used become faults. tells_kinds: whether to tell what each token is."""
         unused = Unused(block)
         unread = Counter(block.unread)
-        num_rows, samples = self._samples(block, unused, unread)
+        unread_keys: Counter[str] = Counter()
+        num_rows, samples = self._samples(block, unused, unread, unread_keys)
         encoded = self._encoded(self._rendered(samples, unused), unused, tells_kinds=tells_kinds)
         ids = array("i")
         targets: list[tuple[int, int]] = []  # tokens from..to-1
@@ -145,6 +149,7 @@ class Encoder:
             labels=labels,
             kinds=kinds,
             unread=unread,
+            unread_keys=unread_keys,
             turn_counts=turn_counts,
             prompts=[one.sample.prompt for one in encoded] if self._keep_text else [],
             faults=unused.faults(),
@@ -157,9 +162,9 @@ class Encoder:
         )
 
     def _samples(
-        self, block: RawBlock | TreeBlock, unused: Unused, unread: Counter[str]
+        self, block: RawBlock | TreeBlock, unused: Unused, unread: Counter[str], unread_keys: Counter[str]
     ) -> tuple[int, list[tuple[int, Sample]]]:
-        """The number of rows, and the samples of each row, or tree, that can be read; counts columns that are not."""
+        """The number of rows, and the samples of each row, or tree, that can be read; counts what is not."""
         samples: list[tuple[int, Sample]] = []
         num_rows = 0
         for row, content in enumerate(block.rows()):
@@ -169,6 +174,7 @@ class Encoder:
                     raise RowFault("unreadable", str(content))
                 if not isinstance(content, Tree):
                     unread.update(self._format.unread(content))
+                    unread_keys.update(self._format.overruled(content))
                 if self._trees is not None:
                     paths = self._trees.paths(content)
                     unused.paths[row] = paths
@@ -177,6 +183,8 @@ class Encoder:
                     samples.append((row, self._format.sample(content, as_chat=self._is_chat)))
             except RowFault as fault:
                 unused.add(row, fault)
+        for _, sample in samples:
+            unread_keys.update(self._renderer.unread_keys(sample))
         return num_rows, samples
 
     def _rendered(self, samples: list[tuple[int, Sample]], unused: Unused) -> list[tuple[int, Rendering]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
@@ -13,12 +14,15 @@ from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
 from pipeline.tokenizing.chats.shapes import Targets
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.messages import RowFault
+from pipeline.tokenizing.rows.messages import EMPTY, REASONING, RowFault, is_blank
 from pipeline.tokenizing.rows.own_words import OwnWords
 from pipeline.tokenizing.rows.samples import Chat, Sample, Text
 from pipeline.tokenizing.tokenizer import TextTokenizer
 
 _MOST_TOLD = 256
+
+_READ = frozenset(("role", "content", *REASONING, "tool_calls", "function_calls", "functions", "name", "tool_call_id"))
+"""The keys of turns that are read, or missed, whatever the template."""
 
 
 class Renderer:
@@ -38,6 +42,7 @@ class Renderer:
             )
         self._trains_all = train_on == "all"
         self._tells_reasoning_apart = options.reasoning != "auto"
+        self._allows_unsaid = options.unsaid == "allow"
         self._marks = ReasoningMarks(*options.reasoning_marks.split(","))
         self.words = OwnWords(tokenizer, options.special_in_text)
         self._chats = _ToldRenderers(tokenizer, template, train_on, options, self.words) if template else None
@@ -46,6 +51,17 @@ class Renderer:
     def writes_tools(self) -> bool:
         """Whether the template writes the tools of a chat."""
         return self._chats is not None and self._chats.untold.writes_tools
+
+    def unread_keys(self, sample: Sample) -> list[str]:
+        """The keys of a chat's turns that have content, and that neither the template nor anything else reads."""
+        if self._chats is None or not isinstance(sample, Chat) or sample.plain_roles is not None:
+            return []
+        return [
+            key
+            for turn in sample.messages[sample.num_shared :]
+            for key, value in turn.items()
+            if key not in _READ and value not in EMPTY and not self._chats.reads(key)
+        ]
 
     def together(self, samples: Sequence[Sample]) -> dict[int, str]:
         """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
@@ -68,6 +84,7 @@ class Renderer:
                     "the data marks turns, or parts of them, as not trained, and --train-on all trains everything;"
                     " --train-on assistant does as the marks say",
                 )
+            sample = self._with_functions(sample, self._chats)
             if self._tells_reasoning_apart and sample.plain_roles is None:
                 self._marks.require_sure(sample)
             if not self._chats.reads_all(sample):
@@ -84,6 +101,22 @@ class Renderer:
         rendering = Rendering(text=text, targets=targets, prompt=sample.prompt, notes=notes)
         rendering.parts = lambda: [("prompt", (0, begin)), ("answer", (begin, end))]
         return [rendering]
+
+    def _with_functions(self, chat: Chat, chats: _ToldRenderers) -> Chat:
+        """A chat, noting tools under `functions` of a turn that the template does not read. Raises `RowFault`."""
+        if chat.plain_roles is not None or chats.reads("functions"):
+            return chat
+        for number, turn in enumerate(chat.messages):
+            if is_blank(turn.get("functions")):
+                continue
+            if self._allows_unsaid:
+                return replace(chat, notes=[*chat.notes, "unsaid_tools"])
+            raise RowFault(
+                "template_mismatch",
+                f"turn {number} ({turn['role']}): the template does not read its functions; give them in a column of"
+                " tools (--map tools=COLUMN), or allow it with --unsaid allow",
+            )
+        return chat
 
 
 class _ToldRenderers:
@@ -103,6 +136,8 @@ class _ToldRenderers:
         """For rows that tell nothing."""
 
         self._told: dict[str, ChatRenderer] = {}
+        self.reads = cache(template.reads)
+        """Whether the template reads a name."""
 
     def of(self, chat: Chat) -> ChatRenderer:
         """The renderer for what the row of a chat tells."""

@@ -277,6 +277,7 @@ def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowT
         turns=encoded_block.turn_counts,
         dropped=Counter(fault.reason for fault in encoded_block.faults),
         unread=encoded_block.unread,
+        unread_keys=encoded_block.unread_keys,
         notes=Counter({note: len(rows) for note, rows in encoded_block.notes.items() if rows}),
         first_noted={note: f"{where}, row {first_row + rows[0]}" for note, rows in encoded_block.notes.items() if rows},
         file_rows=Counter({number: encoded_block.num_rows}),

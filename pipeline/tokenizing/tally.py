@@ -72,6 +72,9 @@ class RowTally:
     unread: Counter[str] = field(default_factory=Counter)
     """Rows in which a column has content that is not read, by its name."""
 
+    unread_keys: Counter[str] = field(default_factory=Counter)
+    """Turns in which a key has content that is not read, by its name."""
+
     file_rows: Counter[int] = field(default_factory=Counter)
     """Rows by the number of their file."""
 
@@ -84,8 +87,9 @@ class RowTally:
         self.turns += other.turns
         self.notes += other.notes
         self.file_rows += other.file_rows
-        for name, rows in other.unread.items():
-            self.unread[name if name in self.unread or len(self.unread) < _MOST_NAMES else OTHERS] += rows
+        for mine, others in ((self.unread, other.unread), (self.unread_keys, other.unread_keys)):
+            for name, number in others.items():
+                mine[name if name in mine or len(mine) < _MOST_NAMES else OTHERS] += number
         self.first_noted = other.first_noted | self.first_noted
 
     @property
@@ -106,7 +110,8 @@ class RowTally:
     def from_json(value: dict[str, Any]) -> RowTally:
         """Read what `vars` gave, from JSON."""
         file_rows = Counter({int(number): rows for number, rows in value["file_rows"].items()})
-        counters = {name: Counter(value[name]) for name in ("dropped", "kinds", "turns", "notes", "unread")}
+        names = ("dropped", "kinds", "turns", "notes", "unread", "unread_keys")
+        counters = {name: Counter(value[name]) for name in names}
         return RowTally(**value | counters | {"file_rows": file_rows})
 
     @staticmethod
@@ -128,7 +133,9 @@ def warn_of_rows(tally: RowTally, *, are_listed: bool) -> None:
         where = f", listed in {DROPPED}" if are_listed else ""
         log.warning("%s left out (%s)%s", counted(tally.dropped.total(), "row"), reasons, where)
     if tally.unread:
-        log.warning("columns with content that is not read: %s", _unread(tally.unread))
+        log.warning("columns with content that is not read: %s", _unread(tally.unread, "row", "column"))
+    if tally.unread_keys:
+        log.warning("keys of turns that are not read: %s", _unread(tally.unread_keys, "turn", "key"))
     for note, number in sorted(tally.notes.items()):
         if note in LEFT_OUT:
             left_out = f"{counted(number, 'message')} of trees left out"
@@ -137,12 +144,12 @@ def warn_of_rows(tally: RowTally, *, are_listed: bool) -> None:
             log.warning("%s, the first in %s: %s", counted(number, "sample"), tally.first_noted[note], NOTES[note])
 
 
-def _unread(rows_of: Counter[str]) -> str:
-    """The columns, those of the most rows first."""
-    ordered = sorted(rows_of.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
-    told = [f"{name[:_LONGEST_NAME]} ({counted(rows, 'row')})" for name, rows in ordered[:_MOST_TOLD]]
+def _unread(numbers: Counter[str], unit: str, what: str) -> str:
+    """The names of what is not read, those of the most rows or turns first."""
+    ordered = sorted(numbers.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))
+    told = [f"{name[:_LONGEST_NAME]} ({counted(number, unit)})" for name, number in ordered[:_MOST_TOLD]]
     left = len(ordered) - len(told)
-    return ", ".join(told) + (f" and {counted(left, 'column')} more" if left else "")
+    return ", ".join(told) + (f" and {counted(left, what)} more" if left else "")
 
 
 def write_dropped(parts: Iterable[Path], folder: Path) -> FileFacts:

@@ -15,8 +15,8 @@ from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.messages import TurnReader
 from pipeline.tokenizing.rows.tree_columns import tree_format
+from pipeline.tokenizing.rows.turn_reader import TurnReader
 from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
-from pipeline.tokenizing.rows.messages import REASONING, ROLES, TurnReader, name_of, parsed
+from pipeline.tokenizing.rows.messages import REASONING, ROLES, name_of, parsed
 from pipeline.tokenizing.rows.paths import value_at
+from pipeline.tokenizing.rows.turn_reader import TurnReader
 
 _DEPTH = 2
 """How far inside a column a chat is looked for."""

@@ -11,9 +11,22 @@ from typing import Any
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
 from pipeline.tokenizing.rows.detection import are_calls, not_a_chat
-from pipeline.tokenizing.rows.messages import Mark, Message, RowFault, TurnReader, function_of, kind_of, name_of, parsed
+from pipeline.tokenizing.rows.messages import (
+    EMPTY,
+    Mark,
+    Message,
+    RowFault,
+    function_of,
+    is_blank,
+    kind_of,
+    name_of,
+    parsed,
+)
 from pipeline.tokenizing.rows.paths import column_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
+from pipeline.tokenizing.rows.turn_reader import TurnReader
+
+_WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "trainable", "training")
 
 UNUSABLE = {
     "label": "it is a preference (KTO): an answer that is not wanted would be trained",
@@ -24,10 +37,13 @@ UNUSABLE = {
     "image": "pictures cannot be tokenised as text",
     "videos": "videos cannot be tokenised as text",
     "audios": "sound cannot be tokenised as text",
-}
+    "is_preferred": "it is a preference: an answer that is not wanted would be trained",
+} | dict.fromkeys(
+    _WEIGHTS,
+    "rows are all trained alike; leave out those that are not to be trained, or give their turns this key, and drop the"
+    " column",
+)
 """Columns with content that change what should be trained."""
-
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +78,29 @@ class Format:
 
     def unread(self, row: Mapping[str, Any]) -> list[str]:
         """The columns of a row, and the keys beside what is read inside one, that have content and are not read."""
-        found = [name for name, value in row.items() if name not in self._read and value not in _EMPTY]
+        found = [name for name, value in row.items() if name not in self._read and value not in EMPTY]
         for inside in self._insides:
             value = value_at(row, inside)
             if isinstance(value := parsed(value), dict):
                 paths = ((f"{inside}.{key}", one) for key, one in value.items())
-                found += [path for path, one in paths if path not in self._read and one not in _EMPTY]
+                found += [path for path, one in paths if path not in self._read and one not in EMPTY]
         return found
+
+    def overruled(self, row: Mapping[str, Any]) -> list[str]:
+        """The keys of its turns in whose place `--keys` names others, as often as they have content of their own."""
+        keys = {"role": self.reader.role_key, "content": self.reader.content_key}
+        keys = {name: key for name, key in keys.items() if key not in (None, name)}
+        columns = [
+            self.columns[field] for field in ("messages", "prompt", "completion") if keys and field in self.columns
+        ]
+        values = [parsed(value_at(row, column)) for column in columns]
+        turns = [turn for value in values if isinstance(value, list) for turn in value if isinstance(turn, dict)]
+        return [
+            name
+            for turn in turns
+            for name, key in keys.items()
+            if turn.get(name) not in EMPTY and turn[name] != turn.get(key)
+        ]
 
     @property
     def default_train_on(self) -> str:
@@ -150,10 +182,15 @@ class Format:
     def guard(self, row: Mapping[str, Any]) -> None:
         """Raise `RowFault` for content that changes what should be trained, and is not read."""
         for column in self.guards:
-            value = value_at(row, column)
-            is_there = value in (False, 0) if column.rpartition(".")[2] == "label" else value not in (None, "", [])
-            if is_there:
-                raise RowFault("not_text", f"column {column!r} has content: {UNUSABLE[column.rpartition('.')[2]]}")
+            value, name = value_at(row, column), column.rpartition(".")[2]
+            if value is None or value == "":
+                continue
+            if name in ("label", "is_preferred"):
+                is_meant = value in (False, 0)
+            else:
+                is_meant = parsed(value) not in (True, 1, "true", "True") if name in _WEIGHTS else value != []
+            if is_meant:
+                raise RowFault("not_text", f"column {column!r} has content: {UNUSABLE[name]}")
 
     def _turns(self, value: Any, column: str) -> tuple[list[Message], list[Mark]]:
         """The turns of a conversation, and whether each says that it is trained. Raises `RowFault`."""
@@ -230,10 +267,11 @@ class Format:
 
     def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
         tools = value_at(row, self.columns.get("tools", ""))
-        if not tools:
+        if is_blank(tools):
             return None
         try:
             tools = json.loads(tools) if isinstance(tools, str) else tools
+            tools = [tools] if isinstance(tools, dict) and ("function" in tools or "name" in tools) else tools
             found = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
         except (ValueError, TypeError):
             found = [None]

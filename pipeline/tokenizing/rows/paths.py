@@ -12,7 +12,7 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     """The value at a path, None where there is none. A column of that very name goes first; JSON text is entered."""
     if path in row:
         return row[path]
-    for head, rest in _cuts(path):
+    for head, rest in _cuts(path) if "." in path else ():
         inner = parsed(row.get(head))
         if isinstance(inner, dict):
             return value_at(inner, rest)

@@ -6,7 +6,8 @@ from pipeline.base.errors import DataError
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
 from pipeline.tokenizing.rows.formats import UNUSABLE, Format
-from pipeline.tokenizing.rows.messages import TURN_KEYS, TurnReader, parsed
+from pipeline.tokenizing.rows.messages import TURN_KEYS, parsed
+from pipeline.tokenizing.rows.turn_reader import TurnReader
 
 _NAMES = {"id": ("message_id", "id"), "parent": ("parent_id",), "role": ("role",), "text": ("text",)}
 """What the columns of a message are called."""

@@ -14,7 +14,7 @@ from pipeline.reading.cache import FileCache
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.reading.inputs import Input
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
-from pipeline.tokenizing.rows.faults import Fault
+from pipeline.tokenizing.faults import Fault
 from pipeline.tokenizing.rows.gathering import TreeBlock, blocks_of
 from pipeline.tokenizing.shards import RawSplit, open_raw_inputs
 from pipeline.tokenizing.tokenization import Tokenization

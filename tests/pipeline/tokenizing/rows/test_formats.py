@@ -14,8 +14,9 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.messages import RowFault, TurnReader
+from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
+from pipeline.tokenizing.rows.turn_reader import TurnReader
 from tests.conftest import Run
 from tests.pipeline.chats import chat
 from tests.pipeline.tokenizing.conftest import Lines

@@ -140,6 +140,10 @@ def test_very_many_columns(caplog: pytest.LogCaptureFixture) -> None:
         warn_of_rows(whole, are_listed=False)
     (message,) = caplog.messages
     assert "read: c0999 (1,000 rows), c0998 (999 rows)" in message and message.endswith("and 981 columns more")
+    whole.unread_keys["refusal"] = 12
+    caplog.clear()
+    warn_of_rows(RowTally(unread_keys=whole.unread_keys), are_listed=False)
+    assert caplog.messages == ["keys of turns that are not read: refusal (12 turns)"]
     assert RowTally.from_json(json.loads(json.dumps(vars(whole)))) == whole
 
 

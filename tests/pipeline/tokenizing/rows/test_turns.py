@@ -1,0 +1,138 @@
+"""What the keys of a turn say: read, refused or counted, and never dropped without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tokenizing.rows.choice import choose_format
+from pipeline.tokenizing.rows.messages import RowFault
+from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.rows.turn_reader import TurnReader
+from tests.pipeline.chats import chat, template
+from tests.pipeline.tokenizing.test_targets import encode, encoder
+
+U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
+CALL = {"name": "f", "arguments": {"a": 1}}
+READ = [{"type": "function", "function": CALL}]
+
+
+def message(turn: dict[str, Any], **keys: Any) -> Any:
+    return TurnReader(**keys).message(turn, "turn 0")
+
+
+@pytest.mark.parametrize(
+    ("turn", "keys", "wanted"),
+    [
+        ({"role": "assistant", "content": "RAW", "text": "clean"}, {"content_key": "text"}, ("assistant", "clean")),
+        ({"role": "x", "speaker": "user", "content": "a"}, {"role_key": "speaker"}, ("user", "a")),
+        ({"from": "gpt", "value": "y", "content": "y"}, {}, ("assistant", "y")),
+        ({"from": "gpt", "value": None, "content": "y"}, {}, ("assistant", "y")),
+        ({"role": None, "from": "gpt", "value": "y"}, {}, ("assistant", "y")),
+        ({"from": "gpt", "value": "y", "content": "z"}, {"role_key": "from", "content_key": "value"}, ("gpt", "y")),
+        ({"role": "tool", "content": [{"text": "abc", "score": 3}]}, {}, ("tool", '[{"text": "abc", "score": 3}]')),
+        ({"role": "tool", "content": ["a", "b"]}, {}, ("tool", '["a", "b"]')),
+        ({"role": "tool", "content": [{"type": "text", "text": "a"}, {"text": "b"}]}, {}, ("tool", "ab")),
+        ({"role": "function", "content": {"a": "é"}}, {}, ("function", '{"a": "é"}')),
+    ],
+)
+def test_role_and_content(turn: dict[str, Any], keys: dict[str, str], wanted: tuple[str, str]) -> None:
+    assert message(turn, **keys) == (dict(zip(("role", "content"), wanted, strict=True)), None)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"tool_calls": [{"type": "tool_use", "name": "f", "input": {"a": 1}}]},
+        {"tool_calls": [{"name": "f", "args": {"a": 1}}]},
+        {"tool_calls": [{"function": {"name": "f"}, "arguments": '{"a": 1}'}]},
+        {"tool_calls": [{"name": "f", "arguments": {}, "parameters": {"a": 1}}]},
+        {"function_calls": [CALL], "tool_calls": []},
+        {"function_call": CALL, "tool_calls": READ},
+    ],
+)
+def test_calls(told: dict[str, Any]) -> None:
+    assert message(A | told) == (A | {"tool_calls": READ}, None)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_calls", "function_call"])
+@pytest.mark.parametrize("none", [None, [], "", "null", "[]"])
+def test_no_calls(key: str, none: Any) -> None:
+    assert message(A | {key: none}) == (A, None) == message(A | {"role": "assistant", key: none})
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [
+        ({"from": "gpt", "value": "y", "content": "zzz"}, "value and its content differ"),
+        (U | {"tool_calls": [{"x": 1}]}, "only the assistant can call"),
+        (U | {"function_call": CALL}, "only the assistant can call"),
+        (A | {"tool_calls": "abc"}, "its tool_calls is no tool call"),
+        (A | {"tool_calls": [{"x": 1}]}, "has no name"),
+        (A | {"tool_calls": READ, "function_call": {"name": "g"}}, "have calls that differ"),
+        (A | {"tool_calls": [{"name": "f", "inputs": {"a": 1}}]}, "has inputs and no arguments"),
+        (A | {"tool_calls": [CALL | {"input": {"a": 2}}]}, "arguments and input of the call of f differ"),
+        (A | {"train_detail": [{"begin": 0, "end": 1, "train": False}]}, "train_detail, which is not supported"),
+        (A | {"masked": True, "weight": 1}, "weight and masked contradict"),
+        (U | {"masked": False}, "marked as trained"),
+        (U | {"content": [{"type": "text", "text": "a", "image_url": "b"}]}, "part 0 has image_url beside its text"),
+        (U | {"content": [{"temp": 3}]}, "part 0 has no text (its keys are: temp)"),
+        ({"role": "tool", "content": [{"type": "image_url", "image_url": "b"}]}, "part 0 is of type image_url"),
+    ],
+)
+def test_what_is_refused(turn: dict[str, Any], says: str) -> None:
+    with pytest.raises(RowFault) as refused:
+        message(turn)
+    assert says in str(refused.value)
+
+
+def test_masked_is_a_mark() -> None:
+    assert message(A | {"masked": True})[1] is False and message(A | {"masked": False})[1] is True
+
+
+@pytest.mark.parametrize(
+    ("column", "refused", "taken"),
+    [
+        ("weight", (0, 0.5, "0"), (None, 1, 1.0, "1")),
+        ("train", (False, 0), (None, True)),
+        ("loss_mask", ([1, 0],), (None,)),
+        ("is_preferred", (False,), (None, True)),
+    ],
+)
+def test_columns_that_say_what_is_trained(column: str, refused: tuple[Any, ...], taken: tuple[Any, ...]) -> None:
+    for value in (*refused, *taken):
+        row = {"messages": chat("a", "b"), column: value}
+        format_ = choose_format(list(row), "auto", {}, "x.jsonl")
+        if value in taken and value is not False:
+            assert format_.sample(row, as_chat=True) == Chat(chat("a", "b"))
+        else:
+            with pytest.raises(RowFault, match=f"column '{column}' has content"):
+                format_.sample(row, as_chat=True)
+
+
+@pytest.mark.parametrize("none", [[], "null", " ", "[]", None])
+def test_tools(none: Any) -> None:
+    row = {"messages": chat("a", "b"), "tools": none}
+    format_ = choose_format(list(row), "auto", {}, "x.jsonl")
+    assert format_.sample(row, as_chat=True) == Chat(chat("a", "b"))
+    one = {"type": "function", "function": {"name": "f"}}
+    assert format_.sample(row | {"tools": one}, as_chat=True) == Chat(chat("a", "b"), [one])
+
+
+def test_keys_that_are_not_read_are_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    source = template("chatml", marks=False)
+    row = [S, U, A | {"refusal": "no", "thought": "", "annotations": []}, U | {"thought": "t"}, A | {"refusal": "n"}]
+    found = encode(encoder(tokenizer_dir, source, tmp_path), [row])
+    assert (found.unread_keys, found.faults) == ({"refusal": 2, "thought": 1}, [])
+    reads = encode(encoder(tokenizer_dir, source + "{# refusal #}", tmp_path), [row])
+    assert reads.unread_keys == {"thought": 1}
+    named = encode(
+        encoder(tokenizer_dir, source, tmp_path, keys={"content": "text"}), [[U | {"text": "a"}, A | {"text": "x"}]]
+    )
+    assert named.unread_keys == {"content": 1}
+    tools = [S | {"functions": "[{}]"}, U, A]
+    (fault,) = encode(encoder(tokenizer_dir, source, tmp_path), [tools]).faults
+    assert "turn 0 (system): the template does not read its functions" in fault.detail
+    assert encode(encoder(tokenizer_dir, source, tmp_path, unsaid="allow"), [tools]).notes == {"unsaid_tools": [0]}
