@@ -88,11 +88,11 @@ class Format:
 
     def overruled(self, row: Mapping[str, Any]) -> list[str]:
         """The keys of its turns in whose place `--keys` names others, as often as they have content of their own."""
+        if not self.reader.renames:
+            return []
         keys = {"role": self.reader.role_key, "content": self.reader.content_key}
         keys = {name: key for name, key in keys.items() if key not in (None, name)}
-        columns = [
-            self.columns[field] for field in ("messages", "prompt", "completion") if keys and field in self.columns
-        ]
+        columns = [self.columns[field] for field in ("messages", "prompt", "completion") if field in self.columns]
         values = [parsed(value_at(row, column)) for column in columns]
         turns = [turn for value in values if isinstance(value, list) for turn in value if isinstance(turn, dict)]
         return [
