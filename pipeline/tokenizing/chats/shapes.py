@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind, stand_in
+from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind
 from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.rows.samples import Chat
 
@@ -91,17 +91,14 @@ class Shape:
     rewritten: list[Rewriting] | None = None
     """None until somebody asked."""
 
-    def up_to(self, message: int) -> str | None:
-        """What is written up to the end of what an assistant turn says, with stand-ins."""
+    def up_to(self, message: int) -> tuple[list[int], list[str], str] | None:
+        """What is written up to the end of what an assistant turn says: slots, pieces before each, and after them."""
         turn = self.turns.get(message)
         if turn is None:
             return None
         last = turn.slots[-1]
-        parts = [
-            piece + stand_in(number)
-            for piece, number in zip(self.layout.pieces[: last + 1], self.layout.slots[: last + 1], strict=True)
-        ]
-        return "".join(parts) + self.layout.pieces[last + 1][: turn.end]
+        pieces = self.layout.pieces
+        return self.layout.slots[: last + 1], pieces[: last + 1], pieces[last + 1][: turn.end]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

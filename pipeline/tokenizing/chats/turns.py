@@ -10,14 +10,17 @@ says where a turn begins and ends around them:
   the template ends turns with them; the first other special token begins the next turn.
 
 Cost: for each shape of chat (roles, keys, number of calls) one rendering, and one for each of its user turns that
-follows an answer, to see what becomes of history; then the chat's own, and one more where it has tools or calls.
+follows an answer, to see what becomes of history (the square of its turns, once); then the chat's own, and one more
+where it has tools or calls.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from dataclasses import replace
 
-from pipeline.tokenizing.chats.history import rewritten
+from pipeline.tokenizing.chats.history import last_run, rewritten
 from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
@@ -57,7 +60,13 @@ class TurnFinder:
         if shape is None:
             return []
         if shape.rewritten is None:
-            shape.rewritten = rewritten(chat, shape, self.shape)
+            messages, leaves = with_stand_ins(chat.messages, self._marks, is_shape=True)
+
+            def shape_of(stop: int) -> Shape | None:
+                own = leaves[: bisect_left(leaves, stop, key=lambda leaf: leaf.message)]
+                return self._make_shape(messages[:stop], own, has_tools=bool(chat.tools), of_last_alone=True)
+
+            shape.rewritten = rewritten(chat, shape, shape_of)
         return shape.rewritten
 
     def find(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
@@ -105,26 +114,34 @@ class TurnFinder:
             missing = [leaves[number] for number in shape.missing]
         return FoundTurns({}, dict.fromkeys(range(len(chat.messages)), why), missing)
 
-    def _make_shape(self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape | None:
+    def _make_shape(
+        self, messages: list[Message], leaves: list[Leaf], *, has_tools: bool, of_last_alone: bool = False
+    ) -> Shape | None:
+        """of_last_alone: whether turns are only those at its end that the assistant has without a break."""
         try:
             layout = layout_of(self._template.render(messages, TOOLS if has_tools else None))
         except TemplateRefusal:
             return None
-        return self._shape_of(layout, messages, leaves, has_tools=has_tools)
+        first = last_run(messages) if of_last_alone else 0
+        return self._shape_of(layout, messages, leaves, has_tools=has_tools, first=first)
 
-    def _shape_of(self, layout: Layout, messages: list[Message], leaves: list[Leaf], *, has_tools: bool) -> Shape:
+    def _shape_of(
+        self, layout: Layout, messages: list[Message], leaves: list[Leaf], *, has_tools: bool, first: int = 0
+    ) -> Shape:
+        """first: the message from which on turns are wanted."""
         turns: dict[int, TurnShape] = {}
         untold: dict[int, str] = {}
         slots_of = self._slots_of(layout, leaves)
-        for number, turn in enumerate(messages):
-            if turn["role"] != "assistant":
+        times = Counter(layout.slots)
+        for number in range(first, len(messages)):
+            if messages[number]["role"] != "assistant":
                 continue
             slots = slots_of.get(number)
             if not slots:
                 untold[number] = "does not write it"
                 continue
             own = [layout.slots[slot] for slot in slots]
-            if any(leaves[leaf].kind in ("content", "reasoning") and layout.slots.count(leaf) > 1 for leaf in own):
+            if any(leaves[leaf].kind in ("content", "reasoning") and times[leaf] > 1 for leaf in own):
                 untold[number] = "writes what it says twice"
                 continue
             between = range(slots[0], slots[-1] + 1)
