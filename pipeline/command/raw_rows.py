@@ -63,16 +63,27 @@ def tokenize_options(ctx: click.Context, values: dict[str, Any]) -> TokenizeOpti
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for raw rows and has no effect without --tokenizer")
         return None
-    from pipeline.tokenizing.rows.messages import parsed
-
     mappings: dict[str, Any] = {name: merged(ctx, name, split_pairs(values[name]))[0] for name in _MAPPINGS}
     kwargs = merged(ctx, "template_kwargs", values["template_kwargs"])[0]
     return TokenizeOptions(
         **{name: values[name] for name in _CHOICES},
         **mappings,
-        template_kwargs={name: parsed(value) for name, value in kwargs.items()},  # to Jinja the text "false" is true
+        template_kwargs={name: _template_value(name, value) for name, value in kwargs.items()},
         keep_text=values.get("keep_text", False),
     )
+
+
+def _template_value(name: str, value: Any) -> Any:
+    """What a template is told: the value as JSON, else a text. Raises `ConfigError` for words that Python has."""
+    from pipeline.tokenizing.rows.messages import parsed
+
+    words = {"True": "true", "False": "false", "None": "null"}
+    if isinstance(value, str) and value in words:
+        raise ConfigError(
+            f"--template-kwargs {name}={value}: a template would take it for a text, and every text is true;"
+            f" write {words[value]}"
+        )
+    return parsed(value)
 
 
 def split_pairs(texts: Iterable[str]) -> list[str]:

@@ -130,7 +130,10 @@ def refuse_wrapped_rows(row: dict[str, object], known: frozenset[str], where: st
     if known & row.keys():
         return
     for key, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and known & value[0].keys():
+        first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
+        found = known & first.keys()
+        is_turn = found == {"text"} and any(isinstance(first[other], str) for other in first.keys() - found)
+        if found and not is_turn:
             raise DataError(
                 f"{where}: one JSON object, whose rows stand in a list under the key {key!r};"
                 f" write one row a line with jq -c '.{key}[]' FILE"

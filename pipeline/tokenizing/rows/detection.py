@@ -77,9 +77,9 @@ class FirstRows:
         return next((name for name in _ANSWERS if name in columns and name in self._texts(name)), None)
 
     def hold_calls(self, path: str) -> bool:
-        """Whether most values are lists of tool calls, or JSON text of them."""
+        """Whether most values that are not empty are lists of tool calls, or JSON text of them."""
         return _mostly(
-            self._values(path),
+            [value for value in self._values(path) if parsed(value) != []],
             lambda value: are_calls(parsed(value)) and any("arguments" in call for call in _listed(parsed(value))),
         )
 

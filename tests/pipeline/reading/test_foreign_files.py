@@ -17,6 +17,7 @@ import zstandard
 
 from pipeline.base.errors import DataError
 from pipeline.format.options import InputOptions
+from pipeline.reading.decoding.foreign import refuse_wrapped_rows
 from pipeline.reading.decoding.raw import open_raw
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import resolve
@@ -244,3 +245,11 @@ def test_a_pointer_in_a_dataset_directory(run: Run, tmp_path: Path, file: str) -
     ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 64)
     assert ended.code == 3
     assert "git lfs pull" in ended.err
+
+
+def test_a_chat_whose_turns_hold_text_is_no_list_of_rows() -> None:
+    known = frozenset({"text", "messages"})
+    refuse_wrapped_rows({"dialog": [{"speaker": "user", "text": "Hi"}]}, known, "x.jsonl")
+    for wrapped in ({"text": "Hi"}, {"text": "Hi", "id": 3}, {"messages": [], "source": "web"}):
+        with pytest.raises(DataError, match="under the key 'data'"):
+            refuse_wrapped_rows({"data": [wrapped]}, known, "x.jsonl")

@@ -178,3 +178,9 @@ def test_options_of_templates_need_something_to_render(
         tokenization = load_tokenization(tokenizer_dir, None, TokenizeOptions(**options), tells=False)
         with pytest.raises(ConfigError, match=f"--{flag} has no effect"):
             tokenization.formats_of([open_raw(file, file.path)])
+
+
+def test_words_of_python_are_no_values(run: Run, lines: Lines, tok: Path) -> None:
+    ended = run("tokenize", lines([{"text": "a"}]), "--tokenizer", tok, "--template-kwargs", "enable_thinking=False")
+    assert ended.code == 2
+    assert "write false" in ended.err

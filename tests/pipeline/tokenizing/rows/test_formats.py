@@ -292,8 +292,9 @@ def test_a_text_that_lists_calls_stays_text_where_no_column_says_otherwise() -> 
     unsure = {"query": "p", "answers": "It cannot be done.", "tools": tools}
     said = looked([row, row, unsure]).sample(unsure, as_chat=True)
     assert said == Chat(chat("p", "It cannot be done."), tools=tools, num_prompt=1)
+    without = {**row, "answers": "[]"}
     with pytest.raises(RowFault, match="has no tool call"):
-        looked([row]).sample({**row, "answers": "[]"}, as_chat=True)
+        looked([without, row, without]).sample(without, as_chat=True)
 
 
 def test_rows_unlike_the_first_are_left_out_where_that_is_asked(
