@@ -27,6 +27,10 @@ TOOLS: list[Any] = [
 ]
 """Tools for chats of stand-ins."""
 
+UNTOLD = "does not tell where it begins"
+CLOSES = "opens this turn with its reasoning closed"
+"""Why a turn cannot be trained."""
+
 _USER: Message = {"role": "user", "content": stand_in(0)}
 _ANSWER: Message = {"role": "assistant", "content": stand_in(1)}
 _RESULT: Message = {"role": "tool", "content": stand_in(0), "name": stand_in(0), "tool_call_id": CALL_ID}
@@ -65,6 +69,23 @@ class Context:
         return self.opened[common(self.opened, self.closed) :]
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What stands before an assistant turn in a chat of stand-ins."""
+
+    messages: list[Message]
+    """The turns before it."""
+
+    piece: str
+    """What is written between the text before it and its first."""
+
+    is_next: bool
+    """Whether that text is the last turn's; a blank one stands in the piece."""
+
+    is_first: bool
+    """Whether there is no text before it."""
+
+
 class Probes:
     """A template's answers, remembered."""
 
@@ -95,6 +116,52 @@ class Probes:
         if key not in self._contexts:
             self._contexts[key] = self._make_context(messages, TOOLS if has_tools else None)
         return self._contexts[key]
+
+    def begins(self, before: Before, *, thinks: bool, has_tools: bool) -> tuple[int, int] | str:
+        """How much of the piece before a turn's first text is not its own: as it is opened, and at the least.
+
+        thinks: whether that text is reasoning. In words, what keeps it from being told.
+        """
+        piece, context = before.piece, self.context(before.messages, has_tools=has_tools)
+        if not before.messages and not context.prompt:  # as templates refuse an empty chat
+            context = self.context([_USER], has_tools=has_tools)
+            if context.prompt:
+                return _after_prompt(piece, context, thinks=thinks) or UNTOLD
+        if not context.prompt:
+            return self._after_header(before, context)
+        if before.is_next:
+            return (
+                _after_opening(piece, context, thinks=thinks) or _after_prompt(piece, context, thinks=thinks) or UNTOLD
+            )
+        return _after_prompt(piece, context, thinks=thinks) or _after_opening(piece, context, thinks=thinks) or UNTOLD
+
+    def _after_header(self, before: Before, context: Context) -> tuple[int, int] | str:
+        """Where a turn begins that no generation prompt opens: where a plain answer would."""
+        piece, opened, header = before.piece, context.opened, context.before_answer
+        if header is None:
+            return UNTOLD
+        if opened is not None and header.rstrip() == opened.rstrip() and header.startswith(opened):
+            header = opened  # generation goes on from there, so that white space is the model's to write
+        at = piece.rfind(header)
+        if at >= 0 and not (before.is_next and piece[at + len(header) :].strip()):
+            begin = at + len(header)
+        elif before.is_first:
+            begin = len(piece)
+        elif not before.is_next:
+            return UNTOLD
+        else:
+            begin = common(piece, header) or len(piece)
+        return begin, begin
+
+    def answers_inside(self, turn: Message) -> bool:
+        """Whether the results of a turn's calls are written before the last of what it says itself."""
+        if not turn.get("tool_calls"):
+            return False
+        caller = _renumbered(turn, 1)
+        result = _RESULT | {"content": stand_in(2)}
+        whole = self._rendered([_USER, caller, result], TOOLS)
+        slots = [] if whole is None else layout_of(whole).slots
+        return 2 in slots and 1 in slots[slots.index(2) :]
 
     def _make_context(self, messages: list[Message], tools: list[Any] | None) -> Context:
         opened = self._tail(messages, tools, generation_prompt=True)
@@ -200,6 +267,31 @@ class Probes:
             return None
 
 
+def _after_opening(piece: str, context: Context, *, thinks: bool) -> tuple[int, int] | str | None:
+    """As `Probes.begins`, where a piece begins with what follows the turn before; None where it does not."""
+    opened, closed = context.opened or "", context.closed or ""
+    begin = common(piece, opened)
+    rest = opened[begin:]
+    if begin <= common(opened, closed) or rest[:1].isalnum():
+        return None
+    if thinks and rest.strip():
+        return CLOSES
+    return begin, min(begin, common(piece, context.opened_least or opened))
+
+
+def _after_prompt(piece: str, context: Context, *, thinks: bool) -> tuple[int, int] | str | None:
+    """As `_after_opening`, where the last generation prompt of a piece ends, or what a piece has of it."""
+    opened, prompt = context.opened or "", context.prompt
+    least = (context.opened_least or opened)[len(opened) - len(prompt) :]
+    for header in (prompt, least, prompt.partition("<think>")[0], prompt.rstrip()):
+        at = piece.rfind(header) if header else -1
+        if at >= 0:
+            if thinks and prompt[common(prompt, piece[at:]) :].strip():
+                return CLOSES
+            return at + len(header), at + min(len(header), len(least))
+    return None
+
+
 def _renumbered(turn: Message, number: int) -> Message:
     """A turn whose stand-ins are all the same."""
     told: Message = json.loads(STAND_IN.sub(stand_in(number), json.dumps(turn, ensure_ascii=False)))
@@ -213,6 +305,8 @@ def _last_of(before: Sequence[Message]) -> list[Message]:
     last = before[-1]
     if last["role"] == "assistant":
         return [_USER, last]
+    if isinstance(last.get("content"), str) and not last["content"].strip():
+        last = last | {"content": stand_in(0)}  # so that it can be told what is written after it
     if last["role"] == "tool":
         caller = next((turn for turn in reversed(before) if turn.get("tool_calls")), None)
         return [_USER, *([] if caller is None else [caller | {"tool_calls": caller["tool_calls"][:1]}]), last]

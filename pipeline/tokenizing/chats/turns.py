@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from pipeline.tokenizing.chats.history import last_run, rewritten
 from pipeline.tokenizing.chats.layout import Layout, Leaf, common, layout_of, slot_spans, with_stand_ins
-from pipeline.tokenizing.chats.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.probes import CLOSES, TOOLS, Before, Probes
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import KINDS, FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
@@ -145,20 +145,29 @@ class TurnFinder:
                 untold[number] = "writes what it says twice"
                 continue
             between = range(slots[0], slots[-1] + 1)
-            if any(leaves[layout.slots[slot]].message > number for slot in between):
+            after = messages[number + 1 : number + 2]
+            if any(leaves[layout.slots[slot]].message > number for slot in between) or (
+                _is_blank_result(after) and self.probes.answers_inside(turn)
+            ):
                 untold[number] = "writes some of it after what comes next, such as the results of its calls"
                 continue
             if number - 1 in turns and self._goes_on(turns[number - 1], layout, slots[0]):
                 turns[number - 1] = replace(turns[number - 1], end=0, end_tokens=0, opener=None, goes_on=True)
-                begins: tuple[int, int] | None = (0, 0)
+                begins: tuple[int, int] | str = (0, 0)
             else:
-                begins = self._begins(layout.pieces[slots[0]], messages[:number], slots[0], has_tools=has_tools)
-            if begins is None:
-                untold[number] = "does not tell where it begins"
+                before = Before(
+                    messages[:number],
+                    piece=layout.pieces[slots[0]],
+                    is_next=slots[0] == 0 or leaves[layout.slots[slots[0] - 1]].message == number - 1,
+                    is_first=slots[0] == 0,
+                )
+                begins = self.probes.begins(before, thinks=leaves[own[0]].kind == "reasoning", has_tools=has_tools)
+            if isinstance(begins, str):
+                untold[number] = begins
                 continue
-            after = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
+            closed = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
             is_call = leaves[own[-1]].kind == "call"
-            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], after, is_call=is_call)
+            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], closed, is_call=is_call)
             kinds = tuple(leaves[leaf].kind for leaf in own)
             turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
         written = set(layout.slots)
@@ -188,34 +197,6 @@ class TurnFinder:
         """Whether the turn that begins in some slot goes on where the one before left off, as templates merge them."""
         is_next = before.slots[-1] == slot - 1 and before.kinds[-1] != "call"
         return is_next and not layout.pieces[slot].strip()
-
-    def _begins(self, piece: str, before: list[Message], slot: int, *, has_tools: bool) -> tuple[int, int] | None:
-        """How much of the piece before a turn's first text is not its own: as it is opened, and at the least."""
-        context = self.probes.context(before, has_tools=has_tools)
-        opened, closed, prompt = context.opened, context.closed, context.prompt
-        if not prompt or opened is None:
-            header = context.before_answer
-            if header is None:
-                return None
-            if opened is not None and header.rstrip() == opened.rstrip() and header.startswith(opened):
-                header = opened  # generation goes on from there, so that white space is the model's to write
-            at = piece.rfind(header)
-            if at >= 0 and not piece[at + len(header) :].strip():
-                begin = at + len(header)
-            else:
-                begin = (common(piece, header) or len(piece)) if slot else len(piece)
-            return begin, begin
-        begin = common(piece, opened)
-        header_from = common(opened, closed or "")
-        rest = opened[begin:]
-        if begin > header_from and not rest[:1].isalnum():
-            return begin, min(begin, common(piece, context.opened_least or opened))
-        least = (context.opened_least or opened)[header_from:]
-        for header in (prompt, least, prompt.partition("<think>")[0], prompt.rstrip()):
-            at = piece.rfind(header) if header else -1
-            if at >= 0:
-                return at + len(header), at + min(len(header), len(least))
-        return None
 
     def _ending(self, tail: str, closed: str, *, is_call: bool = False) -> tuple[int, int, Span | None]:
         """Where in what follows a turn's last text its end begins, where its special tokens end, and the next opener.
@@ -309,6 +290,11 @@ class TurnFinder:
         return parts
 
 
+def _is_blank_result(after: list[Message]) -> bool:
+    """Whether what comes next is the result of a call that says nothing, so that it stands in no slot."""
+    return bool(after) and after[0]["role"] not in ("assistant", "user") and not str(after[0].get("content")).strip()
+
+
 def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:
     """What others than the assistant say and stands nowhere in a rendering."""
     return [
@@ -322,6 +308,12 @@ def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:
 
 def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
     """What is wrong with a turn whose place cannot be told."""
+    if why == CLOSES:
+        return RowFault(
+            "template_mismatch",
+            f"turn {number} (assistant): {template.name} {why}, so the model would never write it; --reasoning drop"
+            " takes it out, and --template-kwargs enable_thinking=true (or the row's own) leaves it open",
+        )
     return RowFault(
         "template_mismatch",
         f"turn {number} (assistant) cannot be located: {template.name} {why}; marking the turns with"
