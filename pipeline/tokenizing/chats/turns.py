@@ -147,7 +147,7 @@ class TurnFinder:
             between = range(slots[0], slots[-1] + 1)
             after = messages[number + 1 : number + 2]
             if any(leaves[layout.slots[slot]].message > number for slot in between) or (
-                _is_blank_result(after) and self.probes.answers_inside(turn)
+                _is_blank_result(after) and self.probes.answers_inside(messages[number])
             ):
                 untold[number] = "writes some of it after what comes next, such as the results of its calls"
                 continue
