@@ -68,7 +68,7 @@ class TrainOptions(ShardOptions):
     weight_decay: Annotated[float, Range(0, MOST_NUMBER)] = 0.0
     max_grad_norm: Annotated[float, Range(most=MOST_NUMBER, above=0)] = 1.0
     compile: bool = False
-    """torch.compile the whole model once, for rows of one length."""
+    """torch.compile decoder layers, for rows of one length and at most 8 shapes."""
 
     gradient_checkpointing: bool = False
     """Keep the activations of no layer, and compute them again for the backward pass."""

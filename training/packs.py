@@ -29,6 +29,18 @@ def tokens_per_pack(lengths: Integers, counts: Integers) -> Integers:
     return np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64)
 
 
+def extents(packs: pa.Table, *, joint: bool) -> tuple[Integers, Integers, Integers]:
+    """(tokens of the longest segment, segments, tokens) of each pack.  # shapes: (num_packs,)
+
+    joint: whether a pack attends as one segment.
+    """
+    lengths, counts = segment_lengths(packs)
+    tokens = tokens_per_pack(lengths, counts)
+    if joint:
+        return tokens, np.ones_like(counts), tokens
+    return np.maximum.reduceat(lengths, np.cumsum(counts) - counts).astype(np.int64), counts, tokens
+
+
 @dataclass(frozen=True)
 class Costs:
     """What there is to compute in some packs, padding left out."""

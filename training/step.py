@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from training.attention.interface import model_inputs
-from training.loss import target_losses, target_weights, targets_of
+from training.plan import Batch, Group, accumulate, loss_sum, plan_step, scale
 
-Batch = Mapping[str, Any]
-"""What `PackedCollator` returns."""
+_HALVES = (torch.float16, torch.bfloat16)
+
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models of whose precision was warned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class StepResult:
     grad_norm: Tensor
     """Norm of the gradient before clipping.  # shape: ()"""
 
+    skipped: Tensor
+    """Whether the step was not taken, because the gradient is infinite or no number (bool).  # shape: ()"""
+
 
 def train_step(
     model: nn.Module,
@@ -39,52 +44,39 @@ def train_step(
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     max_grad_norm: float | None = 1.0,
     autocast: torch.dtype | None = None,
+    group: Group | None = None,
 ) -> StepResult:
     """Accumulate the gradients of one or several micro-batches, and step.
 
-    model: of transformers, perhaps compiled or in DistributedDataParallel; its attention set by `use_backend`.
+    model: of transformers, perhaps compiled, or in DistributedDataParallel or FSDP2; attention set by `use_backend`.
     batch: from `PackedCollator`, on any device. With its `sample_mean` the loss is the mean over samples.
     autocast: precision of the forward pass where it is not that of the parameters.
+    group: the ranks that share the step, all by default, see `plan_step`.
 
     The loss and its gradient are the same for every split of the packs over micro-batches and ranks: losses are summed
-    and divided once by the global weight. A step without any target has a loss of 0 and changes no weights. Logits are
-    computed for targets alone, if the model can do that and is not compiled. A batch that comes on the CPU spares
-    waiting for the device.
+    and divided once by the global weight. A step without any target has a loss of 0; it changes no weights, nor does
+    one whose gradient is not finite. A fused optimizer (`AdamW(…, fused=True)`) learns that on the device, any other
+    has to wait for it. A batch that comes on the CPU spares all other waiting. How logits are computed: see `loss_sum`.
 
-    Raises `ValueError` for no batch, or batches of which some have weights for the mean over samples.
+    Warns once if parameters that are trained are in half precision. Raises `ValueError` as `plan_step`.
     """
-    batches = [batch] if isinstance(batch, Mapping) else list(batch)
-    if len({"loss_weights" in each for each in batches}) != 1:
-        raise ValueError("a step takes batches of one kind: all with sample_mean, or none" if batches else "no batch")
+    _warn_of_half(model)
     device = next(model.parameters()).device
-    targets = [targets_of(each).to(device, non_blocking=True) for each in batches]
-    batches = [to_device(each, device) for each in batches]
-    weights = [target_weights(each, at) for each, at in zip(batches, targets, strict=True)]
-    weight = torch.stack([each.double().sum() for each in weights]).sum()
-    num_ranks = 1
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(weight)
-        num_ranks = distributed.get_world_size()
-    divisor = weight.clamp(min=torch.finfo(torch.float32).tiny)
-
+    plan = plan_step([batch] if isinstance(batch, Mapping) else list(batch), device, group)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for number, (each, at) in enumerate(zip(batches, targets, strict=True)):
-        with _synchronised(model, number == len(batches) - 1):
-            with precision(device, autocast):
-                logits = model(**model_inputs(model, {**each, "logits_to_keep": at - 1})).logits
-            loss = torch.dot(target_losses(logits, each, at), weights[number])
-            # DistributedDataParallel divides gradients by the number of ranks.
-            (loss * (num_ranks / divisor)).backward()
+    for micro_batch in accumulate(model, plan):
+        loss = loss_sum(model, micro_batch, autocast=autocast)
+        scale(loss, plan).backward()
         total += loss.detach()
-    if num_ranks > 1:
-        distributed.all_reduce(total)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    if any(len(at) for at in targets) or float(weight) > 0:
-        optimizer.step()
+    if isinstance(grad_norm, DTensor):
+        grad_norm = grad_norm.full_tensor()
+    skipped = ~grad_norm.isfinite()
+    _step_unless(skipped | (plan.weight == 0), optimizer)
     if scheduler is not None:
         scheduler.step()
-    return StepResult(loss=total / divisor, weight=weight, grad_norm=grad_norm)
+    return StepResult(loss=plan.mean(total), weight=plan.weight, grad_norm=grad_norm, skipped=skipped)
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
@@ -92,23 +84,29 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and device.type == "cuda") else None
 
 
-def precision(device: torch.device, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Compute in a precision, or in that of the parameters."""
-    return nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+def _step_unless(idle: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take a step, or not.  # shape of idle: ()"""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    # The word between a gradient scaler and fused optimizers, whose kernels read it on the device.
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and not any(isinstance(p, DTensor) for p in parameters):
+        optimizer.found_inf = idle.float()  # type: ignore[attr-defined]
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not bool(idle):
+        optimizer.step()
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors on a device, without waiting for them; lengths stay Python ints."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
-
-
-def _synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients once a step, with the last micro-batch."""
-    inner = getattr(model, "_orig_mod", model)
-    if isinstance(inner, nn.parallel.DistributedDataParallel) and not is_last:
-        exchanged_later: AbstractContextManager[None] = inner.no_sync()
-        return exchanged_later
-    return nullcontext()
+def _warn_of_half(model: nn.Module) -> None:
+    if model in _WARNED:
+        return
+    _WARNED.add(model)
+    found = next((each.dtype for each in model.parameters() if each.requires_grad and each.dtype in _HALVES), None)
+    if found is not None:
+        warnings.warn(
+            f"parameters are trained in {str(found).removeprefix('torch.')}, where small steps round to none: load the"
+            " model with dtype=torch.float32 and give train_step autocast=torch.bfloat16 (unless the optimizer keeps"
+            " float32 copies)",
+            stacklevel=3,
+        )

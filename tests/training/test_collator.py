@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from tests.training.samples import Pack, pack_of
 from training import PackedCollator
+from training.shapes import Shape
 
 Lengths = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -59,6 +60,9 @@ def test_lists_numpy_and_arrow_give_the_same_batch(lengths: list[list[int]], sta
     assert same(batch, collate(plain.with_format("torch").__getitems__(list(range(len(packs))))))
     assert same(batch, collate([arrow[number] for number in range(len(packs))]))  # one-row tables
     assert same(batch, collate(arrow[:]))  # one table
+    for format_ in (None, "numpy", "torch"):  # slices: columns, each with a list of packs
+        assert same(batch, collate(plain.with_format(format_)[:]))
+        assert same(collate(packs[-1:]), collate(plain.with_format(format_)[len(packs) - 1]))
     sliced = arrow[:].slice(len(packs) - 1)  # keeps its parent's buffers
     assert same(collate(packs[-1:]), collate(sliced))
 
@@ -83,20 +87,42 @@ def test_joint_attention_makes_a_pack_one_segment(lengths: list[list[int]]) -> N
     assert torch.equal(batch["labels"], PackedCollator()(packs)["labels"])
 
 
-@given(Lengths, st.integers(0, 20))
-def test_padding_is_a_segment_of_its_own_and_shapes_are_constant(lengths: list[list[int]], missing: int) -> None:
+@given(Lengths, st.integers(0, 20), st.integers(0, 3))
+def test_padding_is_segments_of_its_own_and_shapes_are_constant(
+    lengths: list[list[int]], missing: int, more: int
+) -> None:
     packs = [pack_of(each, seed) for seed, each in enumerate(lengths)]
     flat = [length for each in lengths for length in each]
-    size, most = sum(flat) + missing, len(flat) + 3
-    batch = PackedCollator(pad_to=size, max_segments=most, pad_token_id=7)(packs)
-    boundaries = np.cumsum([0, *flat, *([missing] if missing else [])]).tolist()
+    size, longest = sum(flat) + missing, max(flat) + more
+    pieces = [longest] * (missing // longest) + [missing % longest] * (missing % longest > 0)
+    most = len(flat) + len(pieces) + more
+    batch = PackedCollator(pad_to=size, max_length=longest, max_segments=most, pad_token_id=7)(packs)
+    boundaries = np.cumsum([0, *flat, *pieces]).tolist()
     assert batch["cu_seq_lens_q"].tolist() == boundaries + [size] * (most + 1 - len(boundaries))
-    assert batch["max_length_q"] == size
+    assert batch["max_length_q"] == longest == batch["max_length_k"]
     padding = {name: batch[name][0, sum(flat) :].tolist() for name in ("input_ids", "labels", "position_ids")}
     assert padding["input_ids"] == [7] * missing
     assert padding["labels"] == [-100] * missing
     assert max(padding["position_ids"], default=0) < max(flat)  # a model may have no more positions
     assert batch["input_ids"].shape == (1, size)
+
+
+@given(Lengths, st.integers(1, 30))
+def test_targets_are_where_the_labels_say_and_filled_up(lengths: list[list[int]], more: int) -> None:
+    packs = [pack_of(each, seed) for seed, each in enumerate(lengths)]
+    found = PackedCollator(targets=True)(packs)
+    expected = (found["labels"][0] != -100).nonzero()[:, 0].tolist()
+    assert found["targets"].tolist() == expected
+    static = PackedCollator(pad_to=500, max_targets=len(expected) + more)(packs)
+    assert static["targets"].tolist() == expected + [0] * more
+
+
+def test_the_first_token_of_a_segment_is_no_target_whatever_the_data_says() -> None:
+    pack = pack_of([3, 1, 4], trained=1.0)
+    wrong = {**pack, "labels": pack["input_ids"].copy(), "target_counts": np.array([3, 1, 4], np.int32)}
+    for attention in ("isolated", "joint"):
+        collate = PackedCollator(attention=attention, sample_mean=True, pad_to=12, targets=True)
+        assert same(collate([wrong]), collate([pack]))
 
 
 @given(Lengths)
@@ -121,12 +147,23 @@ def test_segments_are_numbered_on_request() -> None:
     assert "seq_idx" not in PackedCollator()([pack_of([2])])
 
 
+def test_a_row_takes_the_first_shape_that_has_room() -> None:
+    collate = PackedCollator(pad_to=12, shapes=(Shape(2, 7), Shape(6, 3)))
+    assert collate([pack_of([2, 1, 2])])["cu_seq_lens_q"].tolist() == [0, 2, 3, 5, 7, 9, 11, 12]
+    batch = collate([pack_of([6, 3])])
+    assert batch["cu_seq_lens_q"].tolist() == [0, 6, 9, 12]
+    assert batch["max_length_q"] == 6
+
+
 @pytest.mark.parametrize(
     ("options", "packs", "said"),
     [
         ({"pad_to": 4}, [pack_of([3, 2])], "1 packs of 5 tokens do not fit pad_to=4"),
         ({"pad_to": 9, "max_segments": 2}, [pack_of([3, 2])], "3 segments, padding included"),
+        ({"pad_to": 9, "max_length": 2}, [pack_of([3, 2])], "a segment of 3 tokens is longer than max_length=2"),
+        ({"pad_to": 9, "max_targets": 2}, [pack_of([3, 4], trained=1.0)], "5 targets are more than max_targets=2"),
         ({}, [], "no packs"),
+        ({}, "packs", "not str of str"),
         ({}, [{"input_ids": [1, 2], "labels": [-100, 2], "position_ids": [0, 1]}], "remove_unused_columns=False"),
     ],
 )
@@ -135,7 +172,19 @@ def test_what_does_not_fit_is_said(options: dict[str, Any], packs: list[Any], sa
         PackedCollator(**options)(packs)
 
 
-@pytest.mark.parametrize("options", [{"attention": "full"}, {"max_segments": 3}, {"pad_to": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "full"},
+        {"max_segments": 3},
+        {"max_length": 3},
+        {"max_targets": 3},
+        {"shapes": (Shape(1, 1),)},
+        {"pad_to": 0},
+        {"pad_to": 4, "max_targets": 4},
+        {"pad_to": 4, "max_length": 2, "shapes": (Shape(1, 1),)},
+    ],
+)
 def test_options_without_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"attention must be|no effect|at least 1"):
+    with pytest.raises(ValueError, match=r"attention must be|no effect|at least 1|never a target|not beside"):
         PackedCollator(**options)

@@ -2,17 +2,25 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from tests.training.forked import CONTEXT, free_port
-from tests.training.samples import losses_alone, pack_of, tiny
-from training import PackedCollator, train_step, use_backend
-from training.loss import targets_of
+from tests.training.samples import VOCABULARY, losses_alone, pack_of, tiny
+from training import PackedCollator, loss, train_step, use_backend
+from training.attention.interface import model_inputs
+from training.checking.families import tiny_config
+from training.loss import target_losses, targets_of
+from training.plan import accumulate, loss_sum, plan_step, scale
 
 PACKS = [
     pack_of([5, 9, 1], 0, trained=0.9),
@@ -59,20 +67,112 @@ def test_the_two_means_differ() -> None:
     assert float(stepped([4])[0].loss) != pytest.approx(float(stepped([4], sample_mean=True)[0].loss), abs=1e-3)
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_logits_are_computed_for_targets_alone(compiled: bool) -> None:
+def test_logits_are_computed_for_targets_alone(compiled: bool, static: bool) -> None:
     model = tiny()
     use_backend(model, "sdpa")
     computed: list[int] = []
-    model.lm_head.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape[1]))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            outputs = graph.forward(*arguments)
+            computed.extend(each.shape[1] for each in outputs if each.shape[2:] == (VOCABULARY,))
+            return outputs
+
+        graphs.append(graph)
+        return run
+
     if compiled:
-        model.compile(backend="eager")
-    batches = micro_batches([1, 3])
+        torch.compiler.reset()
+        model.compile(backend=counted, fullgraph=True, dynamic=False)
+    else:
+        model.lm_head.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape[1]))
+    batches = micro_batches([1, 3], **({"pad_to": 60, "max_targets": 40} if static else {}))
     train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0))
     tokens = [each["input_ids"].shape[1] for each in batches]
-    targets = [int((each["labels"] != -100).sum()) for each in batches]
-    assert computed == (tokens if compiled else targets)
-    assert sum(targets) < sum(tokens) / 2
+    targets = [len(targets_of(each)) for each in batches]
+    assert computed[-2:] == (tokens if compiled and not static else targets)
+    assert sum(targets) < sum(tokens) * 0.7
+    assert len(graphs) == (0 if not compiled else 1 if static else 2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_loss_of_a_head_is_that_of_its_logits_and_never_holds_them_all(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    num_targets, vocabulary = 50, 400
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 7 * vocabulary + 3)
+    head, others = (torch.nn.Linear(16, vocabulary, bias=bias) for _ in range(2))
+    others.load_state_dict(head.state_dict())
+    hidden = torch.randn(num_targets, 16, requires_grad=True)
+    same = hidden.detach().clone().requires_grad_()
+    labels = torch.randint(0, vocabulary, (num_targets,))
+    labels[[3, 49]] = -100
+    weights = torch.rand(num_targets)
+    losses = torch.nn.functional.cross_entropy(others(same), labels, reduction="none")
+    expected = torch.dot(losses, weights)
+    (expected * 0.37).backward()
+    with Largest() as largest:
+        found = loss.linear_loss(hidden, head.weight, head.bias, labels, weights)
+        (found * 0.37).backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    for one, other in zip([hidden, *head.parameters()], [same, *others.parameters()], strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    assert largest.numel == vocabulary * 16 > 7 * vocabulary  # the head itself
+    with pytest.raises(RuntimeError, match="taken already"):
+        found.backward()
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that anything returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), named: Any = None) -> Any:
+        output = function(*arguments, **(named or {}))
+        for each in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return output
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "ends_in_head"),
+    [
+        ("llama", {}, True),
+        ("gemma2", {"final_logit_softcapping": 5.0}, False),
+        ("cohere", {"logit_scale": 0.3}, False),
+        ("granite", {"logits_scaling": 3.0}, False),
+        ("granite", {"logits_scaling": 1.0}, True),
+    ],
+)
+def test_scaled_and_capped_logits_are_trained_as_they_are(
+    family: str, settings: dict[str, float], ends_in_head: bool
+) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(family)
+    for name, value in settings.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    use_backend(model, "sdpa")
+    batch = micro_batches([4], sample_mean=True)[0]
+    (planned,) = plan_step([batch], torch.device("cpu")).micro_batches
+    found = torch.autograd.grad(loss_sum(model, planned), list(model.parameters()), allow_unused=True)
+    logits = model(**model_inputs(model, batch)).logits
+    losses = target_losses(logits, batch, planned.targets)
+    expected = torch.dot(losses, planned.weights)
+    assert loss_sum(model, planned).item() == pytest.approx(expected.item(), abs=1e-5)
+    for one, other in zip(
+        found, torch.autograd.grad(expected, list(model.parameters()), allow_unused=True), strict=True
+    ):
+        assert (one is None and other is None) or torch.allclose(one, other, atol=1e-5)
+    assert (loss.head_of(model, model_inputs(model, batch)) is not None) == ends_in_head
 
 
 def test_a_label_that_nothing_predicts_is_no_target() -> None:
@@ -121,47 +221,138 @@ def test_gradients_are_clipped_and_the_schedule_moves_on() -> None:
     assert scheduler.get_last_lr() == [0.5]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_that_is_no_number_changes_nothing(fused: bool) -> None:
+    """A fused optimizer learns it on the device, and nothing waits for that."""
+    model, other = tiny(), tiny()
+    for each in (model, other):
+        use_backend(each, "sdpa")
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2, fused=fused) for each in (model, other)]
+    first, second = micro_batches([1, 3], targets=True)
+    for each, optimizer in zip((model, other), optimizers, strict=True):
+        assert not train_step(each, first, optimizer).skipped
+    hook = model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with Waits() as waits:
+        result = train_step(model, second, optimizers[0])
+    assert waits.names == (set() if fused else {"_local_scalar_dense"})
+    assert result.skipped
+    assert not result.grad_norm.isfinite()
+    hook.remove()
+    for each, optimizer in zip((model, other), optimizers, strict=True):
+        train_step(each, second, optimizer)
+    for (name, one), (_, two) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(one, two), name
+
+
+class Waits(TorchDispatchMode):
+    """What would wait for a device; attention apart, whose reference has to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), named: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "item"):
+            self.names.add(name)
+        return function(*arguments, **(named or {}))
+
+
+def test_half_precision_parameters_are_warned_of_once() -> None:
+    model = tiny().bfloat16()
+    use_backend(model, "sdpa")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.warns(UserWarning, match="trained in bfloat16.*dtype=torch.float32"):
+        train_step(model, micro_batches([4]), optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_step(model, micro_batches([4]), optimizer)
+        stepped([4])
+
+
+def test_a_row_that_is_divided_over_ranks_is_refused() -> None:
+    batch = micro_batches([4])[0]
+    half = {**batch, "input_ids": batch["input_ids"][:, :20], "labels": batch["labels"][:, :20]}
+    with pytest.raises(ValueError, match="not made for context parallelism"):
+        plan_step([half], torch.device("cpu"))
+
+
 def test_autocast_lowers_the_precision_of_the_forward_pass_only() -> None:
     model = tiny()
     use_backend(model, "sdpa")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen: list[torch.dtype] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     result = train_step(model, micro_batches([4]), optimizer, autocast=torch.bfloat16)
+    assert set(seen) == {torch.bfloat16}  # embeddings, and all that is added to them
     exact = stepped([4])[0]
     assert 0 < abs(float(result.loss) - float(exact.loss)) < 0.1
     assert all(each.dtype == torch.float32 for each in model.parameters())
 
 
-def step_of_rank(rank: int, port: int, sample_mean: bool, accumulated: bool, result_path: Path) -> None:
+def step_of_rank(rank: int, port: int, wrapper: str, sample_mean: bool, accumulated: bool, result_path: Path) -> None:
     """One of two ranks, which have packs with different numbers of targets."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     distributed.init_process_group("gloo")
     bare = tiny()
     use_backend(bare, "sdpa")
-    model = torch.nn.parallel.DistributedDataParallel(bare)
     collate = PackedCollator(sample_mean=sample_mean)
-    own = PACKS[:1] if rank == 0 else PACKS[1:]
+    # FSDP2 wants as many forward passes of every rank.
+    cut = 2 if wrapper == "fsdp" else 1
+    own = PACKS[:cut] if rank == 0 else PACKS[cut:]
     batches = [collate([pack]) for pack in own] if accumulated else [collate(own)]
-    result = train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0), max_grad_norm=None)
-    if rank == 0:
+    found: dict[str, Any]
+    if wrapper == "fsdp":
+        found = by_parts(bare, batches)
+    else:
+        model = torch.nn.parallel.DistributedDataParallel(bare)
+        result = train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0), max_grad_norm=None)
         gradients = {name: each.grad for name, each in bare.named_parameters()}
-        torch.save({"loss": result.loss, "weight": result.weight, "gradients": gradients}, result_path)
-    del model
+        found = {"loss": result.loss, "weight": result.weight, "gradients": gradients}
+        del model
+    if rank == 0:
+        torch.save(found, result_path)
     gc.collect()  # or the process may abort when it exits
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("sample_mean", "accumulated"), [(False, True), (True, False)])
-def test_two_ranks_with_unequal_targets_are_one(sample_mean: bool, accumulated: bool, tmp_path: Path) -> None:
+def by_parts(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """A step of a loop of its own, with the model divided over ranks: every layer, the head, and the rest."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("dp", "cp"))
+    for part in [*model.model.layers, model.lm_head, model]:
+        fully_shard(part, mesh=mesh["dp"])
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"\(cp\): packs are not made for context parallelism"):
+        plan_step(batches, cpu, mesh)
+    plan = plan_step(batches, cpu, mesh["dp"])
+    total = torch.zeros((), dtype=torch.float64)
+    for micro_batch in accumulate(model, plan):
+        lost = loss_sum(model, micro_batch)
+        scale(lost, plan).backward()
+        total += lost.detach()
+    gradients = {name: each.grad.full_tensor() for name, each in model.named_parameters()}
+    again = train_step(model, batches, torch.optim.AdamW(model.parameters()), max_grad_norm=None, group=mesh["dp"])
+    norm = torch.stack([each.norm() for each in gradients.values()]).norm()
+    assert float(again.grad_norm) == pytest.approx(float(norm), rel=1e-5)
+    assert loss._ENDS_IN_HEAD[model]
+    return {"loss": plan.mean(total), "weight": plan.weight, "gradients": gradients}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "sample_mean", "accumulated"), [("ddp", False, True), ("ddp", True, False), ("fsdp", True, True)]
+)
+def test_two_ranks_with_unequal_targets_are_one(
+    wrapper: str, sample_mean: bool, accumulated: bool, tmp_path: Path
+) -> None:
     port = free_port()
-    ranks = [
-        CONTEXT.Process(target=step_of_rank, args=(rank, port, sample_mean, accumulated, tmp_path / "result.pt"))
-        for rank in range(2)
-    ]
+    options = (wrapper, sample_mean, accumulated, tmp_path / "result.pt")
+    ranks = [CONTEXT.Process(target=step_of_rank, args=(rank, port, *options)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=120)
+        process.join(timeout=60)
+        process.kill()
     assert [process.exitcode for process in ranks] == [0, 0]
     of_ranks = torch.load(tmp_path / "result.pt")
     result, gradients = stepped([4], sample_mean=sample_mean)

@@ -196,20 +196,18 @@ def attention_alone(model: PreTrainedModel) -> Iterator[None]:
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's forward takes of a batch of `PackedCollator`, without a cache.
 
-    logits_to_keep: tokens whose logits are wanted. Of a compiled model they are computed for all tokens: the number of
-    those wanted is another in every batch, and each would be compiled again.  # shape: (num_logits,)
+    logits_to_keep: tokens whose logits are wanted. A model that is compiled as a whole is compiled again for each other
+    number of them.  # shape: (num_logits,)
     """
-    bare, is_compiled = _unwrapped(model)
+    bare, _ = unwrapped(model)
     known = inspect.signature(bare.forward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     given = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
-    if is_compiled:
-        given.pop("logits_to_keep", None)
     return {name: value for name, value in given.items() if takes_all or name in known}
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
-    """(the model inside DistributedDataParallel, torch.compile, or both; whether it is compiled)."""
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """(the model inside DistributedDataParallel, torch.compile, or both; whether it is compiled as a whole)."""
     is_compiled = False
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -286,18 +284,19 @@ def _refuse_ignored(where: str, attention_mask: Tensor | None, others: Mapping[s
 def _window(module: nn.Module, max_length: int, others: Mapping[str, Any]) -> int | None:
     """Tokens that a layer sees at most, itself included; None for all of the segment."""
     config = getattr(module, "config", None)
-    kind = _layer_type(module, config)
     chunk = getattr(config, "attention_chunk_size", None)
-    if kind == "chunked_attention" and chunk is not None and max_length > chunk:
+    if chunk is not None and max_length > chunk and _layer_type(module, config) == "chunked_attention":
         raise UnsupportedAttentionError(
             f"{type(module).__name__} attends in chunks of {chunk} tokens, and a segment may have {max_length}: pack"
             f" with --max-length {chunk} at most"
         )
     if "sliding_window" in others:
-        window: int | None = others["sliding_window"]
-        return window
-    # Some models leave it to the mask.
-    return getattr(config, "sliding_window", None) if kind in (None, "sliding_attention") else None
+        given: int | None = others["sliding_window"]
+        return given
+    window = getattr(config, "sliding_window", None)  # some models leave it to the mask
+    if window is None:
+        return None  # without a look at the layer's number, for which every layer would be compiled by itself
+    return window if _layer_type(module, config) in (None, "sliding_attention") else None
 
 
 def _layer_type(module: nn.Module, config: Any) -> str | None:

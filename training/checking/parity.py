@@ -24,7 +24,7 @@ from training.checking.exact import exact_float32
 from training.checking.kernels import MOST_KERNEL, compared_with_reference
 from training.collator import PackedCollator
 from training.loss import target_losses, targets_of
-from training.step import precision, to_device
+from training.plan import precision, to_device
 
 MOST_LOSS = 1e-5
 """Difference of a token's loss in float32, for losses up to 1; relative to larger ones."""

@@ -43,7 +43,7 @@ from training.checking.exact import exact_float32
 from training.checking.kernels import MOST_KERNEL, compared_with_reference
 from training.checking.layers import first_to_leak, recorded
 from training.collator import PackedCollator
-from training.step import precision, to_device
+from training.plan import precision, to_device
 
 SEGMENTS = (6, 1, 9, 12)
 """Tokens of each segment of the row. The third is the one whose gradient is followed: others stand on either side."""

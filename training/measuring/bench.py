@@ -28,12 +28,14 @@ from training.collator import PackedCollator
 from training.measuring.layouts import LayoutBatch, layout_batches, samples_of
 from training.measuring.metrics import peak_flops, training_flops
 from training.options import LAYOUTS, OF_TRANSFORMERS, PACKED, PADDED, STATIC
-from training.step import precision, to_device, train_step
+from training.plan import precision, to_device
+from training.shapes import compile_layers
+from training.step import train_step
 
 log = logging.getLogger(__name__)
 
 _WARM_UP = 3
-"""Steps of a layout that are not timed, in its first round."""
+"""Steps of a layout that are not timed, in its first round; of compiled rows all, which have several shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,9 @@ class _Lane:
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=1e-6, fused=next(model.parameters()).device.type == "cuda"
         )
-        self._compiled: nn.Module | None = None
+        self._compiled: list[tuple[nn.Module, Any]] = []
+        """Layers of a static layout with what calls them when they are compiled."""
+
         self._seconds: list[list[float]] = []
         """How long every step took, round by round."""
 
@@ -126,8 +130,10 @@ class _Lane:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
+            if self.layout == STATIC:
+                self._compile()
             if not self._seconds:
-                for each in self.batches[:_WARM_UP]:
+                for each in self.batches if self.layout == STATIC else self.batches[:_WARM_UP]:
                     step(each)
             self._seconds.append(_timed([lambda each=each: step(each) for each in self.batches], device))  # type: ignore[misc]
             if device.type == "cuda":
@@ -138,16 +144,19 @@ class _Lane:
             self._optimizer.zero_grad(set_to_none=True)
             self._optimizer.state.clear()  # one layout's at a time
             self._model.set_attn_implementation(self._own)
+            for layer, _ in self._compiled:
+                layer._compiled_call_impl = None
+
+    def _compile(self) -> None:
+        """Compile the layers, or give them back what was compiled: other layouts train the same model without it."""
+        if not self._compiled:
+            torch.compiler.reset()
+            self._compiled = [(layer, layer._compiled_call_impl) for layer in compile_layers(self._model)]
+        for layer, call in self._compiled:
+            layer._compiled_call_impl = call
 
     def _packed_step(self, batch: LayoutBatch) -> None:
-        model: nn.Module = self._model
-        if self.layout == STATIC:
-            if self._compiled is None:
-                torch.compiler.reset()
-                self._compiled = torch.compile(self._model, fullgraph=True, dynamic=False)  # type: ignore[assignment]
-            assert self._compiled is not None
-            model = self._compiled
-        train_step(model, batch.tensors, self._optimizer, autocast=self._options.autocast)
+        train_step(self._model, batch.tensors, self._optimizer, autocast=self._options.autocast)
 
     def _step_of_transformers(self, batch: LayoutBatch) -> None:
         """Do what `train_step` does, for batches that are not `PackedCollator`'s."""

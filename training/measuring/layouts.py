@@ -7,7 +7,7 @@ Every layout turns the same samples into the same number of batches, of about th
 - transformers-flattening: shuffled batches end to end, by transformers' `DataCollatorWithFlattening`;
 - minibatch: the same batches, by `PackedCollator`;
 - packed: packs;
-- packed-static: packs in rows of one length, compiled.
+- packed-static: packs in rows of one length and a few shapes, decoder layers compiled.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import DataCollatorWithFlattening
 from pipeline.format.labels import IGNORE
 from training.collator import PackedCollator
 from training.options import FLATTENING, GROUPED, MINIBATCH, PACKED, STATIC
+from training.shapes import Shape, choose_shapes, pack_shapes
 
 _MEGA_BATCH = 50
 """Batches whose samples are sorted together where they are grouped by length, as transformers' `Trainer` does."""
@@ -60,10 +61,10 @@ def layout_batches(
     num_steps = len(packs) // packs_per_forward
     packs = packs[: num_steps * packs_per_forward]
     if layout in (PACKED, STATIC):
-        most = packs_per_forward * max(len(pack["boundaries"]) - 1 for pack in packs) + 1
-        most = 1 << (most - 1).bit_length()  # so that what is compiled once serves other data
-        size = packs_per_forward * capacity if layout == STATIC else None
-        collate = PackedCollator(pad_to=size, max_segments=None if size is None else most)
+        collate = PackedCollator(targets=True)
+        if layout == STATIC:
+            size = packs_per_forward * capacity
+            collate = PackedCollator(targets=True, pad_to=size, shapes=_shapes(packs, packs_per_forward, capacity))
         steps = [packs[at : at + packs_per_forward] for at in range(0, len(packs), packs_per_forward)]
         return [_batch(collate(each), samples_of(each)) for each in steps]
     samples = samples_of(packs)
@@ -76,6 +77,12 @@ def layout_batches(
     steps = [[samples[at] for at in order[first : first + size]] for first in range(0, len(order), size)]
     lay = {MINIBATCH: _flattened, FLATTENING: _by_transformers}.get(layout, _padded)
     return [_batch(lay(each), each) for each in steps]
+
+
+def _shapes(packs: Sequence[Mapping[str, Any]], packs_per_forward: int, capacity: int) -> tuple[Shape, ...]:
+    lengths = [np.diff(pack["boundaries"]) for pack in packs]
+    longest, segments, tokens = (np.array([what(each) for each in lengths]) for what in (np.max, len, np.sum))
+    return choose_shapes(*pack_shapes(longest, segments, tokens, capacity), packs_per_row=packs_per_forward)
 
 
 def _batch(tensors: dict[str, Any], samples: Sequence[Sample]) -> LayoutBatch:

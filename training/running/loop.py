@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -27,9 +28,10 @@ from training.collator import PackedCollator
 from training.measuring.metrics import peak_flops, peak_memory, training_flops
 from training.options import TrainOptions
 from training.order import packs_of_step
-from training.packs import Costs, costs
+from training.packs import Costs, costs, extents
 from training.running import checkpoint, output
 from training.running.place import Place
+from training.shapes import choose_shapes, compile_layers, pack_shapes
 from training.shards import PackTables, Shards
 from training.step import StepResult, autocast_dtype, train_step
 
@@ -246,7 +248,7 @@ def _wrapped(options: TrainOptions, place: Place, model: PreTrainedModel) -> nn.
         except ValueError as error:
             raise ConfigError(f"--gradient-checkpointing: {first_line(error)}") from error
     if options.compile:
-        model.compile(fullgraph=True, dynamic=False)
+        compile_layers(model)
     if place.num_ranks == 1:
         return model
     return nn.parallel.DistributedDataParallel(
@@ -264,14 +266,18 @@ def _optimizer(options: TrainOptions, place: Place, model: nn.Module) -> torch.o
 
 
 def _collator(options: TrainOptions, shards: Shards) -> PackedCollator:
-    """Rows of one length where the model is compiled."""
+    """Rows of one length, and few shapes, where the model is compiled."""
     packs = options.packs_per_forward
-    return PackedCollator(
-        attention=options.attention,
-        sample_mean=options.loss == "sample-mean",
-        pad_to=packs * shards.capacity if options.compile else None,
-        max_segments=packs * shards.most_segments + 1 if options.compile else None,
+    collate = PackedCollator(
+        attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True
     )
+    if not options.compile:
+        return collate
+    boundaries = shards.packs.with_format("arrow").select_columns(["boundaries"])[:]
+    of_packs = pack_shapes(*extents(boundaries, joint=options.attention == "joint"), shards.capacity)
+    shapes = choose_shapes(*of_packs, packs_per_row=packs)
+    log.info("compiled for %d shapes, from %s to %s", len(shapes), shapes[0], shapes[-1])
+    return dataclasses.replace(collate, pad_to=packs * shards.capacity, shapes=shapes)
 
 
 def _finite(value: Tensor) -> float | None:
