@@ -70,7 +70,8 @@ def head_of(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Linear | None:
     Some models scale their logits or cap them (granite, cohere, gemma2), and heads may be quantised, or divided over
     ranks. So the model is asked, once: it computes one token, what leaves its head is replaced, and has to arrive.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    asked: Any = model
+    head = asked.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if (
         not isinstance(head, nn.Linear)
         or type(head).forward is not nn.Linear.forward

@@ -192,7 +192,7 @@ def _refuse_divided(batch: Batch) -> None:
 
 
 @contextmanager
-def _embedding_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+def _embedding_in(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
     """Embed tokens in a precision, and with them all that is added to them, layer after layer."""
     embedding = model.get_input_embeddings() if dtype and hasattr(model, "get_input_embeddings") else None
     if not isinstance(embedding, nn.Module):
@@ -207,7 +207,7 @@ def _embedding_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]
 
 @contextmanager
 def _exchanging(model: nn.Module, now: bool) -> Iterator[None]:
-    inner = getattr(model, "_orig_mod", model)
+    inner: Any = getattr(model, "_orig_mod", model)
     if isinstance(inner, nn.parallel.DistributedDataParallel) and not now:
         with inner.no_sync():
             yield

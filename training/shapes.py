@@ -95,7 +95,7 @@ def compile_layers(model: nn.Module) -> list[nn.Module]:
     around them, the head with its loss among it, stays as it is. A model without layers of transformers' kind is
     compiled as a whole.
     """
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     # Each shape is a graph, of each kind of layer, with and without gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * MOST_SHAPES)
     compiled = layers or [model]

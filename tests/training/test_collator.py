@@ -60,11 +60,18 @@ def test_lists_numpy_and_arrow_give_the_same_batch(lengths: list[list[int]], sta
     assert same(batch, collate(plain.with_format("torch").__getitems__(list(range(len(packs))))))
     assert same(batch, collate([arrow[number] for number in range(len(packs))]))  # one-row tables
     assert same(batch, collate(arrow[:]))  # one table
-    for format_ in (None, "numpy", "torch"):  # slices: columns, each with a list of packs
-        assert same(batch, collate(plain.with_format(format_)[:]))
-        assert same(collate(packs[-1:]), collate(plain.with_format(format_)[len(packs) - 1]))
     sliced = arrow[:].slice(len(packs) - 1)  # keeps its parent's buffers
     assert same(collate(packs[-1:]), collate(sliced))
+
+
+@pytest.mark.parametrize("format_", [None, "numpy", "torch", "arrow"])
+@pytest.mark.parametrize("lengths", [[[3, 4], [7], [1, 1, 5]], [[3, 4], [7, 1], [2]], [[2]]])
+def test_a_slice_of_a_dataset_is_its_packs(lengths: list[list[int]], format_: str | None) -> None:
+    """Of packs of one length numpy and torch make a matrix."""
+    packs = [pack_of(each, seed) for seed, each in enumerate(lengths)]
+    dataset = as_dataset(packs).with_format(format_)
+    assert same(PackedCollator()(dataset[:]), PackedCollator()(packs))
+    assert same(PackedCollator()(dataset[0]), PackedCollator()(packs[:1]))
 
 
 def test_serves_a_data_loader() -> None:

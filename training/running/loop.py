@@ -268,9 +268,7 @@ def _optimizer(options: TrainOptions, place: Place, model: nn.Module) -> torch.o
 def _collator(options: TrainOptions, shards: Shards) -> PackedCollator:
     """Rows of one length, and few shapes, where the model is compiled."""
     packs = options.packs_per_forward
-    collate = PackedCollator(
-        attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True
-    )
+    collate = PackedCollator(attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True)
     if not options.compile:
         return collate
     boundaries = shards.packs.with_format("arrow").select_columns(["boundaries"])[:]
