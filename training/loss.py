@@ -193,12 +193,16 @@ def _ends_in(head: nn.Linear, model: nn.Module, inputs: Mapping[str, Any]) -> bo
         return output
 
     hook = head.register_forward_hook(replace)
+    trained = [each for each in model.modules() if each.training]
+    model.eval()
     try:
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             logits = model(**given).logits
     finally:
         hook.remove()
+        for each in trained:
+            each.training = True
     if len(computed) != 1 or not all(type(each) is Tensor for each in (logits, *computed)):
         return False
     return logits.shape == computed[0].shape and bool((logits.float() == computed[0].float()).all())
