@@ -12,7 +12,7 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
 from pipeline.tokenizing.chats.shapes import Targets
-from pipeline.tokenizing.chats.template import ChatTemplate
+from pipeline.tokenizing.chats.template import ChatTemplate, Marked
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import EMPTY, REASONING, RowFault, is_blank
 from pipeline.tokenizing.rows.own_words import OwnWords
@@ -63,7 +63,7 @@ class Renderer:
             if key not in _READ and value not in EMPTY and not self._chats.reads(key)
         ]
 
-    def together(self, samples: Sequence[Sample]) -> dict[int, str]:
+    def together(self, samples: Sequence[Sample]) -> dict[int, Marked]:
         """What a template writes for plain chats, by their identity; nothing if it refuses one of them."""
         if self._chats is None:
             return {}
@@ -73,7 +73,7 @@ class Renderer:
                 groups.setdefault(self._chats.of(sample), []).append(sample)
         return {key: text for renderer, chats in groups.items() for key, text in renderer.together(chats).items()}
 
-    def render(self, sample: Sample, chat_text: str | None) -> list[Rendering]:
+    def render(self, sample: Sample, chat_text: Marked | None) -> list[Rendering]:
         """Render one sample, which may give several; chat_text: what `together` gave for it. Raises `RowFault`."""
         if isinstance(sample, Chat):
             if self._chats is None:

@@ -13,7 +13,7 @@ from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of, shifted
-from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
@@ -95,18 +95,19 @@ class ChatRenderer:
         """Whether the template writes the tools of a chat."""
         return self._turns.probes.writes_tools
 
-    def together(self, chats: Sequence[Chat]) -> dict[int, str]:
+    def together(self, chats: Sequence[Chat]) -> dict[int, Marked]:
         """What the template writes for plain chats, by their identity; nothing if it refuses one of them."""
-        if self._uses_marks:
-            return {}
         chats = [chat for chat in chats if self._marks.plain_roles(chat)]
         try:
-            texts = self._template.render_all([chat.messages for chat in chats])
+            told = [chat.messages for chat in chats]
+            texts = (
+                self._template.render_all_marked(told, None) if self._uses_marks else self._template.render_all(told)
+            )
         except TemplateRefusal:
             return {}
         return {id(chat): text for chat, text in zip(chats, texts, strict=True)}
 
-    def render(self, chat: Chat, chat_text: str | None) -> list[Rendering]:
+    def render(self, chat: Chat, chat_text: Marked | None) -> list[Rendering]:
         """Render a chat, which may give several samples; chat_text: what `together` gave for it. Raises `RowFault`."""
         trained = self._trained(chat)
         if not trained and self._train_on != "all":
@@ -131,7 +132,7 @@ class ChatRenderer:
         )
         return renderings
 
-    def _samples(self, chat: Chat, trained: list[int], chat_text: str | None, notes: list[str]) -> list[Rendering]:
+    def _samples(self, chat: Chat, trained: list[int], chat_text: Marked | None, notes: list[str]) -> list[Rendering]:
         """The samples that a chat gives: one, or one for each answer that is rewritten once it is history."""
         shape = self._turns.shape(chat)
         rewritten = [] if self._train_on == "all" else self._turns.rewritten(chat, shape)
@@ -187,19 +188,19 @@ class ChatRenderer:
         chat: Chat,
         shape: Shape | None,
         trained: list[int],
-        chat_text: str | None,
+        chat_text: Marked | None,
         notes: list[str],
         goes_on: bool = False,
     ) -> Rendering:
         """goes_on: whether what comes before the first trained turn is to be as its generation prompt has it."""
         template = self._template
-        marks: list[Span] = []
         try:
-            if self._uses_marks:
-                text, marks = template.render_marked(chat.messages, chat.tools)
-                marks = [mark for mark in marks if mark[0] < mark[1]]
+            if chat_text is not None:
+                text, marks = chat_text
+            elif self._uses_marks:
+                ((text, marks),) = template.render_all_marked([chat.messages], chat.tools)
             else:
-                text = template.render(chat.messages, chat.tools) if chat_text is None else chat_text
+                text, marks = template.render(chat.messages, chat.tools), []
         except TemplateRefusal as refusal:
             raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
         if HIDDEN in notes:

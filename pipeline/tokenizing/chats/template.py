@@ -20,6 +20,9 @@ from pipeline.tokenizing.tokenizer import TextTokenizer
 Span = tuple[int, int]
 """Characters from..to-1 of a rendered text."""
 
+Marked = tuple[str, list[Span]]
+"""The text of a chat, and what stands in it inside generation marks."""
+
 _TRACKER = threading.Lock()
 """Generation marks are noted in the compiled template, which all threads share."""
 
@@ -100,15 +103,16 @@ class ChatTemplate:
         """Whether the name of a variable stands in the template."""
         return re.search(rf"\b{re.escape(name)}\b", self._source + self._source_with_tools) is not None
 
-    def render_all(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+    def render_all(self, chats: Sequence[Sequence[Message]]) -> list[Marked]:
         """The texts of chats without tools. Raises `TemplateRefusal`, not saying which chat it was."""
-        return self._run(chats, None, False, marks=False)[0]
+        return [(text, []) for text in self._run(chats, None, False, marks=False)[0]]
 
-    def render_marked(self, messages: Sequence[Message], tools: list[Any] | None) -> tuple[str, list[Span]]:
-        """The text of a chat and what stands inside generation marks. Raises `TemplateRefusal`."""
+    def render_all_marked(self, chats: Sequence[Sequence[Message]], tools: list[Any] | None) -> list[Marked]:
+        """The texts of chats with the same tools, and what stands inside generation marks. Raises as `render_all`."""
         with _TRACKER:
-            texts, spans = self._run([messages], tools, False, marks=True)
-        return texts[0], spans[0]
+            texts, spans = self._run(chats, tools, False, marks=True)
+        marks = [[mark for mark in own if mark[0] < mark[1]] for own in spans]
+        return list(zip(texts, marks, strict=True))
 
     def _run(
         self,
