@@ -241,7 +241,7 @@ class TurnFinder:
         if tail is not own_tail and tail != own_tail:  # arguments stand in it, or ids
             end, stop, opener = self._moved(tail, own_tail, end, stop, opener)
         at = spans[last][1]
-        parts = self._parts(turn, spans, begin_of(turn.begin), at + end)
+        parts = self._parts(turn, spans, begin_of(turn.begin), at + end, chat_text)
         return Turn(
             message=turn.message,
             parts=parts,
@@ -268,18 +268,21 @@ class TurnFinder:
         moved = at - same
         return end + moved, stop + moved, None if opener is None else (opener[0] + moved, opener[1] + moved)
 
-    @staticmethod
-    def _parts(turn: TurnShape, spans: list[Span], begin: int, end: int) -> list[tuple[Kind, Span]]:
-        """What the model writes, cut at the texts."""
+    def _parts(
+        self, turn: TurnShape, spans: list[Span], begin: int, end: int, chat_text: str
+    ) -> list[tuple[Kind, Span]]:
+        """What the model writes, cut at the texts; what ends a thought in front of a call is none of the call's."""
         parts: list[tuple[Kind, Span]] = []
         at = begin
         before: Kind | None = None
         for slot, kind in zip(turn.slots, turn.kinds, strict=True):
             span, this = spans[slot], KINDS[kind]
+            around: Kind = "reasoning" if "reasoning" in (this, before) else "inserted"
             if this == "call" or before == "call":
-                around: Kind = "call"
-            else:
-                around = "reasoning" if "reasoning" in (this, before) else "inserted"
+                thought = 0 if before == "call" else self._thought_end(chat_text[at : span[0]], before)
+                if thought:
+                    parts.append((around, (at, at + thought)))
+                at, around = at + thought, "call"
             if span[0] > at:
                 parts.append((around, (at, span[0])))
             if span[1] > span[0]:
@@ -288,6 +291,15 @@ class TurnFinder:
         if end > at:
             parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
         return parts
+
+    def _thought_end(self, piece: str, before: Kind | None) -> int:
+        """How much of what stands in front of a call ends a thought: up to its mark, or to the first special token."""
+        mark = piece.rfind(self._marks.closing)
+        if mark >= 0:
+            rest = piece[mark + len(self._marks.closing) :]
+            return len(piece) - len(rest.lstrip())
+        special = self._special_texts.search(piece) if before == "reasoning" else None
+        return special.end() if special else 0
 
 
 def _is_blank_result(after: list[Message]) -> bool:

@@ -319,3 +319,15 @@ def test_verify_sees_packs_that_name_other_rows(run: Run, lines: Lines, tok: Pat
         wrong = replace(right, sources=told | {name: told[name][::-1] + 1})
         assert f"{name} of sample" in str(check_shard(shard, 96, wrong).problem)
     assert "the columns are" in str(check_shard(shard, 96, replace(right, sources={})).problem)
+
+
+def test_a_thought_ends_before_the_call(tok: Path, tmp_path: Path) -> None:
+    thinking = [user("Weather?"), answer("", reasoning_content="hm", tool_calls=[CALL])]
+    _, (masked,) = told(tok, "qwen3", tmp_path, thinking, tool_calls="mask")
+    assert masked == ["<think>\nhm\n</think>\n\n", "<|im_end|>"]
+    _, (called,) = told(tok, "qwen3", tmp_path, thinking, reasoning="mask")
+    assert called[0].startswith("<tool_call>")
+    _, (silent,) = told(tok, "qwen3", tmp_path, [thinking[0], answer("", tool_calls=[CALL])], tool_calls="mask")
+    assert silent == ["<think>\n\n</think>\n\n", "<|im_end|>"]
+    found, _ = told(tok, "gptoss", tmp_path, thinking, tool_calls="mask", template_date="2026-11-28")
+    assert found.kinds["reasoning"] > 0 and not found.kinds["call"]
