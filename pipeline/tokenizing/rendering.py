@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
@@ -136,8 +135,13 @@ class _ToldRenderers:
         """For rows that tell nothing."""
 
         self._told: dict[str, ChatRenderer] = {}
-        self.reads = cache(template.reads)
+        self._names: dict[str, bool] = {}
+
+    def reads(self, name: str) -> bool:
         """Whether the template reads a name."""
+        if name not in self._names:
+            self._names[name] = self._template.reads(name)
+        return self._names[name]
 
     def of(self, chat: Chat) -> ChatRenderer:
         """The renderer for what the row of a chat tells."""

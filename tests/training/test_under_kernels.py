@@ -15,12 +15,11 @@ from tests.training.kernels import CALLS, KERNELS, KernelName, flash_attn_varlen
 from tests.training.runs import ROOT, command, equal, log_of
 from tests.training.samples import config_file, pack_of, tiny
 from tests.training.waiting import WouldWait, nothing_waits, on_the_host
-from training import PackedCollator, train_step, use_backend
+from training import PackedCollator, plan, train_step, use_backend
 from training.attention.backends import BACKENDS
 from training.attention.interface import model_inputs
 from training.checking.parity import parity
 from training.checking.probe import probe
-from training.loss import targets_of
 
 CLEAN = [row[0] for row in ROWS if row[1] == "clean"]
 OWN_ATTENTION = ("codegen", "gptj", "gpt_neo")
@@ -170,11 +169,13 @@ def test_no_layer_and_no_step_waits_for_a_device(
     family: str, kernel: KernelName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, kernel)
-    monkeypatch.setattr("training.step.targets_of", on_the_host(targets_of))  # of batches on the CPU
+    for name in ("_refuse_divided", "targets_of"):  # they look at batches on the CPU, before anything goes to a device
+        monkeypatch.setattr(f"training.plan.{name}", on_the_host(getattr(plan, name)))
     model = tiny(family).train()
     use_backend(model, kernel.partition(" ")[0])
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as on a GPU
     batches = [PackedCollator(sample_mean=True)([pack_of(lengths)]) for lengths in ([9, 1, 14], [5, 3])]
+    train_step(model, batches, optimizer, autocast=torch.bfloat16)  # the first asks the model what its head computes
     for packs in (batches[0], batches):
         with nothing_waits():
             result = train_step(model, packs, optimizer, autocast=torch.bfloat16)
