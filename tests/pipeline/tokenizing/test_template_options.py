@@ -78,14 +78,17 @@ def test_each_row_tells_its_template(tok: Path, tmp_path: Path, name: str, turns
 
 
 def test_a_row_wins_over_the_run_also_where_history_is_expanded(tok: Path) -> None:
-    rows = [{"messages": REASONED, TEMPLATE_KWARGS: one} for one in ({"enable_thinking": True}, None)]
-    both = encoded(tok, TEMPLATES / "qwen3.jinja", rows, history="expand", template_kwargs=OFF)
+    ways = [(REASONED, {"enable_thinking": True}), (PLAIN, None), (REASONED, None)]
+    rows = [{"messages": turns, TEMPLATE_KWARGS: told} for turns, told in ways]
+    all_ = encoded(tok, TEMPLATES / "qwen3.jinja", rows, history="expand", template_kwargs=OFF)
     alone = [
-        encoded(tok, TEMPLATES / "qwen3.jinja", [{"messages": REASONED}], history="expand", template_kwargs=kwargs)
-        for kwargs in ({}, OFF)
+        encoded(tok, TEMPLATES / "qwen3.jinja", [{"messages": turns}], history="expand", template_kwargs=kwargs)
+        for turns, kwargs in ((REASONED, {}), (PLAIN, OFF))
     ]
-    assert samples_of(both) == samples_of(alone[0]) + samples_of(alone[1])
-    assert (both.rows, both.turns) == ([0, 0, 1, 1], [1, 3, 1, 3])
+    assert samples_of(all_) == samples_of(alone[0]) + samples_of(alone[1])
+    assert (all_.rows, all_.turns) == ([0, 0, 1, 1], [1, 3, 1, 3])
+    (fault,) = all_.faults  # no thought can follow a prompt that has closed it
+    assert (fault.row, fault.reason) == (2, "template_mismatch")
 
 
 def test_what_a_template_does_not_read_is_noted(tok: Path) -> None:
