@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from training.attention.backends import HALVES
 from training.plan import Batch, Group, accumulate, loss_sum, plan_step, scale
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models of whose precision was warned."""
@@ -102,7 +101,7 @@ def _warn_of_half(model: nn.Module) -> None:
     if model in _WARNED:
         return
     _WARNED.add(model)
-    found = next((each.dtype for each in model.parameters() if each.requires_grad and each.dtype in _HALVES), None)
+    found = next((each.dtype for each in model.parameters() if each.requires_grad and each.dtype in HALVES), None)
     if found is not None:
         warnings.warn(
             f"parameters are trained in {str(found).removeprefix('torch.')}, where small steps round to none: load the"

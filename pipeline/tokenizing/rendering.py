@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
 from pipeline.tokenizing.chats.shapes import Targets
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked
@@ -40,11 +40,12 @@ class Renderer:
                 " --train-on assistant, which trains an answer once, or --paths best"
             )
         self._trains_all = train_on == "all"
-        self._tells_reasoning_apart = options.reasoning != "auto"
         self._allows_unsaid = options.unsaid == "allow"
-        self._marks = ReasoningMarks(*options.reasoning_marks.split(","))
         self.words = OwnWords(tokenizer, options.special_in_text)
-        self._chats = _ToldRenderers(tokenizer, template, train_on, options, self.words) if template else None
+        self._chats = None
+        if template is not None:
+            make = partial(ChatRenderer, tokenizer=tokenizer, train_on=train_on, options=options, words=self.words)
+            self._chats = _ToldRenderers(template, make)
 
     @property
     def writes_tools(self) -> bool:
@@ -59,7 +60,7 @@ class Renderer:
             key
             for turn in sample.messages[sample.num_shared :]
             for key, value in turn.items()
-            if key not in _READ and value not in EMPTY and not self._chats.reads(key)
+            if key not in _READ and value not in EMPTY and not self._chats.template.reads(key)
         ]
 
     def together(self, samples: Sequence[Sample]) -> dict[int, Marked]:
@@ -84,8 +85,6 @@ class Renderer:
                     " --train-on assistant does as the marks say",
                 )
             sample = self._with_functions(sample, self._chats)
-            if self._tells_reasoning_apart and sample.plain_roles is None:
-                self._marks.require_sure(sample)
             if not self._chats.reads_all(sample):
                 sample = replace(sample, notes=[*sample.notes, "kwargs_unread"])
             return self._chats.of(sample).render(sample, chat_text)
@@ -103,7 +102,7 @@ class Renderer:
 
     def _with_functions(self, chat: Chat, chats: _ToldRenderers) -> Chat:
         """A chat, noting tools under `functions` of a turn that the template does not read. Raises `RowFault`."""
-        if chat.plain_roles is not None or chats.reads("functions"):
+        if chat.plain_roles is not None or chats.template.reads("functions"):
             return chat
         for number, turn in enumerate(chat.messages):
             if is_blank(turn.get("functions")):
@@ -121,37 +120,22 @@ class Renderer:
 class _ToldRenderers:
     """A renderer for each thing that rows tell their template besides: it may do otherwise in everything."""
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        template: ChatTemplate,
-        train_on: str,
-        options: TokenizeOptions,
-        words: OwnWords,
-    ) -> None:
-        self._template, self._rest = template, (train_on, options, words)
-        self._tokenizer = tokenizer
-        self.untold = ChatRenderer(tokenizer, template, *self._rest)
+    def __init__(self, template: ChatTemplate, make: Callable[[ChatTemplate], ChatRenderer]) -> None:
+        self.template, self._make = template, make
+        self.untold = make(template)
         """For rows that tell nothing."""
 
         self._told: dict[str, ChatRenderer] = {}
-        self._names: dict[str, bool] = {}
-
-    def reads(self, name: str) -> bool:
-        """Whether the template reads a name."""
-        if name not in self._names:
-            self._names[name] = self._template.reads(name)
-        return self._names[name]
 
     def of(self, chat: Chat) -> ChatRenderer:
         """The renderer for what the row of a chat tells."""
-        kwargs = {name: value for name, value in chat.kwargs.items() if self._template.reads(name)}
+        kwargs = {name: value for name, value in chat.kwargs.items() if self.template.reads(name)}
         if not kwargs:
             return self.untold
         key = json.dumps(kwargs, sort_keys=True)
         renderer = self._told.get(key)
         if renderer is None:
-            renderer = ChatRenderer(self._tokenizer, self._template.told(kwargs), *self._rest)
+            renderer = self._make(self.template.told(kwargs))
             if len(self._told) >= _MOST_TOLD:
                 self._told.clear()
             self._told[key] = renderer
@@ -159,4 +143,4 @@ class _ToldRenderers:
 
     def reads_all(self, chat: Chat) -> bool:
         """Whether the template reads all that the row of a chat tells."""
-        return all(self._template.reads(name) for name in chat.kwargs)
+        return all(self.template.reads(name) for name in chat.kwargs)

@@ -162,8 +162,9 @@ class _SplitCheck:
             rows = None
             if self.source is not None and window.num_rows and paths[window.index]:
                 split = self.source.splits[self.split]
-                told = split.sources(window) if self.source.tells_sources else ()
-                sources = dict(zip(SOURCE_COLUMNS, told, strict=bool(told)))
+                sources = {}
+                if self.source.tells_sources:
+                    sources = dict(zip(SOURCE_COLUMNS, split.sources(window), strict=True))
                 rows = WindowSource(rows=split.read_window(window), first_row=window.first_row, sources=sources)
             for path in paths[window.index]:
                 yield path, rows

@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class RawBlock:
     def row(self, number: int) -> RawBlock:
         """One of its rows as a block."""
         if isinstance(self.content, bytes):
-            return RawBlock(next(islice(lines_of(self.content), number, None)), 0)
+            return RawBlock(next(itertools.islice(lines_of(self.content), number, None)), 0)
         return RawBlock(self.content.slice(number, 1), 0)
 
     def rows(self) -> Iterator[Row | ValueError]:

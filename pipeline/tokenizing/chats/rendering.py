@@ -73,8 +73,9 @@ class ChatRenderer:
 
     def __init__(
         self,
-        tokenizer: TextTokenizer,
         template: ChatTemplate,
+        *,
+        tokenizer: TextTokenizer,
         train_on: str,
         options: TokenizeOptions,
         words: OwnWords,
@@ -99,10 +100,8 @@ class ChatRenderer:
         """What the template writes for plain chats, by their identity; nothing if it refuses one of them."""
         chats = [chat for chat in chats if self._marks.plain_roles(chat)]
         try:
-            told = [chat.messages for chat in chats]
-            texts = (
-                self._template.render_all_marked(told, None) if self._uses_marks else self._template.render_all(told)
-            )
+            write = self._template.render_all_marked if self._uses_marks else self._template.render_all
+            texts = write([chat.messages for chat in chats])
         except TemplateRefusal:
             return {}
         return {id(chat): text for chat, text in zip(chats, texts, strict=True)}
@@ -154,8 +153,7 @@ class ChatRenderer:
         for one in rewritten:
             own = [number for number in trained if number in one.turns]
             cut = chat.up_to(one.turns.stop)
-            if own:
-                renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes), one.goes_on))
+            renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes), one.goes_on))
         rest = [number for number in trained if not any(number in one.turns for one in rewritten)]
         if rest:
             renderings.append(self._rendering(chat, shape, rest, chat_text, list(notes)))
@@ -171,6 +169,8 @@ class ChatRenderer:
 
     def _with_reasoning(self, chat: Chat, notes: list[str]) -> Chat:
         """The chat without its reasoning, or with it in front of the content, where that is asked for."""
+        if self._options.reasoning != "auto":
+            self._marks.require_sure(chat)
         chat = self._marks.settled(chat)
         if self._options.reasoning == "drop":
             told = self._marks.without_all_reasoning(chat)
@@ -255,14 +255,15 @@ class ChatRenderer:
                 "template_mismatch", f"{self._template.name} marks {told}, so what is to be trained cannot be told"
             )
         targets: Targets = []
+        written = dict.fromkeys(trained, "")  # inside the marks of each turn
         for number, mark in zip(owners, marks, strict=True):
-            if number not in trained:
+            if number is None or number not in written:
                 continue
-            turn = None if number is None else found.turns.get(number)
+            written[number] += text[slice(*mark)]
+            turn = found.turns.get(number)
             targets += self._chosen(chat, number, within(mark, turn), text, found)
         left_out = {(leaf.message, leaf.text) for leaf in found.missing}  # of which it was decided before
-        for number in trained:
-            own = "".join(text[slice(*mark)] for owner, mark in zip(owners, marks, strict=True) if owner == number)
+        for number, own in written.items():
             message = chat.messages[number]
             answer = str(message.get("content") or "").strip()
             is_there = answer and answer in own

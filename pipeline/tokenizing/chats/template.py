@@ -66,6 +66,7 @@ class ChatTemplate:
         self._source, self._source_with_tools = (
             source if date is None else _as_of(date, source, self.name) for source in (plain, with_tools)
         )
+        self._names: dict[str, bool] = {}  # whether each that was asked for is read
         self._needs_day = date is None and self.may_read_clock
         self._check_syntax()
         self._wants_parts = False
@@ -101,13 +102,16 @@ class ChatTemplate:
 
     def reads(self, name: str) -> bool:
         """Whether the name of a variable stands in the template."""
-        return re.search(rf"\b{re.escape(name)}\b", self._source + self._source_with_tools) is not None
+        if name not in self._names:
+            whole = self._source + self._source_with_tools
+            self._names[name] = re.search(rf"\b{re.escape(name)}\b", whole) is not None
+        return self._names[name]
 
     def render_all(self, chats: Sequence[Sequence[Message]]) -> list[Marked]:
         """The texts of chats without tools. Raises `TemplateRefusal`, not saying which chat it was."""
         return [(text, []) for text in self._run(chats, None, False, marks=False)[0]]
 
-    def render_all_marked(self, chats: Sequence[Sequence[Message]], tools: list[Any] | None) -> list[Marked]:
+    def render_all_marked(self, chats: Sequence[Sequence[Message]], tools: list[Any] | None = None) -> list[Marked]:
         """The texts of chats with the same tools, and what stands inside generation marks. Raises as `render_all`."""
         with _TRACKER:
             texts, spans = self._run(chats, tools, False, marks=True)

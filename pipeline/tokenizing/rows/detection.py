@@ -80,7 +80,7 @@ class FirstRows:
         """Whether most values that are not empty are lists of tool calls, or JSON text of them."""
         return _mostly(
             [value for value in self._values(path) if parsed(value) != []],
-            lambda value: are_calls(parsed(value)) and any("arguments" in call for call in _listed(parsed(value))),
+            lambda value: are_calls(parsed(value)) and any("arguments" in call for call in _as_list(parsed(value))),
         )
 
     def role_marks(self, path: str) -> str | None:
@@ -237,11 +237,11 @@ def not_a_chat(value: Any) -> str:
 
 def are_calls(value: Any) -> bool:
     """Whether a value is one tool call or several."""
-    calls = _listed(value)
+    calls = _as_list(value)
     return bool(calls) and all(isinstance(call, dict) and "role" not in call and bool(name_of(call)) for call in calls)
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

@@ -243,9 +243,7 @@ class Format:
         return value
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:
-        value = self._value(row, name)
-        if not isinstance(value, str):
-            raise RowFault("not_text", f"column {self.columns[name]!r} holds {kind_of(value)}; a text is needed")
+        value = _text_of(self._value(row, name), self.columns[name])
         if not value.strip() and name not in ("input", "system"):
             raise RowFault("empty_turn", f"column {self.columns[name]!r} is empty")
         return value
@@ -258,7 +256,7 @@ class Format:
         if len(others) > 1 or is_there:
             both = listed(map(repr, (self.columns[name], *others)), "and")
             raise RowFault("not_text", f"columns {both} could both be the {name}")
-        return replace(self, columns={name: others[0]})._text(row, name)
+        return _text_of(value_at(row, others[0]), others[0])
 
     def _system(self, row: Mapping[str, Any]) -> list[Message]:
         """The system turn that a column of its own gives, if any."""
@@ -301,6 +299,13 @@ class Format:
                 f"column {column!r} has {listed(own, 'and')}: templates have it from us, and cannot be told otherwise",
             )
         return {name: one for name, one in told.items() if one is not None}
+
+
+def _text_of(value: Any, column: str) -> str:
+    """A value that has to be a text. Raises `RowFault`."""
+    if not isinstance(value, str):
+        raise RowFault("not_text", f"column {column!r} holds {kind_of(value)}; a text is needed")
+    return value
 
 
 def _one_system(messages: list[Message]) -> list[Message]:

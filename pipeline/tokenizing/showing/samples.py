@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def chosen_rows(
     for split in open_raw_inputs(inputs, tokenization, cache):
         of_split = 0
         for place in _blocks(split, tokenization):
-            of_split = max(of_split, place.before + place.first_row + place.block.num_rows)
+            of_split = max(of_split, place.before + place.first_row + place.num_rows)
             for number in sorted(set(numbers)):
                 alone = place.holding(number - place.before)
                 if alone is not None:
@@ -120,13 +121,18 @@ class _Place:
     block: RawBlock | TreeBlock
     encoder: Encoder
 
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of the block, counted once."""
+        return self.block.num_rows
+
     def holding(self, row: int) -> _Place | None:
         """A row of the file alone, or the tree that it belongs to; None where it is in another block."""
         if isinstance(self.block, TreeBlock):
             trees = [tree for tree in self.block.trees if row in tree.rows]
             return replace(self, block=TreeBlock(trees, 0)) if trees else None
         at = row - self.first_row
-        return replace(self, block=self.block.row(at), first_row=row) if 0 <= at < self.block.num_rows else None
+        return replace(self, block=self.block.row(at), first_row=row) if 0 <= at < self.num_rows else None
 
     def shown(self, encoded_block: EncodedBlock) -> list[Shown]:
         """Everything in a block, in order."""
@@ -164,6 +170,7 @@ def _blocks(split: RawSplit, tokenization: Tokenization) -> Iterator[_Place]:
         encoder = tokenization.encoder(format_)
         first_row = 0
         for block in blocks_of(file, format_):
-            yield _Place(where=file.where, before=before, first_row=first_row, block=block, encoder=encoder)
-            first_row += block.num_rows
+            place = _Place(where=file.where, before=before, first_row=first_row, block=block, encoder=encoder)
+            yield place
+            first_row += place.num_rows
         before += first_row

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import filecmp
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import transformers
 
+from pipeline.tokenizing.shard import ShardBuilder, TokenizedShard
 from tests.conftest import left_behind
 from tests.pipeline.chats import SPECIAL, chat, template
 
@@ -92,3 +95,21 @@ def tok(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tok")
     whole.save_pretrained(str(folder))
     return folder
+
+
+@contextmanager
+def stopped_after(num_shards: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Let runs be interrupted as they would finish one more shard than so many; yields those that they finished."""
+    finish = ShardBuilder.finish
+    finished: list[Path] = []
+
+    def finish_some(shard: ShardBuilder) -> TokenizedShard:
+        if len(finished) == num_shards:
+            raise KeyboardInterrupt
+        done = finish(shard)
+        finished.append(done.path)
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardBuilder, "finish", finish_some)
+        yield finished

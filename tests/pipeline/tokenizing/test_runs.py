@@ -16,10 +16,9 @@ import pytest
 
 from pipeline.tokenizing import shards, workers
 from pipeline.tokenizing.encoding import Encoder
-from pipeline.tokenizing.shard import ShardBuilder
 from tests.conftest import Run
 from tests.pipeline.chats import chat, template
-from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files
+from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files, stopped_after
 
 
 def test_the_same_bytes_for_any_number_of_workers(
@@ -90,18 +89,7 @@ def test_interrupted_and_resumed(
     monkeypatch.setattr(Encoder, "encode", counting)
     assert run("tokenize", many, "--output", tmp_path / "whole", *flags).code == 0
     num_blocks = len(encoded)
-    finish = ShardBuilder.finish
-    finished: list[Path] = []
-
-    def finish_two(shard: Any) -> Any:
-        if len(finished) == 2:
-            raise KeyboardInterrupt
-        done = finish(shard)
-        finished.append(done.path)
-        return done
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ShardBuilder, "finish", finish_two)
+    with stopped_after(2, monkeypatch) as finished:
         ended = run("tokenize", many, "--output", tmp_path / "out", *flags)
     assert ended.code == 130 and "resumes it" in ended.err
     times = [path.stat().st_mtime_ns for path in finished]

@@ -17,10 +17,9 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding import raw
 from pipeline.tokenizing import shards
 from pipeline.tokenizing.rows import gathering
-from pipeline.tokenizing.shard import ShardBuilder
 from tests.conftest import Run
 from tests.pipeline.chats import template
-from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files
+from tests.pipeline.tokenizing.conftest import Lines, manifest_of, same_files, stopped_after
 from tests.pipeline.tokenizing.oracle import trained_runs
 from tests.pipeline.tokenizing.test_chats import TEMPLATES
 
@@ -143,17 +142,7 @@ def test_many_shards_are_resumed_and_rows_stay_those_of_the_file(
     rows = [*forest(7, 120), *forest(8, 120)]
     asked = [*files, *flags, "--on-error", "drop"]
     assert run("tokenize", *asked, "--output", tmp_path / "whole", "--num-workers", 3).code == 0
-    finish, finished = ShardBuilder.finish, list[Path]()
-
-    def finish_two(shard: ShardBuilder) -> Any:
-        if len(finished) == 2:
-            raise KeyboardInterrupt
-        done = finish(shard)
-        finished.append(done.path)
-        return done
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ShardBuilder, "finish", finish_two)
+    with stopped_after(2, monkeypatch):
         assert run("tokenize", *asked, "--output", tmp_path / "out", "--num-workers", 1).code == 130
     assert run("tokenize", *asked, "--output", tmp_path / "out", "--num-workers", 1).code == 0
     assert same_files(tmp_path / "whole", tmp_path / "out") and len(list((tmp_path / "out").glob("*.arrow"))) > 3
