@@ -88,7 +88,7 @@ class _Encoded:
 
     row: int
     sample: Rendering
-    tokens: list[int]
+    tokens: array[int]
     ranges: Ranges
     """The tokens that are trained."""
 
@@ -125,19 +125,20 @@ class Encoder:
         num_rows, samples = self._samples(block, unused, unread, unread_keys)
         encoded = self._encoded(self._rendered(samples, unused), unused, tells_kinds=tells_kinds)
         ids = array("i")
-        targets: list[tuple[int, int]] = []  # tokens from..to-1
+        edges = [0]  # tokens at which targets begin and end, in turn
         kinds: Counter[str] = Counter()
         turn_counts: Counter[str] = Counter()
         for one in encoded:
+            at = len(ids)
             for kind, (start, stop) in one.ranges:
                 kinds[kind] += stop - start
-                targets.append((start + len(ids), stop + len(ids)))
-            turn_counts.update(one.sample.turns)
-            ids.fromlist(one.tokens)
-        input_ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
-        labels = np.full(len(ids), IGNORE, np.int32)
-        for start, stop in targets:
-            labels[start:stop] = input_ids[start:stop]
+                edges += (at + start, at + stop)
+            for name, number in one.sample.turns.items():
+                turn_counts[name] += number
+            ids += one.tokens
+        input_ids = np.array(ids, np.int32)
+        lengths = np.diff([*edges, len(ids)])
+        is_target = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
         rows = [one.row if one.sample.source_row is None else one.sample.source_row for one in encoded]
         return EncodedBlock(
             num_rows=num_rows,
@@ -146,7 +147,7 @@ class Encoder:
             turns=[one.sample.source_turn for one in encoded],
             lengths=[len(one.tokens) for one in encoded],
             input_ids=input_ids,
-            labels=labels,
+            labels=np.where(is_target, input_ids, np.int32(IGNORE)),
             kinds=kinds,
             unread=unread,
             unread_keys=unread_keys,
@@ -173,8 +174,10 @@ class Encoder:
                 if isinstance(content, ValueError):
                     raise RowFault("unreadable", str(content))
                 if not isinstance(content, Tree):
-                    unread.update(self._format.unread(content))
-                    unread_keys.update(self._format.overruled(content))
+                    if columns := self._format.unread(content):
+                        unread.update(columns)
+                    if keys := self._format.overruled(content):
+                        unread_keys.update(keys)
                 if self._trees is not None:
                     paths = self._trees.paths(content)
                     unused.paths[row] = paths
@@ -184,7 +187,8 @@ class Encoder:
             except RowFault as fault:
                 unused.add(row, fault)
         for _, sample in samples:
-            unread_keys.update(self._renderer.unread_keys(sample))
+            if keys := self._renderer.unread_keys(sample):
+                unread_keys.update(keys)
         return num_rows, samples
 
     def _rendered(self, samples: list[tuple[int, Sample]], unused: Unused) -> list[tuple[int, Rendering]]:
@@ -229,7 +233,7 @@ class Encoder:
             if tells_kinds:
                 for kind, (start, stop) in ranges:
                     kinds[start:stop] = kinds[start:stop] if kind == "all" else [kind] * (stop - start)
-            encoded.append(_Encoded(row, sample, tokens, ranges, kinds))
+            encoded.append(_Encoded(row, sample, array("i", tokens), ranges, kinds))
         return [one for one in encoded if one.row not in unused]
 
     def _target_ranges(self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]) -> Ranges:
@@ -312,10 +316,14 @@ def _joined(spans: list[Span]) -> list[Span]:
 def _overlapping(encoding: Encoding | PlainEncoding, span: Span) -> tuple[int, int] | None:
     """The tokens that overlap some characters; None if there are none. Characters may have no token, or several."""
     begin, end = span
-    first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
+    first = None
+    while begin < end and (first := encoding.char_to_token(begin)) is None:
+        begin += 1
     if first is None:
         return None
-    stop = 1 + next(t for c in range(end - 1, begin - 1, -1) if (t := encoding.char_to_token(c)) is not None)
+    while (last := encoding.char_to_token(end - 1)) is None:
+        end -= 1
+    stop = last + 1
     while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
         stop += 1  # the last character has several tokens
     return first, stop

@@ -85,7 +85,7 @@ class Renderer:
                     " --train-on assistant does as the marks say",
                 )
             sample = self._with_functions(sample, self._chats)
-            if not self._chats.reads_all(sample):
+            if sample.kwargs and not self._chats.reads_all(sample):
                 sample = replace(sample, notes=[*sample.notes, "kwargs_unread"])
             return self._chats.of(sample).render(sample, chat_text)
         if isinstance(sample, Text):
@@ -129,6 +129,8 @@ class _ToldRenderers:
 
     def of(self, chat: Chat) -> ChatRenderer:
         """The renderer for what the row of a chat tells."""
+        if not chat.kwargs:
+            return self.untold
         kwargs = {name: value for name, value in chat.kwargs.items() if self.template.reads(name)}
         if not kwargs:
             return self.untold

@@ -18,17 +18,18 @@ def looked_at(chat: Chat, words: OwnWords, marks: ReasoningMarks, notes: list[st
     Marks of inline reasoning are nobody's words, though they may be special tokens.
     """
     roles = marks.plain_roles(chat)
-    texts = None if roles is None else ["\n".join(roles), *(turn["content"] for turn in chat.messages)]
+    if roles is not None and words.are_plain((*roles, *(turn["content"] for turn in chat.messages))):
+        return chat
     apart = {
         number: inline
-        for number, turn in enumerate(chat.messages if roles is None else ())
+        for number, turn in enumerate(chat.messages)
         if turn["role"] == "assistant" and (inline := marks.apart(turn.get("content")))
     }
     said: list[Any] = [
         turn if (inline := apart.get(number)) is None else turn | {"content": [inline.reasoning, inline.answer]}
         for number, turn in enumerate(chat.messages)
     ]
-    messages, tools = words.look((said, chat.tools), notes, texts)
+    messages, tools = words.look((said, chat.tools), notes)
     if HIDDEN not in notes:
         return chat
     for number, inline in apart.items():

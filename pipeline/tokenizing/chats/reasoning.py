@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.base.words import listed
 from pipeline.tokenizing.rows.messages import REASONING, Message, RowFault, reasoning_of, said_besides
-from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.rows.samples import CLOSING, Chat
 
 _QUOTES = "`'\"“‘«(*"
 
@@ -25,13 +25,14 @@ class Inline:
 class ReasoningMarks:
     """The marks between which inline reasoning stands; the opening one may be missing, as templates write it too."""
 
-    def __init__(self, opening: str = "<think>", closing: str = "</think>") -> None:
+    def __init__(self, opening: str = "<think>", closing: str = CLOSING) -> None:
         self.opening, self.closing = opening, closing
+        self._is_other = closing != CLOSING  # which plain chats do not have anyhow
 
     def plain_roles(self, chat: Chat) -> tuple[str, ...] | None:
         """The roles of a chat that is nothing but roles and texts without reasoning."""
         roles = chat.plain_roles
-        if roles is None or any(self.closing in turn["content"] for turn in chat.messages):
+        if roles is None or (self._is_other and any(self.closing in turn["content"] for turn in chat.messages)):
             return None
         return roles
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,7 +49,7 @@ class Rendering:
     without_reasoning: frozenset[int] = frozenset()
     """The turns whose reasoning the template leaves out of it."""
 
-    turns: Counter[str] = field(default_factory=Counter)
+    turns: Mapping[str, int] = field(default_factory=dict)
     """Turns by what `Tally` counts of them; the first sample of a row has those of all."""
 
     parts: Callable[[], Parts] = list
@@ -124,11 +123,11 @@ class ChatRenderer:
         chat = looked_at(chat, self._words, self._marks, notes)
         chat_text = None if HIDDEN in notes else chat_text
         renderings = self._samples(chat, trained, chat_text, notes)
-        renderings[0].turns = Counter(
-            turns=len(chat.messages) - chat.num_shared,
-            turns_trained=len(trained),
-            reasoning_left_out=num_dropped + _num_without_reasoning(renderings, chat.num_shared),
-        )
+        renderings[0].turns = {
+            "turns": len(chat.messages) - chat.num_shared,
+            "turns_trained": len(trained),
+            "reasoning_left_out": num_dropped + _num_without_reasoning(renderings, chat.num_shared),
+        }
         return renderings
 
     def _samples(self, chat: Chat, trained: list[int], chat_text: Marked | None, notes: list[str]) -> list[Rendering]:
@@ -165,7 +164,7 @@ class ChatRenderer:
         if self._train_on in ("completion", "last"):
             told = chat.num_prompt if self._train_on == "completion" else 0
             answers = [number for number in answers if number >= told] if told else answers[-1:]
-        return [number for number in answers if chat.marked(number) is not False]
+        return [number for number in answers if chat.marked(number) is not False] if chat.marks else answers
 
     def _with_reasoning(self, chat: Chat, notes: list[str]) -> Chat:
         """The chat without its reasoning, or with it in front of the content, where that is asked for."""
@@ -207,8 +206,7 @@ class ChatRenderer:
             require_same(chat, text, self._words, template)
         found = self._turns.find(chat, shape, text)
         notes = self._unsaid.notes(chat, trained, text, found, notes)
-        spoken = [turn for turn in chat.messages if isinstance(turn.get("content"), str)]
-        prompt = "\n".join(turn["content"] for turn in spoken if turn["role"] == "user")
+        prompt = chat.asked if self._options.keep_text else ""
         rendering = Rendering(
             text=text,
             targets=None,
@@ -323,7 +321,7 @@ class ChatRenderer:
                 if token is None and opener is not None:
                     end = len(rendering.text) if number == len(chat.messages) - 1 else end
                     put, token = opener, (end, end + len(opener))
-            elif token is None and self._options.turn_end == "none":
+            elif token is None and self._options.turn_end == "none" and "no_turn_end" not in rendering.notes:
                 rendering.notes.append("no_turn_end")
             if token is None and self._options.turn_end != "none":
                 raise endless(turn, self._template, self._turns.probes.user_opener)
@@ -338,7 +336,6 @@ class ChatRenderer:
                 rendering.end_tokens.append(token)
             shift += len(put)
         rendering.text, rendering.targets = text, targets
-        rendering.notes[:] = list(dict.fromkeys(rendering.notes))
 
 
 def _num_without_reasoning(renderings: Sequence[Rendering], first: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind
 from pipeline.tokenizing.chats.template import Span
@@ -101,8 +101,7 @@ class Shape:
         return self.layout.slots[: last + 1], pieces[: last + 1], pieces[last + 1][: turn.end]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Turn(NamedTuple):
     """An assistant turn in a rendered chat."""
 
     message: int

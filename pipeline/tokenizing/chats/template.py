@@ -26,6 +26,7 @@ Marked = tuple[str, list[Span]]
 _TRACKER = threading.Lock()
 """Generation marks are noted in the compiled template, which all threads share."""
 
+_UNTRACKED = "{# without marks #}\n"  # another source is compiled apart, so its renderings are not noted with others'
 _CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _CLOCK_IS_READ = "the clock is read"
 _WITHOUT_CLOCK = (  # the line break after it is taken away by Jinja, as its environment here is set
@@ -132,7 +133,7 @@ class ChatTemplate:
             return self._render(
                 conversations=[_in_parts(chat) for chat in chats] if self._wants_parts else chats,  # type: ignore[arg-type]
                 tools=tools,
-                chat_template=_WITHOUT_CLOCK + source if self._needs_day else source,
+                chat_template=("" if marks else _UNTRACKED) + (_WITHOUT_CLOCK if self._needs_day else "") + source,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=generation_prompt,
                 **(self._variables | dict(kwargs or {})),

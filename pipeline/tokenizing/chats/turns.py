@@ -230,18 +230,13 @@ class TurnFinder:
     def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
         first, last = turn.slots[0], turn.slots[-1]
         piece, own_piece = shape.layout.pieces[first], layout.pieces[first]
-        text_start = spans[first][0]
-
-        def begin_of(at: int) -> int:
-            is_moved = piece is not own_piece and not own_piece.startswith(piece[:at])
-            return text_start - (len(piece) if is_moved else len(own_piece)) + at
-
         tail, own_tail = shape.layout.pieces[last + 1], layout.pieces[last + 1]
         end, stop, opener = turn.end, turn.end_tokens, turn.opener
         if tail is not own_tail and tail != own_tail:  # arguments stand in it, or ids
             end, stop, opener = self._moved(tail, own_tail, end, stop, opener)
         at = spans[last][1]
-        parts = self._parts(turn, spans, begin_of(turn.begin), at + end, chat_text)
+        begin = spans[first][0] - _before_end(turn.begin, piece, own_piece)
+        parts = self._parts(turn, spans, begin, at + end, chat_text)
         return Turn(
             message=turn.message,
             parts=parts,
@@ -249,7 +244,7 @@ class TurnFinder:
             end_tokens=(at + end, at + stop) if stop > end else None,
             opener=None if opener is None else (at + opener[0], at + opener[1]),
             after=chat_text[at : at + len(own_tail)],
-            begin_least=begin_of(turn.begin_least),
+            begin_least=spans[first][0] - _before_end(turn.begin_least, piece, own_piece),
             texts=[(kind, spans[slot]) for slot, kind in zip(turn.slots, turn.kinds, strict=True)],
             goes_on=turn.goes_on,
         )
@@ -300,6 +295,12 @@ class TurnFinder:
             return len(piece) - len(rest.lstrip())
         special = self._special_texts.search(piece) if before == "reasoning" else None
         return special.end() if special else 0
+
+
+def _before_end(at: int, piece: str, own_piece: str) -> int:
+    """How far before the end of a chat's own piece stands what is at a place in the piece of its shape."""
+    is_there = piece is own_piece or own_piece.startswith(piece[:at])  # or arguments stand before it, or ids
+    return len(own_piece if is_there else piece) - at
 
 
 def _is_blank_result(after: list[Message]) -> bool:

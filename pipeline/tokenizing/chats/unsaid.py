@@ -38,6 +38,8 @@ class Unsaid:
 
         trained: the turns that are targets; notes: those there are already; see `tally.NOTES`.
         """
+        if chat.plain_roles is not None and not found.missing:
+            return notes
         notes = [*notes, *self._of_tools(chat, text)]
         last_user = max((number for number, turn in enumerate(chat.messages) if turn["role"] == "user"), default=0)
         for leaf in found.missing:

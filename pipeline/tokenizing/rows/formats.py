@@ -22,7 +22,7 @@ from pipeline.tokenizing.rows.messages import (
     name_of,
     parsed,
 )
-from pipeline.tokenizing.rows.paths import column_of, value_at
+from pipeline.tokenizing.rows.paths import column_of, columns_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 
@@ -163,9 +163,10 @@ class Format:
 
     def _chat(self, system: list[Message], messages: list[Message], marks: list[Mark], tools: list[Any] | None) -> Chat:
         whole = _one_system([*system, *messages])
+        if not any(mark is not None for mark in marks):
+            return Chat(whole, tools)
         added = len(whole) - len(messages)
-        said = [*[None] * added, *marks[max(0, -added) :]]
-        return Chat(whole, tools, marks=said if any(mark is not None for mark in said) else ())
+        return Chat(whole, tools, marks=[*[None] * added, *marks[max(0, -added) :]])
 
     def _pair_of_turns(self, row: Mapping[str, Any], prompt: Any, completion: Any) -> Chat:
         asked, asked_marks = self._as_turns(prompt, "user", self.columns["prompt"])
@@ -179,8 +180,15 @@ class Format:
             marks=marks if any(mark is not None for mark in marks) else (),
         )
 
+    @cached_property
+    def _guarded(self) -> frozenset[str]:
+        """The columns in which something must not have content."""
+        return frozenset(column for path in self.guards for column in columns_of(path))
+
     def guard(self, row: Mapping[str, Any]) -> None:
         """Raise `RowFault` for content that changes what should be trained, and is not read."""
+        if self._guarded.isdisjoint(row):
+            return
         for column in self.guards:
             value, name = value_at(row, column), column.rpartition(".")[2]
             if value is None or value == "":
@@ -200,9 +208,11 @@ class Format:
                 "not_text",
                 f"column {column!r} is no list of turns with role and content (or from and value){not_a_chat(value)}",
             )
-        found = [self.reader.message(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
-        if not found:
+        if not value:
             raise RowFault("no_assistant_turn", f"column {column!r} has no turns")
+        if all(map(self.reader.is_simple, value)):
+            return value, [None] * len(value)
+        found = [self.reader.message(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
         return [message for message, _ in found], [mark for _, mark in found]
 
     def _as_turns(self, value: Any, role: str, column: str) -> tuple[list[Message], list[Mark]]:
@@ -249,6 +259,8 @@ class Format:
         return value
 
     def _optional_text(self, row: Mapping[str, Any], name: str) -> str:
+        if name not in self.columns and name not in self.unseen:
+            return ""
         is_there = value_at(row, self.columns.get(name, "")) is not None
         others = [other for other in self.unseen.get(name, ()) if value_at(row, other) is not None]
         if not others:
@@ -264,7 +276,7 @@ class Format:
         return [{"role": "system", "content": content}] if content else []
 
     def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
-        tools = value_at(row, self.columns.get("tools", ""))
+        tools: Any = value_at(row, self.columns["tools"]) if "tools" in self.columns else None
         if is_blank(tools):
             return None
         try:
@@ -282,7 +294,9 @@ class Format:
 
     def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row tells its template besides; nulls tell nothing. Raises `RowFault`."""
-        column = self.columns.get(TEMPLATE_KWARGS, "")
+        column = self.columns.get(TEMPLATE_KWARGS)
+        if column is None:
+            return {}
         told = parsed(value_at(row, column))
         if told is None or told == "":
             return {}

@@ -62,13 +62,17 @@ class OwnWords:
         self._exchanged = self._stand_ins | self._told
         self._private = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + len(specials))}]")
 
-    def look(self, words: Words, notes: list[str], texts: Iterable[str] | None = None) -> Words:
+    def are_plain(self, texts: Iterable[str]) -> bool:
+        """Whether no special token stands in texts."""
+        return not any(map(self._special.search, texts))
+
+    def look(self, words: Words, notes: list[str]) -> Words:
         """Look for special tokens in words; returns them as they are to be rendered.
 
-        notes: what is said of the sample, to which it is added what was found: `HIDDEN` where something is hidden now;
-        texts: where to look, None for everywhere. Raises `RowFault` where they are an error, or cannot be hidden.
+        notes: what is said of the sample, to which it is added what was found: `HIDDEN` where something is hidden now.
+        Raises `RowFault` where they are an error, or cannot be hidden.
         """
-        if not any(self._special.search(text) for text in (_texts(words) if texts is None else texts)):
+        if self.are_plain(_texts(words)):
             return words
         if self._choice == "error":
             raise RowFault(

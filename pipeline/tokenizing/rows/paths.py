@@ -19,9 +19,14 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return None
 
 
+def columns_of(path: str) -> list[str]:
+    """The columns that a path may begin with."""
+    return [path, *(head for head, _ in _cuts(path))]
+
+
 def column_of(path: str, columns: Sequence[str]) -> str | None:
     """The column that a path begins with, if it is there."""
-    return path if path in columns else next((head for head, _ in _cuts(path) if head in columns), None)
+    return next((column for column in columns_of(path) if column in columns), None)
 
 
 def _cuts(path: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,9 @@ from typing import Any
 
 from pipeline.tokenizing.rows.messages import Mark, Message, PartMarks
 
+CLOSING = "</think>"
+"""The usual mark that ends inline reasoning."""
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -41,9 +44,15 @@ class Chat:
             return None
         for turn in self.messages:
             content = turn.get("content")
-            if len(turn) != 2 or not isinstance(content, str) or "</think>" in content or not content.strip():
+            if len(turn) != 2 or not isinstance(content, str) or CLOSING in content or not content.strip():
                 return None
         return tuple([turn["role"] for turn in self.messages])
+
+    @property
+    def asked(self) -> str:
+        """What the user says in it."""
+        spoken = [turn for turn in self.messages if isinstance(turn.get("content"), str)]
+        return "\n".join(turn["content"] for turn in spoken if turn["role"] == "user")
 
     def up_to(self, stop: int) -> Chat:
         """Its turns before the one numbered `stop`."""

@@ -60,7 +60,7 @@ class TurnReader:
 
     def message(self, turn: Mapping[str, Any], where: str) -> tuple[Message, Mark]:
         """A turn as templates expect it, and whether it says that it is trained. Raises `RowFault`."""
-        if self._is_simple(turn):
+        if self.is_simple(turn):
             return dict(turn), None
         trained: Mark
         message, trained = self._named(turn, where)
@@ -97,7 +97,7 @@ class TurnReader:
             )
         return message, trained
 
-    def _is_simple(self, turn: Mapping[str, Any]) -> bool:
+    def is_simple(self, turn: Mapping[str, Any]) -> bool:
         """Whether it is a role and a text, so that nothing is to be done."""
         role, content = turn.get("role"), turn.get("content")
         return (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.format.options import TEMPLATE_KWARGS, InputOptions, TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock, open_raw
 from pipeline.reading.inputs import resolve
+from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import EncodedBlock
 from pipeline.tokenizing.tokenization import load_tokenization
 from tests.conftest import Run
@@ -187,3 +190,28 @@ def test_words_of_python_are_no_values(run: Run, lines: Lines, tok: Path) -> Non
     ended = run("tokenize", lines([{"text": "a"}]), "--tokenizer", tok, "--template-kwargs", "enable_thinking=False")
     assert ended.code == 2
     assert "write false" in ended.err
+
+
+def test_marks_are_of_the_chat_alone_while_other_threads_render(tok: Path, tmp_path: Path) -> None:
+    """Transformers notes marks in the compiled template, whoever renders by it meanwhile."""
+    path = tmp_path / "marked.jinja"
+    path.write_text(MARKED)
+    tokenization = load_tokenization(tok, path, TokenizeOptions(), tells=False)
+    chats = ChatTemplate(tokenization.tokenizer, path)
+    is_over = threading.Event()
+
+    def render() -> None:
+        while not is_over.is_set():
+            chats.render(PLAIN, None)
+
+    other = threading.Thread(target=render)
+    other.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        found = {len(marks) for _ in range(20) for _, marks in chats.render_all_marked([PLAIN] * 20)}
+    finally:
+        sys.setswitchinterval(interval)
+        is_over.set()
+        other.join()
+    assert found == {sum(turn["role"] == "assistant" for turn in PLAIN)}
