@@ -95,6 +95,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     unread: dict[str, int] = {}
     """Rows in which a column has content that was not read, by its name."""
 
+    unread_keys: dict[str, int] = {}
+    """Turns in which a key has content that was not read, by its name."""
+
 
 class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
     """One split of a tokenised dataset."""

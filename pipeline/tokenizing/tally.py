@@ -103,6 +103,7 @@ class RowTally:
             dropped=dict(sorted(self.dropped.items())),
             targets_by_kind=dict(sorted(self.kinds.items())),
             unread=dict(sorted(self.unread.items())),
+            unread_keys=dict(sorted(self.unread_keys.items())),
             **self.turns,
         )
 

@@ -36,7 +36,7 @@ def test_a_chat_as_a_dataset(run: Run, tmp_path: Path, lines: Lines, flags: list
     trained = [token for token in dataset[0]["labels"] if token != -100]
     assert whole.decode(trained) == "b.<|im_end|>"
     counts = {"rows": 1, "samples": 1, "tokens": len(dataset[0]["input_ids"]), "targets": len(trained), "dropped": {}}
-    counts |= {"targets_by_kind": {"answer": len(trained) - 1, "end": 1}, "unread": {}}
+    counts |= {"targets_by_kind": {"answer": len(trained) - 1, "end": 1}, "unread": {}, "unread_keys": {}}
     counts |= {"turns": 2, "turns_trained": 1, "reasoning_left_out": 0}
     assert ended.json["counts"] == counts == manifest_of(tmp_path / "out")["counts"]
     assert ended.json["tokenizer"]["name"] == "small"

@@ -155,3 +155,12 @@ def test_messages_of_trees(run: Run, tmp_path: Path, lines: Lines, flags: list[o
     for source in (lines(content), tmp_path / "t.parquet"):
         assert run("tokenize", source, "--output", tmp_path / source.suffix[1:], *flags).code == 0
         assert manifest_of(tmp_path / source.suffix[1:])["counts"]["unread"] == {"lang": 1, "model": 1}
+
+
+def test_keys_of_turns(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
+    turns = chat("a", "b")
+    turns[0]["mood"], turns[1]["refusal"] = "", "no"
+    source = lines([{"messages": turns}, {"messages": [*chat("a", "b"), *turns]}])
+    ended = run("tokenize", source, "--output", tmp_path / "o", *flags)
+    assert ended.code == 0 and "keys of turns that are not read: refusal (2 turns)" in ended.err
+    assert manifest_of(tmp_path / "o")["counts"]["unread_keys"] == {"refusal": 2}
