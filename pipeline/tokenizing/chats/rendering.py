@@ -110,7 +110,8 @@ class ChatRenderer:
         trained = self._trained(chat)
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
-            raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles})")
+            marked = "; the data marks its turns as not trained" if False in chat.marks else ""
+            raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles}{marked})")
         notes, num_dropped = list(chat.notes), 0
         if self._marks.plain_roles(chat) is None:
             told = chat
