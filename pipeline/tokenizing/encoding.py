@@ -137,8 +137,8 @@ class Encoder:
                 turn_counts[name] += number
             ids += one.tokens
         input_ids = np.array(ids, np.int32)
-        lengths = np.diff([*edges, len(ids)])
-        is_target = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        runs = np.diff([*edges, len(ids)])
+        is_target = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         rows = [one.row if one.sample.source_row is None else one.sample.source_row for one in encoded]
         return EncodedBlock(
             num_rows=num_rows,
@@ -315,14 +315,15 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 def _overlapping(encoding: Encoding | PlainEncoding, span: Span) -> tuple[int, int] | None:
     """The tokens that overlap some characters; None if there are none. Characters may have no token, or several."""
-    begin, end = span
+    at, end = span
     first = None
-    while begin < end and (first := encoding.char_to_token(begin)) is None:
-        begin += 1
+    while at < end and (first := encoding.char_to_token(at)) is None:
+        at += 1
     if first is None:
         return None
-    while (last := encoding.char_to_token(end - 1)) is None:
-        end -= 1
+    at = end - 1
+    while (last := encoding.char_to_token(at)) is None:
+        at -= 1
     stop = last + 1
     while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
         stop += 1  # the last character has several tokens

@@ -35,7 +35,7 @@ class Rendering:
     """Characters of special tokens that end a trained turn."""
 
     prompt: str
-    """What the user said, to embed the sample by; all of a plain text."""
+    """What the user said, to embed the sample by; all of a plain text. Of a chat empty unless it is to be kept."""
 
     notes: list[str]
     """What is to be said about it; see `tally.NOTES`."""
@@ -110,8 +110,11 @@ class ChatRenderer:
         trained = self._trained(chat)
         if not trained and self._train_on != "all":
             roles = ", ".join(sorted({turn["role"] for turn in chat.messages}))
-            marked = "; the data marks its turns as not trained" if False in chat.marks else ""
-            raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles}{marked})")
+            is_marked = any(
+                turn["role"] == "assistant" and chat.marked(n) is False for n, turn in enumerate(chat.messages)
+            )
+            why = "; the data marks assistant turns as not trained" if is_marked else ""
+            raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles}{why})")
         notes, num_dropped = list(chat.notes), 0
         if self._marks.plain_roles(chat) is None:
             told = chat

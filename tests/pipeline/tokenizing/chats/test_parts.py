@@ -49,7 +49,8 @@ THOUGHT = "<think>\nfirst\n</think>\n\n"
 def test_parts(tok: Path, tmp_path: Path, name: str, told_parts: Any, keys: Any, wanted: list[str] | None) -> None:
     found, runs = told(tok, name, tmp_path, answered(*told_parts, **keys))
     if wanted is None:
-        assert [fault.reason for fault in found.faults] == ["no_assistant_turn"]
+        (fault,) = found.faults
+        assert fault.reason == "no_assistant_turn" and "marks assistant turns as not trained" in fault.detail
         return
     call = '\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     expected = [text.replace("CALL", call) for text in wanted]
