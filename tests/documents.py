@@ -116,7 +116,8 @@ def unknown_flags(name: str, text: str, known: Flags) -> list[str]:
     wrong = []
     for where, flags in _shown(text):
         if where.startswith("scripts/"):
-            sources = [path for path in (ROOT / where, ROOT / f"{where}.py") if path.exists()]
+            named = [ROOT / where, ROOT / f"{where}.py", ROOT / where.replace("_check", "") / "__main__.py"]
+            sources = [path for path in named if path.exists()]
             unknown = {flag for flag in flags if not any(flag in path.read_text() for path in sources)}
         elif where and where not in known:
             wrong.append(f"{name}: there is no command {where}")

@@ -14,13 +14,17 @@ from pipeline.base.words import listed
 MOST_NUMBER = 1e30
 """More than any float32 squared could be told from infinity."""
 
-PADDED, GROUPED, FLATTENING = "padded", "length-grouped", "transformers-flattening"
-MINIBATCH, PACKED, STATIC = "minibatch", "packed", "packed-static"
-LAYOUTS = (PADDED, GROUPED, FLATTENING, MINIBATCH, PACKED, STATIC)
+PADDED, GROUPED = "padded", "length-grouped"
+FLATTENING, FLATTENING_TOLD = "transformers-flattening", "transformers-flattening-cu-seqlens"
+MINIBATCH, PACKED, STATIC, DENSE = "minibatch", "packed", "packed-static", "dense"
+LAYOUTS = (PADDED, GROUPED, FLATTENING, FLATTENING_TOLD, MINIBATCH, PACKED, STATIC, DENSE)
 """How the same samples are given to a model, see `training.measuring.layouts`."""
 
-OF_TRANSFORMERS = (PADDED, GROUPED, FLATTENING)
-"""Layouts that a model computes with attention of its own."""
+FLATTENED = (FLATTENING, FLATTENING_TOLD)
+"""Layouts of transformers' own collator: the model finds in every layer where samples begin, or is told."""
+
+OF_TRANSFORMERS = (PADDED, GROUPED, *FLATTENED)
+"""Layouts that a model computes as transformers does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,8 @@ class BenchOptions(ShardOptions):
         for name in self.layouts:
             if name not in LAYOUTS:
                 raise ConfigError(f"--layouts: there is no {name!r}, but {', '.join(LAYOUTS)}")
-        if self.backend != "auto" and not set(self.layouts) - set(OF_TRANSFORMERS):
+        without = (PADDED, GROUPED) if self.backend == "torch-varlen" else OF_TRANSFORMERS
+        if self.backend in ("sdpa", "torch-varlen") and not set(self.layouts) - set(without):
             raise ConfigError(
                 f"--backend {self.backend} has no effect on {listed(self.layouts, 'and')}, which the model computes by"
                 " attention of its own"

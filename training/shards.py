@@ -2,22 +2,79 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.words import first_line
-from pipeline.format.manifest import MANIFEST, ManifestError, OldFormatError, PackManifest, read_manifest
 from training.packs import segment_lengths, tokens_per_pack
+
+if TYPE_CHECKING:
+    from pipeline.format.manifest import PackManifest
 
 COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
 
 SEE_VERIFY = "see `python -m pipeline verify {}`"
+
+_MANIFEST = "manifest.json"
+
+
+class Packs(Dataset[Any]):
+    """Packs in Arrow files that are mapped: what is not asked for is not read.
+
+    `packs[number]` is a row, a mapping of `COLUMNS` to arrays of int64. A `DataLoader` gets every batch as one table,
+    more than three times as fast as row by row.
+    """
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> None:
+        self._schema = schema
+        self._batches = [each for each in batches if each.num_rows]
+        self._starts = np.cumsum([0, *(each.num_rows for each in self._batches)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray[Any, Any]]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        row = self.table([number])
+        return {name: row.column(name).chunk(0).flatten().to_numpy().astype(np.int64) for name in row.column_names}
+
+    def __getitems__(self, numbers: list[int]) -> list[pa.Table]:
+        return [self.table(numbers)]
+
+    def table(self, numbers: Sequence[int]) -> pa.Table:
+        """Some packs, in this order; nothing is copied."""
+        at = np.asarray(numbers, np.int64)
+        batch = np.searchsorted(self._starts, at, side="right") - 1
+        ends = np.flatnonzero((np.diff(at) != 1) | (np.diff(batch) != 0)) + 1
+        runs = [
+            self._batches[batch[first]].slice(at[first] - self._starts[batch[first]], last - first)
+            for first, last in zip([0, *ends], [*ends, len(at)], strict=True)
+            if last > first
+        ]
+        return pa.Table.from_batches(runs, self._schema)
+
+    def select(self, numbers: Sequence[int]) -> Packs:
+        """Some packs, in this order, as packs of their own."""
+        return Packs(self.table(numbers).to_batches(), self._schema)
+
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """Some columns of all packs, part by part."""
+        for each in self._batches:
+            yield pa.Table.from_batches([each.select(list(columns))])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of all packs."""
+        return pa.chunked_array([each.column(name) for each in self._batches], self._schema.field(name).type)
 
 
 @dataclass(frozen=True)
@@ -25,8 +82,9 @@ class Shards:
     """Packs on disk."""
 
     path: str
-    packs: datasets.Dataset
-    """In numpy format, with `COLUMNS` alone."""
+    packs: Packs
+    files: list[Path]
+    """What they are read from."""
 
     capacity: int
     """Tokens that a pack may have."""
@@ -41,21 +99,8 @@ class Shards:
     """What the run that wrote them says of them; None where it is not there."""
 
 
-class PackTables(Dataset[pa.Table]):
-    """Packs for a `DataLoader`, a batch of them as one table: more than three times as fast as row by row."""
-
-    def __init__(self, shards: Shards) -> None:
-        self._packs = shards.packs.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    def __getitems__(self, numbers: list[int]) -> list[pa.Table]:
-        return [self._packs[numbers]]
-
-
 def open_shards(path: str, split: str | None = None) -> Shards:
-    """Open a directory that `python -m pipeline pack` wrote.
+    """Open a directory that `python -m pipeline pack` wrote. `datasets` is not needed.
 
     split: needed where it holds several.
 
@@ -70,33 +115,74 @@ def open_shards(path: str, split: str | None = None) -> Shards:
         wrong = f"state.json is missing; {SEE_VERIFY.format(path)}" if manifest else "no dataset"
         raise DataError(f"shards {path}: {wrong}; training reads what `python -m pipeline pack` writes")
     try:
-        found = datasets.load_from_disk(path)
-    except Exception as error:  # whatever datasets makes of it
+        files = _files(folder, split)
+        batches, schema = _mapped(files)
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"shards {path} cannot be read ({said}); {SEE_VERIFY.format(path)}") from error
-    if isinstance(found, datasets.DatasetDict):
-        if split is None and len(found) > 1:
-            raise ConfigError(f"shards {path}: choose one of the splits with --split: {', '.join(found)}")
-        name = split or next(iter(found))
-        if name not in found:
-            raise ConfigError(f"shards {path}: no split {name!r}, but {', '.join(found)}")
-        found = found[name]
-    elif split is not None:
-        raise ConfigError(f"shards {path}: there are no splits, so no {split!r}")
-    missing = [column for column in COLUMNS if column not in found.column_names]
-    if missing:
-        raise DataError(
-            f"shards {path}: no column {missing[0]!r}; training reads what `python -m pipeline pack` writes"
-        )
-    packs = found.select_columns(list(COLUMNS))
+    for column in COLUMNS:
+        if column not in schema.names:
+            raise DataError(
+                f"shards {path}: no column {column!r}; training reads what `python -m pipeline pack` writes"
+            )
+        if not _holds_integers(schema.field(column).type):
+            raise damaged_packs(path, f"{column} of a pack are no integers")
+    packs = Packs(batches, schema)
     longest_pack, longest, most = _extents(packs, path)
     capacity = longest_pack if manifest is None else manifest.capacity
-    return Shards(path, packs.with_format("numpy"), capacity, longest, most, manifest)
+    return Shards(path, packs, files, capacity, longest, most, manifest)
+
+
+def _files(folder: Path, split: str | None) -> list[Path]:
+    """The files of a dataset, or of its split, in their order. Raises `ConfigError`, `LookupError`, `ValueError`."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        if split is None and len(splits) > 1:
+            raise ConfigError(f"shards {folder}: choose one of the splits with --split: {', '.join(splits)}")
+        name = split or splits[0]
+        if name not in splits:
+            raise ConfigError(f"shards {folder}: no split {name!r}, but {', '.join(splits)}")
+        folder = folder / name
+    elif split is not None:
+        raise ConfigError(f"shards {folder}: there are no splits, so no {split!r}")
+    state = json.loads((folder / "state.json").read_bytes())
+    if state.get("_indices_data_files"):
+        raise ValueError("its rows are chosen by indices: save it again with flatten_indices()")
+    return [folder / each["filename"] for each in state["_data_files"]]
+
+
+def _mapped(files: Sequence[Path]) -> tuple[list[pa.RecordBatch], pa.Schema]:
+    """What stands in files, all of `COLUMNS` that there are. Raises `OSError`, `ValueError`."""
+    batches: list[pa.RecordBatch] = []
+    schema: pa.Schema | None = None
+    for file in files:
+        with pa.ipc.open_stream(pa.memory_map(str(file))) as stream:
+            kept = [name for name in COLUMNS if name in stream.schema.names]
+            found = pa.schema([stream.schema.field(name) for name in kept])
+            if schema is not None and schema != found:
+                raise ValueError(f"{file.name} has other columns than {files[0].name}")
+            schema = found
+            batches += [batch.select(kept) for batch in stream]
+    if schema is None:
+        raise ValueError("it lists no data files")
+    return [pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in batches], schema
+
+
+def _holds_integers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and pa.types.is_integer(kind.value_type))
 
 
 def _manifest(folder: Path) -> PackManifest | None:
-    if not (folder / MANIFEST).is_file():
+    if not (folder / _MANIFEST).is_file():
         return None
+    from pipeline.format.manifest import (  # noqa: PLC0415 - packs without one are trained where msgspec is missing
+        ManifestError,
+        OldFormatError,
+        PackManifest,
+        read_manifest,
+    )
+
     try:
         manifest = read_manifest(folder)
     except OldFormatError as error:
@@ -110,14 +196,14 @@ def _manifest(folder: Path) -> PackManifest | None:
     return manifest
 
 
-def _extents(packs: datasets.Dataset, path: str) -> tuple[int, int, int]:
+def _extents(packs: Packs, path: str) -> tuple[int, int, int]:
     """(tokens of the longest pack, tokens of the longest segment, segments of the pack that has most).
 
     Raises `DataError` for boundaries that cannot be, and where there is nothing to train.
     """
     longest_pack = longest = most = num_targets = 0
     damaged = damaged_packs(path, "boundaries of a pack are no rising numbers")
-    for table in packs.select_columns(["boundaries", "target_counts"]).with_format("arrow").iter(4096):
+    for table in packs.tables("boundaries", "target_counts"):
         try:
             table.validate(full=True)
         except pa.ArrowInvalid as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch
 from tests.conftest import Run
 from tests.training.checking.test_probe import ROWS
 from tests.training.kernels import CALLS, KERNELS, KernelName, flash_attn_varlen_func, stand_in
-from tests.training.runs import ROOT, command, equal, log_of
+from tests.training.runs import command, equal, log_of
 from tests.training.samples import config_file, pack_of, tiny
 from tests.training.waiting import WouldWait, nothing_waits, on_the_host
 from training import PackedCollator, plan, train_step, use_backend
-from training.attention.backends import BACKENDS
 from training.attention.interface import model_inputs
 from training.checking.parity import parity
 from training.checking.probe import probe
@@ -207,17 +205,3 @@ def test_float32_is_float32_whatever_the_process_says() -> None:
         assert matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_gpu_check_checks_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "flash-attn", "torch-varlen")
-    script = runpy.run_path(str(ROOT / "scripts/gpu_check.py"))
-    report = script["Report"](tmp_path / "found.json", {})
-    device, dtype = torch.device("cpu"), torch.bfloat16
-    script["check_kernels"](report, device, dtype, small=True)
-    script["check_probes"](report, device, dtype)
-    script["check_parity"](report, script["llama"](small=True), list(BACKENDS), dtype, small=True)
-    assert report.failed == []
-    assert {each["backend"] for each in report.figures["kernels"]} == set(BACKENDS)
-    assert {each["backend"] for each in report.figures["probe"]} == set(BACKENDS)
-    assert len(report.figures["parity"]) == 2 * len(BACKENDS)

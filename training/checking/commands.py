@@ -69,8 +69,8 @@ def run_parity(options: ParityOptions) -> ParityResult:
     autocast = autocast_dtype(options.dtype, model.device)
     backend = resolve_backend(model, options.backend, autocast)
     packs = shards.packs.select(packs_to_compare(shards, options.packs, options.seed))
-    check_packs(packs.with_format("arrow")[:], model, shards)
-    rows = list(packs)
+    check_packs(packs.table(range(len(packs))), model, shards)
+    rows = [packs[number] for number in range(len(packs))]
     if not any(row["target_counts"].any() for row in rows):
         raise DataError(f"shards {options.shards}: {len(rows)} packs without a single target; try more --packs")
     samples = sum(len(row["target_counts"]) for row in rows)

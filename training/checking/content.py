@@ -44,8 +44,8 @@ def check_content(shards: Shards, model: PreTrainedModel, rank: int = 0, num_ran
     names = [name for name in files if not name.endswith(".md")][rank::num_ranks]
     if shards.manifest is None:
         log.warning("shards %s: no manifest.json, so nothing tells whether they are as they were packed", shards.path)
-    packs = shards.packs.with_format("arrow")
-    firsts = range(rank * _PACKS_AT_ONCE, len(packs), num_ranks * _PACKS_AT_ONCE)
+    num_packs = len(shards.packs)
+    firsts = range(rank * _PACKS_AT_ONCE, num_packs, num_ranks * _PACKS_AT_ONCE)
     total = len(names) + len(firsts)
     with tqdm(total=total, desc="checking", disable=True if rank else None, leave=False) as bar:
         for name in names:
@@ -56,7 +56,7 @@ def check_content(shards: Shards, model: PreTrainedModel, rank: int = 0, num_ran
                 raise DataError(f"{path} was changed after it was packed; {SEE_VERIFY.format(shards.path)}")
             bar.update()
         for first in firsts:
-            check_packs(packs[first : first + _PACKS_AT_ONCE], model, shards)
+            check_packs(shards.packs.table(range(first, min(first + _PACKS_AT_ONCE, num_packs))), model, shards)
             bar.update()
 
 
@@ -93,8 +93,7 @@ def packs_to_compare(shards: Shards, num_packs: int, seed: int) -> list[int]:
 
     Raises `DataError` if there are none.
     """
-    boundaries = shards.packs.with_format("arrow").select_columns(["boundaries"])[:]["boundaries"]
-    shared = np.flatnonzero(pc.list_value_length(boundaries).to_numpy() > 2)
+    shared = np.flatnonzero(pc.list_value_length(shards.packs.column("boundaries")).to_numpy() > 2)
     if len(shared) == 0:
         raise DataError(f"shards {shards.path}: every pack holds one sample alone, so there is nothing to compare")
     return [int(each) for each in shared[pack_order(len(shared), 0, seed)[:num_packs]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -25,7 +26,10 @@ def bench(as_json: bool, layouts: str | None, **values: Any) -> None:
     """Measure what packing is worth for a model and its data.
 
     The same samples are trained padded, grouped by length, flattened and packed: tokens a second, and memory on a GPU.
+    A layout that memory does not suffice for is measured in several micro-batches, and the table says so.
     """
+    # Read when torch is imported: layouts of other sizes then find whole room where others were.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     from training.command.tables import bench_table
     from training.measuring.commands import run_bench
 

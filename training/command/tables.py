@@ -91,11 +91,17 @@ def parity_table(result: ParityResult) -> View:
 
 def bench_table(result: dict[str, Any]) -> str:
     """What was measured of each layout."""
-    rows = [("layout", "tokens/s", "targets/s", "× padded", "real tokens", "step", "peak memory", "MFU")]
+    rows = [
+        ("layout", "tokens/s", "targets/s", "× padded", "real tokens", "step", "peak memory", "MFU", "attention by")
+    ]
+    lines = []
     for name, each in result["layouts"].items():
         if "failed" in each:
-            rows.append((name, "failed: " + each["failed"][:60], *[""] * 6))
+            rows.append((name, "failed", *[""] * 7))
+            lines.append(f"{name} failed: {each['failed']}")
             continue
+        if each["micro_batches"] > 1:
+            lines.append(f"{name}: out of memory, and measured in {each['micro_batches']} micro-batches a step")
         ratio, peak, mfu = each.get("times_padded"), each.get("peak_memory_bytes"), each.get("mfu")
         rows.append(
             (
@@ -107,17 +113,36 @@ def bench_table(result: dict[str, Any]) -> str:
                 f"{each['step_seconds'] * 1000:,.1f} ms",
                 f"{peak / 1e9:.1f} GB" if peak else "",
                 f"{mfu:.1%}" if mfu else "",
+                each["attention"],
             )
         )
     part = result["collating"].get("part_of_step")
     lines = [
         aligned(rows),
+        *lines,
+        *_ratio_lines(result["ratios"]),
         f"{result['samples']:,} samples of {result['tokens']:,} tokens, {result['parameters']:,} parameters,"
         f" {result['precision']}, {result['device']}, attention by {result['backend']}",
     ]
     if part is not None:
         lines.append(f"reading and collating takes {part:.2%} of a packed step")
+    if result["no_mfu"] is not None:
+        lines.append(f"MFU is not given: {result['no_mfu']}")
     return "\n".join(lines)
+
+
+def _ratio_lines(ratios: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What of ours is how many times as fast as what is not, and why that is not said."""
+    lines = []
+    for name, others in ratios.items():
+        given = [
+            f"{each['tokens_per_second']['median']:.2f} × {other}"
+            for other, each in others.items()
+            if "not_given" not in each
+        ]
+        lines += [f"{name}: {', '.join(given)}"] if given else []
+        lines += [f"{name} / {other}: {each['not_given']}" for other, each in others.items() if "not_given" in each]
+    return lines
 
 
 def _small(value: float | None) -> str:

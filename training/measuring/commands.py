@@ -9,7 +9,8 @@ from pipeline.base.errors import ConfigError
 from training.attention.interface import resolve_backend
 from training.checking.content import check_fits, check_packs
 from training.checking.probe import CLEAN, probe
-from training.measuring.bench import Measurement, bench
+from training.measuring.bench import bench
+from training.measuring.lanes import Measurement
 from training.measuring.versions import machine
 from training.models import load_on_device
 from training.options import BenchOptions
@@ -32,7 +33,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
     backend = resolve_backend(model, options.backend, autocast)
     measured = min(options.steps, num_packs // per_step) * per_step
     packs = shards.packs.select(packs_of_step(num_packs, 0, measured, options.seed))
-    check_packs(packs.with_format("arrow")[:], model, shards)
+    check_packs(packs.table(range(len(packs))), model, shards)
     finding = probe(model, backend, autocast=autocast)
     if finding.verdict != CLEAN:
         log.warning("packs cannot be trained like this: %s %s", type(model).__name__, finding.verdict)

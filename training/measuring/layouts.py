@@ -1,13 +1,15 @@
 """The same samples, given to a model in different ways: what packing is measured against.
 
-Every layout turns the same samples into the same number of batches, of about the same number of samples each:
+Every layout turns the same samples into the same number of steps, of about the same number of samples each:
 
 - padded: to the longest of a shuffled batch;
 - length-grouped: the same, with batches of about one length;
 - transformers-flattening: shuffled batches end to end, by transformers' `DataCollatorWithFlattening`;
+- transformers-flattening-cu-seqlens: the same with `return_flash_attn_kwargs=True`, so that no layer looks for samples;
 - minibatch: the same batches, by `PackedCollator`;
 - packed: packs;
-- packed-static: packs in rows of one length and a few shapes, decoder layers compiled.
+- packed-static: packs in rows of one length and a few shapes, decoder layers compiled;
+- dense: each pack as one causal sequence: what attention within segments is measured against, nothing to train by.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from transformers import DataCollatorWithFlattening
 
 from pipeline.format.labels import IGNORE
 from training.collator import PackedCollator
-from training.options import FLATTENING, GROUPED, MINIBATCH, PACKED, STATIC
+from training.options import DENSE, FLATTENED, FLATTENING_TOLD, GROUPED, MINIBATCH, PACKED, STATIC
 from training.shapes import Shape, choose_shapes, pack_shapes
 
 _MEGA_BATCH = 50
@@ -32,12 +34,14 @@ _MEGA_BATCH = 50
 Sample = Mapping[str, Any]
 """input_ids and labels of one sample, as arrays."""
 
+_Each = TypeVar("_Each")
+
 
 @dataclass(frozen=True)
-class LayoutBatch:
-    """A batch with what there is to train in it."""
+class LayoutStep:
+    """What one step trains, with what there is to train in it."""
 
-    tensors: dict[str, Any]
+    micro_batches: list[dict[str, Any]]
     tokens: int
     targets: int
     samples: int
@@ -54,19 +58,24 @@ def samples_of(packs: Sequence[Mapping[str, Any]]) -> list[Sample]:
     ]
 
 
-def layout_batches(
-    layout: str, packs: Sequence[Mapping[str, Any]], packs_per_forward: int, capacity: int, seed: int
-) -> list[LayoutBatch]:
-    """All packs in a layout, one batch a step; packs come in whole steps."""
+def layout_steps(
+    layout: str, packs: Sequence[Mapping[str, Any]], packs_per_forward: int, capacity: int, seed: int, parts: int = 1
+) -> list[LayoutStep]:
+    """All packs in a layout, `packs_per_forward` a step, or as many samples as they have.
+
+    packs: they come in whole steps; what is over is left out.
+    parts: micro-batches of a step, which its packs, or its samples, are dealt to in their order; fewer, where they are.
+    """
     num_steps = len(packs) // packs_per_forward
     packs = packs[: num_steps * packs_per_forward]
-    if layout in (PACKED, STATIC):
-        collate = PackedCollator(targets=True)
+    if layout in (PACKED, STATIC, DENSE):
+        collate = PackedCollator(targets=True, attention="joint" if layout == DENSE else "isolated")
         if layout == STATIC:
-            size = packs_per_forward * capacity
-            collate = PackedCollator(targets=True, pad_to=size, shapes=_shapes(packs, packs_per_forward, capacity))
+            packs_per_row = -(-packs_per_forward // parts)
+            shapes = _shapes(packs, packs_per_row, capacity)
+            collate = PackedCollator(targets=True, pad_to=packs_per_row * capacity, shapes=shapes)
         steps = [packs[at : at + packs_per_forward] for at in range(0, len(packs), packs_per_forward)]
-        return [_batch(collate(each), samples_of(each)) for each in steps]
+        return [_step([collate(part) for part in _dealt(each, parts)], samples_of(each)) for each in steps]
     samples = samples_of(packs)
     draws = np.random.default_rng(seed)
     order = draws.permutation(len(samples))
@@ -74,9 +83,23 @@ def layout_batches(
     if layout == GROUPED:
         mega = [order[at : at + _MEGA_BATCH * size] for at in range(0, len(order), _MEGA_BATCH * size)]
         order = np.concatenate([sorted(each, key=lambda at: -len(samples[at]["input_ids"])) for each in mega])
-    steps = [[samples[at] for at in order[first : first + size]] for first in range(0, len(order), size)]
-    lay = {MINIBATCH: _flattened, FLATTENING: _by_transformers}.get(layout, _padded)
-    return [_batch(lay(each), each) for each in steps]
+    of_steps = [[samples[at] for at in order[first : first + size]] for first in range(0, len(order), size)]
+    flatten = DataCollatorWithFlattening(return_flash_attn_kwargs=layout == FLATTENING_TOLD)
+
+    def lay(part: Sequence[Sample]) -> dict[str, Any]:
+        if layout in FLATTENED:
+            flattened: dict[str, Any] = flatten(_lists(part))
+            return flattened
+        return _flattened(part) if layout == MINIBATCH else _padded(part)
+
+    return [_step([lay(part) for part in _dealt(each, parts)], each) for each in of_steps]
+
+
+def _dealt(each: Sequence[_Each], parts: int) -> list[Sequence[_Each]]:
+    """As many pieces, of about one size; none is empty."""
+    parts = min(parts, len(each))
+    ends = [len(each) * number // parts for number in range(parts + 1)]
+    return [each[begin:end] for begin, end in pairwise(ends)]
 
 
 def _shapes(packs: Sequence[Mapping[str, Any]], packs_per_forward: int, capacity: int) -> tuple[Shape, ...]:
@@ -85,13 +108,13 @@ def _shapes(packs: Sequence[Mapping[str, Any]], packs_per_forward: int, capacity
     return choose_shapes(*pack_shapes(longest, segments, tokens, capacity), packs_per_row=packs_per_forward)
 
 
-def _batch(tensors: dict[str, Any], samples: Sequence[Sample]) -> LayoutBatch:
-    return LayoutBatch(
-        tensors,
+def _step(micro_batches: list[dict[str, Any]], samples: Sequence[Sample]) -> LayoutStep:
+    return LayoutStep(
+        micro_batches,
         tokens=sum(len(each["input_ids"]) for each in samples),
         targets=sum(int((np.asarray(each["labels"]) != IGNORE).sum()) for each in samples),
         samples=len(samples),
-        computed=tensors["input_ids"].numel(),
+        computed=sum(each["input_ids"].numel() for each in micro_batches),
     )
 
 
@@ -109,11 +132,8 @@ def _flattened(samples: Sequence[Sample]) -> dict[str, Any]:
     )
 
 
-def _by_transformers(samples: Sequence[Sample]) -> dict[str, Any]:
-    rows = [{name: np.asarray(each[name]).tolist() for name in ("input_ids", "labels")} for each in samples]
-    collate = DataCollatorWithFlattening(return_position_ids=True)
-    flattened: dict[str, Any] = collate(rows)
-    return flattened
+def _lists(samples: Sequence[Sample]) -> list[dict[str, list[int]]]:
+    return [{name: np.asarray(each[name]).tolist() for name in ("input_ids", "labels")} for each in samples]
 
 
 def _padded(samples: Sequence[Sample]) -> dict[str, Any]:

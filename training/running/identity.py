@@ -33,7 +33,7 @@ def _shards_identity(shards: Shards) -> str:
     """What tells shards from others: the run that wrote them, or the content of their files if no manifest tells."""
     if shards.manifest is not None:
         return shards.manifest.run_id
-    return hash_json([hash_file(each["filename"]) for each in shards.packs.cache_files])
+    return hash_json([hash_file(each) for each in shards.files])
 
 
 def _model_identity(name: str) -> str:

@@ -25,14 +25,14 @@ from pipeline.base.errors import CheckError, ConfigError, Termination
 from pipeline.base.words import first_line
 from training.checking.content import check_packs
 from training.collator import PackedCollator
-from training.measuring.metrics import peak_flops, peak_memory, training_flops
+from training.measuring.metrics import peak_flops, peak_memory, training_flops, why_no_mfu
 from training.options import TrainOptions
 from training.order import packs_of_step
 from training.packs import Costs, costs, extents
 from training.running import checkpoint, output
 from training.running.place import Place
 from training.shapes import choose_shapes, compile_layers, pack_shapes
-from training.shards import PackTables, Shards
+from training.shards import Shards
 from training.step import StepResult, autocast_dtype, train_step
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,10 @@ class Loop:
         self._optimizer = _optimizer(options, place, model)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
         self._told = time.perf_counter()
+        self._autocast = autocast_dtype(options.dtype, place.device)
+        why = why_no_mfu(place.device, self._autocast)
+        if why is not None and place.device.type == "cuda":
+            log.warning("%s: the log has no mfu", why)
 
     def run(self, signals: Sequence[int]) -> LoopResult:
         """Train from the checkpoint on, if there is one.
@@ -132,7 +136,7 @@ class Loop:
                 self._optimizer,
                 scheduler=self._scheduler,
                 max_grad_norm=options.max_grad_norm,
-                autocast=autocast_dtype(options.dtype, self._place.device),
+                autocast=self._autocast,
             )
         except RuntimeError as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -148,7 +152,7 @@ class Loop:
 
     def _loader(self, first: int) -> DataLoader[Any]:
         return DataLoader(
-            PackTables(self._shards),
+            self._shards.packs,
             batch_sampler=MicroBatches(self._options, self._place, len(self._shards.packs), first),
             collate_fn=self._collated,
             pin_memory=self._place.device.type == "cuda",
@@ -182,7 +186,7 @@ class Loop:
             "targets_per_second": done.targets * place.num_ranks / seconds,
             "peak_memory_bytes": peak_memory(place.device),
         }
-        peak = peak_flops(place.device)
+        peak = peak_flops(place.device, self._autocast)
         if peak is not None:
             spent = training_flops(self._bare, done.tokens, done.targets, done.sum_length_squared)
             record["mfu"] = spent / seconds / peak
@@ -249,7 +253,7 @@ def _wrapped(options: TrainOptions, place: Place, model: PreTrainedModel) -> nn.
             raise ConfigError(f"--gradient-checkpointing: {first_line(error)}") from error
     if options.compile:
         compile_layers(model)
-    if place.num_ranks == 1:
+    if not place.in_group:
         return model
     return nn.parallel.DistributedDataParallel(
         model, device_ids=[place.device] if place.device.type == "cuda" else None
@@ -271,7 +275,7 @@ def _collator(options: TrainOptions, shards: Shards) -> PackedCollator:
     collate = PackedCollator(attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True)
     if not options.compile:
         return collate
-    boundaries = shards.packs.with_format("arrow").select_columns(["boundaries"])[:]
+    boundaries = pa.table({"boundaries": shards.packs.column("boundaries")})
     of_packs = pack_shapes(*extents(boundaries, joint=options.attention == "joint"), shards.capacity)
     shapes = choose_shapes(*of_packs, packs_per_row=packs)
     log.info("compiled for %d shapes, from %s to %s", len(shapes), shapes[0], shapes[-1])

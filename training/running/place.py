@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch import distributed
 
 from pipeline.base.errors import BusyError
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -21,6 +24,8 @@ class Place:
     rank: int
     num_ranks: int
     device: torch.device
+    in_group: bool = False
+    """Whether torchrun started it, be it as the only rank."""
 
     @property
     def is_first(self) -> bool:
@@ -39,17 +44,18 @@ class Place:
 @contextmanager
 def joined() -> Iterator[Place]:
     """Join the ranks that torchrun started, if it did. Raises `BusyError` where another rank has ended."""
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if num_ranks == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" and not distributed.is_torchelastic_launched():
         yield Place(0, 1, device)
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    place = Place(distributed.get_rank(), distributed.get_world_size(), device, in_group=True)
+    log.info("rank %d of %d, %s", place.rank, place.num_ranks, distributed.get_backend_config())
     try:
-        yield Place(distributed.get_rank(), num_ranks, device)
+        yield place
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise BusyError("another rank has ended, and says why") from error

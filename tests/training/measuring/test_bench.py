@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +12,11 @@ from tests.conftest import Run
 from tests.training.samples import config_file, losses_alone, pack_of, tiny
 from training import use_backend
 from training.attention.interface import model_inputs
-from training.measuring.layouts import layout_batches
+from training.measuring.layouts import layout_steps
 from training.measuring.metrics import training_flops
-from training.options import FLATTENING, GROUPED, LAYOUTS, MINIBATCH, PADDED, STATIC
+from training.options import DENSE, FLATTENED, GROUPED, LAYOUTS, MINIBATCH, OF_TRANSFORMERS, PADDED, STATIC
 from training.packs import costs
 
-ROOT = Path(__file__).parents[3]
-PYTHON_WITHOUT = """#!{}
-import runpy, sys
-for name in ("datasets", "msgspec", "pyarrow", "xxhash"):
-    sys.modules[name] = None
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 PACKS = [pack_of([5, 9, 1], 0), pack_of([14], 1), pack_of([3, 3, 3, 3], 2), pack_of([7, 8], 3)]
 
 
@@ -36,44 +25,43 @@ def test_every_layout_trains_the_same_targets(layout: str) -> None:
     """The sum of the losses of all targets, however the samples are laid out, is that of the samples alone."""
     model = tiny()
     expected = sum(float(each.sum()) for pack in PACKS for each in losses_alone(model, pack))
-    prepared = layout_batches(layout, PACKS, packs_per_forward=2, capacity=20, seed=0)
+    prepared = layout_steps(layout, PACKS, packs_per_forward=2, capacity=20, seed=0)
     assert len(prepared) == 2
     assert sum(each.samples for each in prepared) == 10
     assert sum(each.tokens for each in prepared) == sum(len(pack["input_ids"]) for pack in PACKS)
     assert sum(each.targets for each in prepared) == sum(int(pack["target_counts"].sum()) for pack in PACKS)
     total = 0.0
-    for each in prepared:
-        labels = each.tensors["labels"]
-        if layout in (PADDED, GROUPED, FLATTENING):
-            given = {name: value for name, value in each.tensors.items() if name != "labels"}
+    for batch in [batch for each in prepared for batch in each.micro_batches]:
+        labels = batch["labels"]
+        if layout in OF_TRANSFORMERS:
+            given = {name: value for name, value in batch.items() if name != "labels"}
             logits = model(**given, use_cache=False).logits
         else:
             use_backend(model, "sdpa")
-            logits = model(**model_inputs(model, each.tensors)).logits
+            logits = model(**model_inputs(model, batch)).logits
             model.set_attn_implementation("sdpa")
         total += float(
             torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
             )
         )
-    assert total == pytest.approx(expected, rel=1e-5)
+    assert (total == pytest.approx(expected, rel=1e-5)) == (layout != DENSE)
 
 
 def test_layouts_differ_in_what_is_computed() -> None:
     packs = [pack_of([1, 2, 30, 3], seed) for seed in range(6)]
     computed = {
-        layout: sum(each.computed for each in layout_batches(layout, packs, 1, capacity=40, seed=0))
-        for layout in LAYOUTS
+        layout: sum(each.computed for each in layout_steps(layout, packs, 1, capacity=40, seed=0)) for layout in LAYOUTS
     }
     tokens = sum(len(pack["input_ids"]) for pack in packs)
-    assert computed[MINIBATCH] == computed["packed"] == computed[FLATTENING] == tokens
+    assert {computed[name] for name in (MINIBATCH, "packed", DENSE, *FLATTENED)} == {tokens}
     assert computed[STATIC] == 6 * 40
     assert tokens < computed[GROUPED] < computed[PADDED]
 
 
 def test_bench_tells_every_layout(training: Run, shards: Path, tmp_path: Path) -> None:
     command = ["bench", "--shards", shards, "--model", config_file(tmp_path), "--steps", 2, "--rounds", 2]
-    some = "padded,length-grouped,transformers-flattening,minibatch,packed"
+    some = "padded,length-grouped,transformers-flattening,minibatch,packed,dense"
     ended = training(*command, "--packs-per-forward", 2, "--layouts", some, "--json")
     assert ended.code == 0, ended.err
     found = ended.json
@@ -115,29 +103,3 @@ def test_costs_are_those_of_the_segments() -> None:
         assert found.targets == sum(pack["target_counts"].sum() for pack in packs)
         assert found.sum_length_squared == (lengths**2).sum()
         assert costs(part, joint=True).sum_length_squared == sum(pack["boundaries"][-1] ** 2 for pack in packs)
-
-
-def test_gpu_check_runs_where_there_is_none(tmp_path: Path) -> None:
-    """The script itself: its checks are real, on the backends that run here; of packages it needs what it says."""
-    path = tmp_path / "found.json"
-    python = tmp_path / "python"
-    python.write_text(PYTHON_WITHOUT.format(sys.executable))
-    python.chmod(0o755)
-    command = [ROOT / "scripts/gpu_check", "--small", "--rounds", "1", "--json", path]
-    env = {
-        "PATH": "/usr/bin:/bin:/usr/local/bin",
-        "PYTHON": str(python),
-        "HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(path.read_text())
-    assert found["failed"] == []
-    assert {"kernels", "probe", "parity", "bench", "device", "versions"} <= found.keys()
-    assert {each["verdict"] for each in found["probe"]} == {"clean", "leaks"}
-    if not torch.cuda.is_available():
-        assert found["backends"]["torch-varlen"] == "its kernels need CUDA, not cpu"
-        refused = subprocess.run([str(command[0])], env=env, capture_output=True, text=True, check=False)
-        assert refused.returncode == 2
-        assert "there is no GPU" in refused.stderr

@@ -81,7 +81,7 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     code, said = ends(shards, "--model", wrong)
     assert (code, f"model {wrong} cannot be loaded as a causal language model" in said) == (2, True)
     for rows, why in (
-        ([], "cannot be read"),
+        ([], "it lists no data files"),
         ([{"labels": [-100] * 9, "target_counts": [0, 0]}], "not a single target"),
     ):
         made = [{name: each.tolist() for name, each in pack_of([4, 5]).items()} | row for row in rows or [{}]]
