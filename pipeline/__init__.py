@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
     from pipeline.packing.run import PackResult, dry_run, pack
     from pipeline.tokenizing.run import TokenizeResult, tokenize
-    from pipeline.tokenizing.tokenizer import load_tokenizer
+    from pipeline.tokenizing.tokens.tokenizer import load_tokenizer
     from pipeline.verifying.verify import VerifyResult, verify
 
 __all__ = [
@@ -56,7 +56,7 @@ _HOMES = {
     "format.options": ("InputOptions", "PackOptions", "TokenizeOptions"),
     "packing.run": ("PackResult", "dry_run", "pack"),
     "tokenizing.run": ("TokenizeResult", "tokenize"),
-    "tokenizing.tokenizer": ("load_tokenizer",),
+    "tokenizing.tokens.tokenizer": ("load_tokenizer",),
     "verifying.verify": ("VerifyResult", "verify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -16,7 +16,7 @@ from pipeline.command.job_file import merged, source_of
 from pipeline.format.options import InputOptions, TokenizeOptions
 
 if TYPE_CHECKING:
-    from pipeline.tokenizing.tokenizer import TextTokenizer
+    from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _CHOICES = (
     "format",
@@ -48,7 +48,7 @@ def load(tokenizer: str | None) -> TextTokenizer | None:
     """Load a tokenizer, if one is named."""
     if tokenizer is None:
         return None
-    from pipeline.tokenizing.tokenizer import load_tokenizer
+    from pipeline.tokenizing.tokens.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     gc.freeze()  # or every collection would walk all of transformers, a tenth of the time

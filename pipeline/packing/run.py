@@ -32,7 +32,7 @@ from pipeline.reading.inputs import Input, local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 
 if TYPE_CHECKING:
-    from pipeline.tokenizing.tokenizer import TextTokenizer
+    from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from strategies.contract import Embedding
 
 if TYPE_CHECKING:
     from pipeline.tokenizing.tokenization import Tokenization
-    from pipeline.tokenizing.tokenizer import TextTokenizer
+    from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _MOST_CAPACITY = 1 << 30
 """Values in one list column of one pack: far enough from the 2^31 of Arrow's 32-bit offsets."""

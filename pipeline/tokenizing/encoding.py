@@ -6,7 +6,6 @@ import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,20 +13,18 @@ from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.rendering import Rendering
-from pipeline.tokenizing.chats.template import ChatTemplate, Span
+from pipeline.tokenizing.chats.shapes import Parts
+from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.faults import Fault, Unused
 from pipeline.tokenizing.rendering import Renderer
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.rows.messages import RowFault
-from pipeline.tokenizing.rows.own_words import PlainEncoding
 from pipeline.tokenizing.rows.samples import Chat, Sample
 from pipeline.tokenizing.rows.trees import Tree, TreeReader
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.places import Span
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 Ranges = list[tuple[str, tuple[int, int]]]
 """Tokens from..to-1, by kind and in order."""
@@ -103,7 +100,8 @@ class Encoder:
         self, tokenizer: TextTokenizer, template: ChatTemplate | None, format_: Format, options: TokenizeOptions
     ) -> None:
         """template: None lays pairs end to end. Raises `ConfigError` for targets that the format cannot have."""
-        self._tokenizer, self._format = tokenizer, format_
+        self._locator, self._special_ids = tokenizer.locator, tokenizer.special_ids
+        self._bos, self._eos, self._format = tokenizer.bos_id, tokenizer.eos_id, format_
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
         self._words = self._renderer.words
@@ -212,20 +210,23 @@ class Encoder:
 
     def _encoded(self, rendered: list[tuple[int, Rendering]], unused: Unused, *, tells_kinds: bool) -> list[_Encoded]:
         """The tokens of each sample, and those that are trained; a faulty one takes its row along."""
-        texts = [sample.text for _, sample in rendered]
-        encodings = self._tokenizer.encode(texts, add_special_tokens=not self._is_chat)
+        parts: list[Parts] = [sample.parts() if tells_kinds else [] for _, sample in rendered]
+        spans = [
+            [span for _, span in sample.targets or ()] + sample.end_tokens + [span for _, span in own]
+            for (_, sample), own in zip(rendered, parts, strict=True)
+        ]
+        adds = not self._is_chat
+        usual = self._locator.encode([sample.text for _, sample in rendered], spans, add_special_tokens=adds)
         encoded: list[_Encoded] = []
-        for (row, sample), usual in zip(rendered, encodings, strict=True):
+        for (row, sample), wanted, own, (tokens, places) in zip(rendered, spans, parts, usual, strict=True):
             try:
-                encoding: Encoding | PlainEncoding = usual
                 if sample.hides:
-                    encoding = self._words.encode(sample.text, add_special_tokens=not self._is_chat)
-                tokens = encoding.ids
-                ranges = self._target_ranges(sample, encoding, tokens)
+                    tokens, places = self._words.encode(sample.text, wanted, add_special_tokens=adds)  # noqa: PLW2901
+                ranges = self._target_ranges(sample, tokens, places)
             except RowFault as fault:
                 unused.add(row, fault, sample.source_row)
                 continue
-            kinds = _kinds(sample, encoding) if tells_kinds else []
+            kinds = _kinds(sample, len(tokens), own, places[len(places) - len(own) :]) if tells_kinds else []
             if not self._is_chat:
                 self._finish(tokens, ranges, kinds)
             if self._is_unfinished(sample, tokens):
@@ -236,45 +237,43 @@ class Encoder:
             encoded.append(_Encoded(row, sample, array("i", tokens), ranges, kinds))
         return [one for one in encoded if one.row not in unused]
 
-    def _target_ranges(self, sample: Rendering, encoding: Encoding | PlainEncoding, tokens: list[int]) -> Ranges:
-        """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone."""
+    def _target_ranges(self, sample: Rendering, tokens: list[int], places: list[Span | None]) -> Ranges:
+        """The tokens that are trained, from..to-1, by kind and in order; each token is in one range alone.
+
+        places: the tokens of each target, and of each end token.
+        """
         if not tokens:
             raise RowFault("empty_turn", "the tokenizer gives no token for it")
         if sample.targets is None:
             return [("answer" if self._format.name == "text" else "all", (0, len(tokens)))]
         ranges: Ranges = []
         at = 0
-        for kind, span in sample.targets:
-            found = _overlapping(encoding, span)
-            if found is None:
-                continue
-            if found[1] > at:
-                ranges.append((kind, (max(at, found[0]), found[1])))
-                at = found[1]
+        for (kind, _), place in zip(sample.targets, places, strict=False):
+            if place is not None and place[1] > at:
+                ranges.append((kind, (max(at, place[0]), place[1])))
+                at = place[1]
         if not ranges:
             raise RowFault("empty_turn", "an assistant turn gives no token")
-        for span in sample.end_tokens:
-            token = encoding.char_to_token(span[0])
-            if token is None or tokens[token] not in self._tokenizer.special_ids:
+        for span, place in zip(sample.end_tokens, places[len(sample.targets) :], strict=False):
+            if place is None or tokens[place[0]] not in self._special_ids:
                 text = sample.text[slice(*span)]
                 raise RowFault("no_end_token", f"the tokenizer does not read the end token {text!r} as one token")
         return ranges
 
     def _finish(self, tokens: list[int], ranges: Ranges, kinds: list[str]) -> None:
         """One beginning and one end token around a sample that no template wrote; its targets go to the end."""
-        bos = self._tokenizer.bos_id
+        bos, eos = self._bos, self._eos
         (kind, (first, _)) = ranges[0]
         if bos is not None and tokens[:2] == [bos, bos]:  # the text brought its own
             del tokens[0], kinds[:1]
             first = max(0, first - 1)
-        eos = self._tokenizer.eos_id
         if eos is not None and tokens[-2:] == [eos, eos]:
             del tokens[-1], kinds[-1:]
         if self._appended is not None and tokens[-1:] != [self._appended]:
             tokens.append(self._appended)
             kinds += ["end"] if kinds else []
         stop = len(tokens)
-        ends = kind == "answer" and tokens[-1] in self._tokenizer.special_ids
+        ends = kind == "answer" and tokens[-1] in self._special_ids
         last = stop - 1 if ends else stop
         ranges[:] = [(kind, (first, last))] if first < last else []
         ranges += [("end", (last, stop))] if ends else []
@@ -283,22 +282,21 @@ class Encoder:
         """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
         if sample.end_tokens or (self._is_chat and sample.targets is None):
             return False
-        if not self._is_chat and tokens[-1] in self._tokenizer.special_ids:
+        if not self._is_chat and tokens[-1] in self._special_ids:
             return False
         trained = _joined([span for _, span in sample.targets or []]) or [(0, len(sample.text))]
         return not all(self._ends_special.search(sample.text, start, stop) for start, stop in trained)
 
 
-def _kinds(sample: Rendering, encoding: Encoding | PlainEncoding) -> list[str]:
+def _kinds(sample: Rendering, num_tokens: int, parts: Parts, places: list[Span | None]) -> list[str]:
     """What each token is by the text that it holds; one that holds several is of the first that somebody said."""
-    kinds = [sample.around] * len(encoding.ids)
+    kinds = [sample.around] * num_tokens
     at = 0
-    for kind, span in sample.parts():
-        found = _overlapping(encoding, span)
-        if found is not None and found[1] > at:
-            start = max(at, found[0])
-            kinds[start : found[1]] = [kind] * (found[1] - start)
-            at = found[1]
+    for (kind, _), place in zip(parts, places, strict=True):
+        if place is not None and place[1] > at:
+            start = max(at, place[0])
+            kinds[start : place[1]] = [kind] * (place[1] - start)
+            at = place[1]
     return kinds
 
 
@@ -311,20 +309,3 @@ def _joined(spans: list[Span]) -> list[Span]:
         else:
             joined.append((begin, end))
     return joined
-
-
-def _overlapping(encoding: Encoding | PlainEncoding, span: Span) -> tuple[int, int] | None:
-    """The tokens that overlap some characters; None if there are none. Characters may have no token, or several."""
-    at, end = span
-    first = None
-    while at < end and (first := encoding.char_to_token(at)) is None:
-        at += 1
-    if first is None:
-        return None
-    at = end - 1
-    while (last := encoding.char_to_token(at)) is None:
-        at -= 1
-    stop = last + 1
-    while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
-        stop += 1  # the last character has several tokens
-    return first, stop

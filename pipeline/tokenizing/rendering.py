@@ -14,9 +14,9 @@ from pipeline.tokenizing.chats.shapes import Targets
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import EMPTY, REASONING, RowFault, is_blank
-from pipeline.tokenizing.rows.own_words import OwnWords
 from pipeline.tokenizing.rows.samples import Chat, Sample, Text
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.own_words import OwnWords
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _MOST_TOLD = 256
 

@@ -27,7 +27,7 @@ from pipeline.tokenizing.shard import TokenizedShard
 from pipeline.tokenizing.shards import RawSplit, ShardLayout, dataset_schema, open_raw_inputs, write_shards
 from pipeline.tokenizing.tally import DROPPED, RowTally, warn_of_rows, write_dropped
 from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.tree_columns import tree_format
 from pipeline.tokenizing.rows.turn_reader import TurnReader
-from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 

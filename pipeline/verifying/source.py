@@ -16,7 +16,7 @@ from pipeline.reading.inputs import Input, resolve
 from pipeline.reading.workspace import Workspace
 from pipeline.tokenizing.for_packing import tokenize_inputs
 from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from pipeline.verifying.account import Rules
 from pipeline.verifying.splits import Source
 

@@ -28,7 +28,7 @@ from pipeline.format.manifest import (
     to_bytes,
 )
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from pipeline.verifying.source import SourceNames, open_source
 from pipeline.verifying.splits import Content, Problems, check_splits, shards_of
 from strategies import find

@@ -23,7 +23,7 @@ from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
 
 DAY = "2026-01-02"
 _TODAY = datetime.date.fromisoformat(DAY)

@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.rows.messages import RowFault
-from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
 
 
 def looked_at(chat: Chat, words: OwnWords, marks: ReasoningMarks, notes: list[str]) -> Chat:

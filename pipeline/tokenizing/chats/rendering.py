@@ -16,9 +16,9 @@ from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, Templ
 from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
-from pipeline.tokenizing.rows.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.rows.samples import Chat
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
 from pipeline.tokenizing.rows.messages import Message
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 Span = tuple[int, int]
 """Characters from..to-1 of a rendered text."""

@@ -28,7 +28,7 @@ from pipeline.tokenizing.chats.shapes import KINDS, FoundTurns, Kind, Rewriting,
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.rows.messages import Message, RowFault
 from pipeline.tokenizing.rows.samples import Chat
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096
 

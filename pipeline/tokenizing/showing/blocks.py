@@ -16,7 +16,7 @@ import click
 from pipeline.base.words import counted
 from pipeline.format.labels import IGNORE
 from pipeline.tokenizing.showing.samples import Shown, ShownFault, ShownSample
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNLOCATED = "where the template writes each turn cannot be told here: what is of kind text may be anybody's"

@@ -15,7 +15,7 @@ from pipeline.tokenizing.chats.turns import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.tokenization import load_tokenization, turn_reader
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from tests.pipeline.chats import STYLES, chat, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, straddle_free, trained_runs
 

@@ -23,7 +23,7 @@ from pipeline.reading.decoding.raw import open_raw
 from pipeline.reading.files import InputFile
 from pipeline.tokenizing.rows.gathering import blocks_of
 from pipeline.tokenizing.tokenization import Tokenization
-from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
 from tests.pipeline.chats import TEMPLATES
 from tests.pipeline.tokenizing.oracle import samples_of, trained_runs
 

@@ -1,4 +1,4 @@
-"""A tokenizer, by path or Hub id: what it calls its special tokens, its content hash, and encoding with offsets."""
+"""A tokenizer, by path or Hub id: what it calls its special tokens, its content hash, and what encodes with it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.words import first_line
+from pipeline.tokenizing.tokens.places import Locator
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(?<!\.json)")
@@ -45,15 +46,11 @@ class TextTokenizer:
     """The files name no end token; this is the only special token there is."""
 
     backend: Tokenizer
+    locator: Locator
+    """Encodes texts with it."""
+
     whole: PreTrainedTokenizerBase
     """As transformers loaded it, with its chat template."""
-
-    def encode(self, texts: list[str], *, add_special_tokens: bool) -> list[Encoding]:
-        """Encode each text; never padded, never truncated, offsets in characters and untrimmed.
-
-        add_special_tokens: what the tokenizer puts around a plain text; templates write their own.
-        """
-        return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -87,6 +84,7 @@ def load_tokenizer(name: str) -> TextTokenizer:
     longest_first = tuple(sorted(special, key=len, reverse=True))
     from tokenizers import Tokenizer  # noqa: PLC0415 - only where tokens are made
 
+    untrimmed = Tokenizer.from_str(json.dumps(state))
     return TextTokenizer(
         name=path.resolve().name if path.exists() else name,
         content_hash=hash_bytes(content.encode()),
@@ -97,7 +95,8 @@ def load_tokenizer(name: str) -> TextTokenizer:
         eos_id=None if eos is None else special[eos],
         eos_text=eos,
         eos_is_inferred=inferred,
-        backend=Tokenizer.from_str(json.dumps(state)),
+        backend=untrimmed,
+        locator=Locator(untrimmed, state),
         whole=whole,
     )
 

@@ -9,13 +9,14 @@ tokenizer knows as tokens, while it takes special tokens for text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pipeline.tokenizing.rows.messages import RowFault
-from pipeline.tokenizing.tokenizer import TextTokenizer
+from pipeline.tokenizing.tokens.places import LocatedTokens, Span, located
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -30,22 +31,11 @@ _FIRST = 0xF0000  # of a plane that is for private use
 
 
 @dataclass(frozen=True, slots=True)
-class PlainEncoding:
-    """What `tokenizers.Encoding` gives, its ids those of the tokenizer itself."""
+class _PlainEncoding:
+    """An encoding by the copy of the tokenizer, and the ids of the tokenizer itself."""
 
     ids: list[int]
     encoding: Encoding
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def char_to_token(self, char: int) -> int | None:
-        """The token in which a character stands."""
-        return self.encoding.char_to_token(char)
-
-    def token_to_chars(self, token: int) -> tuple[int, int] | None:
-        """The characters of a token."""
-        return self.encoding.token_to_chars(token)
 
 
 class OwnWords:
@@ -95,13 +85,14 @@ class OwnWords:
         """Words with what is hidden in them."""
         return cast(Words, _mapped(words, lambda text: self._hidden.sub(lambda match: self._told[match[0]], text)))
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> PlainEncoding:
-        """Encode a text, what is hidden in it as plain text; offsets as usual. Raises `RowFault` where it cannot be.
+    def encode(self, text: str, spans: Sequence[Span], *, add_special_tokens: bool) -> LocatedTokens:
+        """Encode a text, what is hidden in it as plain text, and locate spans of it; see `Locator.encode`.
 
+        Raises `RowFault` where it cannot be.
         That the copy of the tokenizer does what the tokenizer does is proved by the text without what is hidden.
         """
         harmless = self._hidden.sub(lambda match: "x" * len(match[0]), text)
-        usual = self._tokenizer.encode([harmless], add_special_tokens=add_special_tokens)[0]
+        usual = self._tokenizer.backend.encode(harmless, add_special_tokens=add_special_tokens)
         same = self._encoded(self._hide(harmless), add_special_tokens)
         if usual.ids != same.ids or usual.offsets != same.encoding.offsets:
             raise RowFault(
@@ -111,22 +102,22 @@ class OwnWords:
             )
         found = self._encoded(self._either.sub(lambda match: self._exchanged[match[0]], text), add_special_tokens)
         for match in self._hidden.finditer(text):
-            tokens = {found.char_to_token(at) for at in range(*match.span())}
+            tokens = {found.encoding.char_to_token(at) for at in range(*match.span())}
             if any(found.ids[token] in self._tokenizer.special_ids for token in tokens if token is not None):
                 raise RowFault(
                     "special_in_text",
                     f"{self._told[match[0]]!r} stands in the sample's own words, and the tokenizer has it as an"
                     " ordinary word too, so it cannot be encoded as plain text",
                 )
-        return found
+        return LocatedTokens(found.ids, located(found.encoding, spans))
 
     def _hide(self, text: str) -> str:
         return self._special.sub(lambda match: self._stand_ins[match[0]], text)
 
-    def _encoded(self, text: str, add_special_tokens: bool) -> PlainEncoding:
+    def _encoded(self, text: str, add_special_tokens: bool) -> _PlainEncoding:
         copy, ids = self._copy
         encoding = copy.encode(text, add_special_tokens=add_special_tokens)
-        return PlainEncoding([ids.get(token, token) for token in encoding.ids], encoding)
+        return _PlainEncoding([ids.get(token, token) for token in encoding.ids], encoding)
 
     @cached_property
     def _copy(self) -> tuple[Tokenizer, dict[int, int]]:

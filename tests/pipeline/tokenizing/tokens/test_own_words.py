@@ -15,7 +15,7 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.tokenizer import TextTokenizer, load_tokenizer
+from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
 from tests.pipeline.chats import CORPUS, template
 from tests.pipeline.tokenizing.oracle import lines_of, samples_of, trained_runs
 from tests.pipeline.tokenizing.test_targets import encode, encoder

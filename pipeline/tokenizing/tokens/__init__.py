@@ -1,0 +1,1 @@
+"""Texts → token ids, and where characters stand among them."""
