@@ -31,11 +31,10 @@ NOTES = {
     "holds_special": "special tokens stand in the sample's own words: was a template applied to it before?"
     " --special-in-text split encodes them there as plain text",
     "special_split": "special tokens stood in their own words and were encoded as plain text, as asked",
-    "history_inserted": "the template writes the earlier turns otherwise once they are history (only what it inserts"
-    " itself differs); --history expand makes a sample of each answer as it is at inference",
+    "history_inserted": "the template writes the earlier turns otherwise once they are history (no reasoning is"
+    " left out: what it inserts, or where it puts tools or a system turn, differs); --history expand makes"
+    " a sample of each answer as it is at inference",
     "history_left_out": "the template leaves out the reasoning of earlier turns",
-    "prompt_unwritten": "their words make the template open an answer with text, such as an empty thought, that it does"
-    " not write into the chat itself; the answer is trained without it",
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
     "kwargs_unread": "the template does not read all that their chat_template_kwargs tell",

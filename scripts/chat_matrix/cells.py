@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from chat_matrix.families import FAMILIES, SPECIAL, TEMPLATES, Family
+from chat_matrix.families import FAMILIES, Family
 from chat_matrix.kinds import KINDS, Row
 from chat_matrix.oracle import Judge, Sample
 from pipeline.format.options import TokenizeOptions
@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "--reasoning-inline": {"reasoning_inline": True},
     "--reasoning drop": {"reasoning": "drop"},
     "--turn-end next": {"turn_end": "next"},
+    "--turn-end none": {"turn_end": "none"},
     "--unsaid allow": {"unsaid": "allow"},
 }
 """Flags that a refusal may name, in the order in which they are tried."""
@@ -61,7 +62,7 @@ class Bench:
     def __init__(self, family: Family, name: str, tokenizer: TextTokenizer) -> None:
         """name: of the template's file, without its ending."""
         self.family, self.name, self._tokenizer = family, name, tokenizer
-        self.path = TEMPLATES / f"{name}.jinja"
+        self.path = family.folder / f"{name}.jinja"
         self._encoders: dict[str, Encoder] = {}
 
     def with_marks(self) -> Bench:
@@ -71,7 +72,7 @@ class Bench:
     @cached_property
     def judge(self) -> Judge:
         """The oracle of this template."""
-        marked = TEMPLATES / f"{self.name}_training.jinja"
+        marked = self.family.folder / f"{self.name}_training.jinja"
         return Judge(
             family=self.family,
             source=_dated(self.path),
@@ -81,6 +82,7 @@ class Bench:
 
     def tried(self, row: Row) -> Cell:
         """Try a row until it is taken, or the refusal names no flag that was not tried."""
+        row = self.family.row(row)
         options: dict[str, Any] = {}
         ways: list[str] = []
         while (block := self.encoded(row, options)).faults:
@@ -95,13 +97,22 @@ class Bench:
         samples = samples_of(block)
         by_marks = self.judge.by_marks(row, samples, options)
         faults = self.judge.faults(row, samples, options)
-        if "--history expand" in ways:
-            rendered = {**options, "history": "as-rendered"}
-            faults += self.judge.faults(row, samples_of(self.encoded(row, rendered)), rendered)
+        for other in self._others(block, ways):
+            told = self.encoded(row, options | other)
+            faults += self.judge.faults(row, samples_of(told), options | other)
         if block.kinds.total() != sum(sum(targets) for _, targets, _ in samples):
             faults.append("targets by kind do not sum up to the targets")
         faults += [f"TRL's marks: {told!r}" for told in self.judge.unexplained(by_marks)]
         return Cell(ways=tuple(ways), num_samples=len(samples), refusal="", faults=faults, by_marks=by_marks)
+
+    def _others(self, block: EncodedBlock, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What else the messages to a row that is taken propose, which has to be right as well."""
+        if "--history expand" in ways:
+            yield {"history": "as-rendered"}
+        if "history_inserted" in block.notes:
+            yield {"history": "expand"}
+        if "--turn-end none" in ways:
+            yield {"turn_end": "error", "append_eos": True}
 
     def encoded(self, row: Row, options: Mapping[str, Any]) -> EncodedBlock:
         """A row, tokenised with some options."""
@@ -155,8 +166,8 @@ def _dated(path: Path) -> str:
 
 def _tokenizer_of(family: Family, backend: Path, folder: Path) -> TextTokenizer:
     """A tokenizer with the special tokens that the templates of a family write."""
-    texts = "".join((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8") for name in family.templates)
-    special = sorted({*SPECIAL.findall(texts), family.eos})
+    texts = "".join((family.folder / f"{name}.jinja").read_text(encoding="utf-8") for name in family.templates)
+    special = sorted({*family.special.findall(texts), family.eos})
     whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(backend)))
     whole.add_special_tokens({"bos_token": "<bos>", "eos_token": family.eos})
     whole.add_tokens([AddedToken(text, special=True, normalized=False) for text in special], special_tokens=True)

@@ -12,6 +12,11 @@ from typing import Any
 
 _TRL = find_spec("trl")
 TEMPLATES = Path((_TRL and _TRL.origin) or "trl").parent / "chat_templates"
+"""Those that TRL ships."""
+
+OWN_TEMPLATES = Path(__file__).parents[2] / "tests/pipeline/templates"
+"""Our own, in the style of families that TRL lacks."""
+
 SPECIAL = re.compile(
     r"<[|｜][^<>'\"{}\s]{1,30}[|｜]>|</s>|\[/?[A-Z_]{4,20}\]|<(?:start|end)_of_turn>|<end_of_utterance>|<sop>|\[gMASK\]"
     r"|<\|(?:turn|channel|tool_call|tool_response|tool)>|<(?:turn|channel|tool_call|tool_response|tool)\|>"
@@ -33,11 +38,23 @@ class Family:
     eos: str
     """The tokenizer's end token."""
 
+    folder: Path = TEMPLATES
+    """Where the templates lie."""
+
+    style: str = ""
+    """What is special about a template of our own, in words."""
+
+    special: re.Pattern[str] = SPECIAL
+    """What stands in the templates and is a special token, besides `eos`."""
+
     takes_text: bool = False
     """Whether arguments of calls have to be JSON as text."""
 
     takes_parts: bool = False
     """Whether contents have to be lists of parts."""
+
+    has_function_calls: bool = False
+    """Whether calls are a text, `function_calls`, and their results the environment's."""
 
     thinks_before_calls_alone: bool = False
     """Whether reasoning has a place in turns with calls and in no others."""
@@ -50,6 +67,10 @@ class Family:
 
     marks_less: str = r"(?!)"
     """Regular expression of what they leave out of it."""
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row in the way that chats for these models are written."""
+        return row | {"messages": [_as_text(turn) for turn in row["messages"]]} if self.has_function_calls else row
 
     def runs(self, text: str) -> list[tuple[int, int]]:
         """The characters of what the model writes in each turn of a chat."""
@@ -80,11 +101,25 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
+def _as_text(turn: dict[str, Any]) -> dict[str, Any]:
+    told = {key: value for key, value in turn.items() if key not in ("tool_calls", "tool_call_id", "name")}
+    calls = [call["function"] for call in turn.get("tool_calls", ())]
+    if calls:
+        told |= {"content": turn["content"] or None, "function_calls": "\n".join(map(_code, calls))}
+    return told | {"role": "environment" if turn["role"] == "tool" else turn["role"]}
+
+
+def _code(function: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={json.dumps(value)}" for key, value in function["arguments"].items())
+    return f"{function['name']}({arguments})"
+
+
 _NEWLINE = r"\n"
 _CHATML = r"<\|im_start\|>assistant\n"
 _OPEN_THINK = r"(?:<think>\n)?"
 _GEMMA_4 = r"(?:<tool_response\|>)?<\|turn>model\n|<tool_response\|>(?!<\|turn>)"
 _ONLY_THINK = r"<think>?\n?|\n"
+_NO_OTHER = re.compile(r"(?!)")
 
 FAMILIES = (
     Family(
@@ -207,5 +242,65 @@ FAMILIES = (
         eos="<|endoftext|>",
         marks_more=_NEWLINE,
     ),
+    Family(
+        templates=("mistral_tools",),
+        opens=r"\[/INST\]|\[/TOOL_RESULTS\](?!\[TOOL_RESULTS\])",
+        ends=r"</s>",
+        eos="</s>",
+        folder=OWN_TEMPLATES,
+        style=(
+            "no generation prompt; tools and system turn stand before the last user turn, wherever that"
+            " is; a turn with calls has no text"
+        ),
+    ),
+    Family(
+        templates=("llama2",),
+        opens=r"\[/INST\]",
+        ends=r"</s>",
+        eos="</s>",
+        folder=OWN_TEMPLATES,
+        style="marks of turns are plain text, the bos token begins every question, no generation prompt",
+        special=_NO_OTHER,
+    ),
+    Family(
+        templates=("zephyr",),
+        opens=r"<\|assistant\|>\n",
+        ends=r"</s>",
+        eos="</s>",
+        folder=OWN_TEMPLATES,
+        style="marks of turns are plain text, and the eos token ends every turn, whoever speaks",
+        special=_NO_OTHER,
+    ),
+    Family(
+        templates=("olmo",),
+        opens=r"<\|assistant\|>\n",
+        ends=r"<\|endoftext\|>|(?=\n<\|(?:user|assistant)\|>\n)",
+        eos="<|endoftext|>",
+        folder=OWN_TEMPLATES,
+        style=(
+            "marks of turns are plain text, and the eos token ends the last answer alone; nothing ends those before it"
+        ),
+        special=_NO_OTHER,
+    ),
+    Family(
+        templates=("olmo_tools",),
+        opens=_CHATML,
+        ends=r"<\|im_end\|>|<\|endoftext\|>",
+        eos="<|endoftext|>",
+        folder=OWN_TEMPLATES,
+        style=(
+            "`<|im_end|>` ends turns and the eos token the last; calls are a text, `function_calls`, and"
+            " their results the role `environment`'s: its chats were written so"
+        ),
+        has_function_calls=True,
+    ),
+    Family(
+        templates=("chatml_eos",),
+        opens=_CHATML,
+        ends=r"<\|im_end\|></s>",
+        eos="</s>",
+        folder=OWN_TEMPLATES,
+        style="answers end with `<|im_end|>` and, after it, the eos token",
+    ),
 )
-"""Every template that TRL ships, but for its variants with marks."""
+"""Every template that TRL ships, but for its variants with marks, and our own."""

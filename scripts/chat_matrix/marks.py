@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chat_matrix.cells import Bench, samples_of
-from chat_matrix.families import TEMPLATES
 
 
 def followed(trial: Mapping[str, Bench], chats: Path) -> str:
@@ -20,7 +19,7 @@ def followed(trial: Mapping[str, Bench], chats: Path) -> str:
     lines = ["| template | rows | targets by its marks | refused | without marks: the same text | explained |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for name, bench in trial.items():
-        if not (TEMPLATES / f"{name}_training.jinja").exists():
+        if not (bench.family.folder / f"{name}_training.jinja").exists():
             continue
         counts, others = compared(bench, rows)
         told = (counts[key] for key in ("rows", "equal", "refused", "same text", "explained"))

@@ -66,6 +66,7 @@ class Judge:
         text = self.rendered(turns[: last + 1], tools)
         is_open = turns[last]["role"] == "assistant" and options.get("turn_end") == "next"
         text += self.family.next_opener if is_open else ""
+        text = self._ended(text) if options.get("append_eos") else text
         if self._encoded(text)["input_ids"] == ids:
             return text, self._trained(text, targets)
         number = last  # as it is seen when the last turn is generated
@@ -74,6 +75,13 @@ class Judge:
         if self._encoded(text)["input_ids"] == ids:
             return text, self._trained(text, targets)
         return None, []
+
+    def _ended(self, text: str) -> str:
+        """A text with the end token after each of the model's turns that it does not end."""
+        for begin, end in reversed(self.family.runs(text)):
+            is_open = re.search(rf"(?:{self.family.ends})\Z", text[begin:end]) is None
+            text = text[:end] + self.family.eos + text[end:] if is_open else text
+        return text
 
     def _trained(self, text: str, targets: list[bool]) -> list[tuple[int, int]]:
         """The model's turns of a text of which some token is a target."""
@@ -140,10 +148,10 @@ class Judge:
         has_place = self.family.thinks_before_calls_alone and bool(turn.get("tool_calls"))
         if thought is None or has_place or not options.get("reasoning_inline"):
             return turn
-        return rest | {"content": f"<think>\n{thought}\n</think>\n\n{turn['content']}"}
+        return rest | {"content": f"<think>\n{thought}\n</think>\n\n{turn['content'] or ''}"}
 
 
 def _said(turn: Row) -> str:
     """What tells a turn from the others."""
-    said = turn["content"].split("</think>")[-1].strip()
+    said = (turn["content"] or "").split("</think>")[-1].strip() or turn.get("function_calls")
     return said or str(turn["tool_calls"][0]["function"]["arguments"]["city"])

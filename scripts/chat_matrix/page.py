@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from chat_matrix.cells import Cell
@@ -16,6 +17,7 @@ SHORT = {
     "--reasoning-inline": "inline",
     "--reasoning drop": "drop",
     "--turn-end next": "next",
+    "--turn-end none": "none",
     "--unsaid allow": "unsaid",
 }
 """Flags, as cells have them."""
@@ -62,7 +64,9 @@ def page_of(matrix: Mapping[str, Mapping[str, Cell]]) -> str:
     cells = [cell for row in matrix.values() for cell in row.values()]
     asked = [cell.by_marks for cell in cells if cell.by_marks is not None]
     return _TEXT.format(
-        num_templates=len(matrix),
+        num_of_trl=sum(len(family.templates) for family in FAMILIES if not family.style),
+        num_own=sum(len(family.templates) for family in FAMILIES if family.style),
+        own="\n".join(_own()),
         num_kinds=len(KINDS),
         num_cells=len(cells),
         num_taken=sum(not cell.refusal for cell in cells),
@@ -82,6 +86,13 @@ def _table(told: Mapping[str, Mapping[str, str]], kinds: tuple[str, ...], letter
     rows = [("template", *kinds), ("---",) * (len(kinds) + 1)]
     rows += [(", ".join(names), *cells) for cells, names in alike.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _own() -> Iterator[str]:
+    """What is special about templates of our own."""
+    for family in FAMILIES:
+        for name in family.templates if family.style else ():
+            yield textwrap.fill(f"- `{name}`: {family.style}.", 120, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _marks(matrix: Mapping[str, Mapping[str, Cell]]) -> str:
@@ -106,10 +117,11 @@ def _code(text: str) -> str:
 
 _TEXT = """# Chats under chat templates
 
-What becomes of each kind of chat under the templates that TRL ships, {num_templates} without its variants with
-generation marks, tried by `scripts/templates`, which writes this page. Of {num_cells} cells {num_taken} are taken and
-checked; the others are refused, and why stands below the tables. `scripts/templates --check` tries everything again;
-the tests try every third template.
+What becomes of each kind of chat under the templates that TRL ships, {num_of_trl} without its variants with
+generation marks, and under {num_own} of our own in the style of families that it lacks, tried by
+`scripts/templates`, which writes this page. Of {num_cells} cells {num_taken} are taken and checked; the others
+are refused, and why stands below the tables. `scripts/templates --check` tries everything again; the tests try every
+third template of TRL's and all of our own.
 
 A cell says which flags the chat takes, in the order in which the refusals name them, and how many samples come of it
 where there are several:
@@ -119,17 +131,24 @@ where there are several:
   as-rendered` gives one sample of each of these chats, which is checked too.
 - **inline**, **drop**: `--reasoning-inline` or `--reasoning drop`, because the template has no place for reasoning.
 - **next**: `--turn-end next`, because the template ends no turn.
+- **none**: `--turn-end none`, because the template ends no turn but the last; `--append-eos`, which puts the end token
+  there, is checked too.
 - **unsaid**: `--unsaid allow`, because the template leaves out the tools or the developer's turn.
 - a letter: it is refused, for the reason below. It is the template that leaves something out or forbids it.
 
-Where only what the template itself inserts is gone once a turn is history, such as an empty think block, the chat is
-one sample, with a warning, and `--history expand` makes several.
+Where only what the template itself inserts is gone once a turn is history, such as an empty think block, or tools that
+it moves to a later turn, the chat is one sample, with a warning; `--history expand` makes several, which are checked
+too.
 
 No cell is written unless two oracles apart from the tokeniser agree with it. Token ids equal `apply_chat_template` of
 the chat, cut where the sample ends, or of the prompt with `add_generation_prompt=True` and the answer, where the
 template renders an answer otherwise once it is there. Targets equal what stands between the header and the end that
 were read by eye in the templates (`scripts/chat_matrix/families.py`), every assistant turn is a target in exactly one
 sample, and targets by kind sum up to the targets.
+
+Our own are in `tests/pipeline/templates`:
+
+{own}
 
 ## Plain chats
 

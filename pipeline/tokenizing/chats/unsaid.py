@@ -6,14 +6,15 @@ import html
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.template import ChatTemplate, Span
-from pipeline.tokenizing.chats.turns.layout import Leaf
-from pipeline.tokenizing.chats.turns.probes import Probes
-from pipeline.tokenizing.chats.turns.shapes import FoundTurns
+from pipeline.tokenizing.chats.layout import CALL_ID, Leaf, stand_in
+from pipeline.tokenizing.chats.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.shapes import FoundTurns
+from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.rows.messages import (
     Message,
     RowFault,
@@ -38,8 +39,6 @@ class Unsaid:
 
         trained: the turns that are targets; notes: those there are already; see `tally.NOTES`.
         """
-        if found.unprompted.intersection(trained):
-            notes = [*notes, "prompt_unwritten"]
         if chat.plain_roles is not None and not found.missing:
             return notes
         notes = [*notes, *self._of_tools(chat, text)]
@@ -61,7 +60,22 @@ class Unsaid:
 
     def _has_place(self, turn: Message) -> bool:
         """Whether the template writes the reasoning of such a turn somewhere, such as in the last turn."""
-        return self._probes.takes_inline if reasoning_of(turn) is None else self._probes.has_reasoning(turn)
+        return self._takes_inline(turn) if reasoning_of(turn) is None else self._probes.has_reasoning(turn)
+
+    def _takes_inline(self, turn: Message) -> bool:
+        """Whether the template writes reasoning that stands in front of the content of such a turn."""
+        return self._probes.takes_inline and (not turn.get("tool_calls") or self._writes_beside_calls)
+
+    @cached_property
+    def _writes_beside_calls(self) -> bool:
+        """Whether the template writes what is said in a turn with calls."""
+        function = {"name": "f", "arguments": "{}" if self._probes.wants_text else {}}
+        call = {"id": CALL_ID, "type": "function", "function": function}
+        calling = {"role": "assistant", "content": stand_in(0), "tool_calls": [call]}
+        try:
+            return stand_in(0) in self._template.render([{"role": "user", "content": "u"}, calling], TOOLS)
+        except TemplateRefusal:
+            return False
 
     def _of_tools(self, chat: Chat, text: str) -> list[str]:
         if not chat.tools:
@@ -91,7 +105,7 @@ class Unsaid:
 
     def _way(self, turn: Message) -> str:
         """What to do about reasoning that the template does not write."""
-        if reasoning_of(turn) is None or self._probes.has_reasoning(turn) or not self._probes.takes_inline:
+        if reasoning_of(turn) is None or self._probes.has_reasoning(turn) or not self._takes_inline(turn):
             return "; --reasoning drop takes it out"
         return "; --reasoning-inline puts it in front of the content, --reasoning drop takes it out"
 

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.documents import ROOT
+from tests.pipeline.chats import STYLES
 from tests.pipeline.tokenizing.oracle import samples_of
 from tests.pipeline.tokenizing.test_chats import AGENT, CALL, PLAIN, REASONED, TEMPLATES, TOOL, answer, told, user
 
@@ -72,6 +73,25 @@ def test_reasoning_that_a_template_writes_of_calls_alone(tok: Path, tmp_path: Pa
     assert fault.detail.endswith("'first thought'; --reasoning drop takes it out")
 
 
+LAST_END = (
+    "{% for m in messages %}<|the {{ m.role }}|>{{ m.content }}"
+    "{% if m.function_calls %} = {{ m.function_calls }};{% endif %}"
+    "{{ eos_token if loop.last and m.role == 'assistant' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|the assistant|>{% endif %}"
+)
+"""Only the last turn has an end, and it begins as the header does that follows the others, which is no token."""
+
+
+@pytest.mark.parametrize(("options", "end"), [({"turn_end": "none"}, ""), ({"append_eos": True}, "<|eos|>")])
+def test_what_follows_a_turn_is_no_part_of_it(tok: Path, tmp_path: Path, options: dict[str, Any], end: str) -> None:
+    whole: Any = AutoTokenizer.from_pretrained(tok)
+    whole.add_special_tokens({"eos_token": "<|eos|>"})
+    whole.save_pretrained(tmp_path / "tok")
+    turns = [user("Hi"), answer("Yo", function_calls="look()"), *PLAIN]
+    _, (runs,) = told(tmp_path / "tok", LAST_END, tmp_path, turns, **options)
+    assert runs == [f"Yo = look();{end}", f"Hello.{end}", "Ciao.<|eos|>"]
+
+
 @pytest.fixture(scope="module")
 def chat_matrix() -> Iterator[Any]:
     """What makes docs/templates.md."""
@@ -83,17 +103,22 @@ def chat_matrix() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def benches(chat_matrix: Any, tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every third template; all of them are tried by scripts/templates."""
-    every = [name for family in chat_matrix.families.FAMILIES for name in family.templates]
+    """Every third template of TRL and all of our own; scripts/templates tries every one."""
+    every, own = (
+        [name for family in chat_matrix.families.FAMILIES if bool(family.style) == is_own for name in family.templates]
+        for is_own in (False, True)
+    )
     folder = tmp_path_factory.mktemp("benches")
-    found: dict[str, Any] = chat_matrix.cells.benches(tokenizer_dir / "tokenizer.json", folder, every[::3])
+    found: dict[str, Any] = chat_matrix.cells.benches(tokenizer_dir / "tokenizer.json", folder, [*every[::3], *own])
     return found
 
 
 def test_the_page_says_what_becomes_of_chats(chat_matrix: Any, benches: dict[str, Any]) -> None:
     page = (ROOT / "docs/templates.md").read_text(encoding="utf-8")
     told = chat_matrix.page.told_in(page)
-    assert set(told) == {path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training")}
+    of_trl = {path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training")}
+    own = {path.stem for path in chat_matrix.families.OWN_TEMPLATES.glob("*.jinja")} - {*STYLES, "chatml_tools"}
+    assert set(told) == of_trl | own
     matrix = chat_matrix.cells.matrix(benches)
     assert len(matrix) > 12
     for name, row in matrix.items():

@@ -152,3 +152,10 @@ def _forms(text: str) -> list[str]:
 def common(one: str, other: str) -> int:
     """How many characters two texts have in common from the beginning."""
     return len(commonprefix([one, other]))  # noqa: RUF071 - of characters is what is wanted
+
+
+def common_text(one: str, other: str, special_texts: re.Pattern[str]) -> str:
+    """What two texts have in common from the beginning, without the part of a special token."""
+    same = common(one, other)
+    special = [match.span() for text in (one, other) for match in special_texts.finditer(text)]
+    return one[: min((begin for begin, end in special if begin < same < end), default=same)]
