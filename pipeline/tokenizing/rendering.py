@@ -10,8 +10,8 @@ from functools import partial
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
-from pipeline.tokenizing.chats.shapes import Targets
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked
+from pipeline.tokenizing.chats.turns.shapes import Targets
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import EMPTY, REASONING, RowFault, is_blank
 from pipeline.tokenizing.rows.samples import Chat, Sample, Text

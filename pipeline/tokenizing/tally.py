@@ -35,6 +35,8 @@ NOTES = {
     " left out: what it inserts, or where it puts tools or a system turn, differs); --history expand makes"
     " a sample of each answer as it is at inference",
     "history_left_out": "the template leaves out the reasoning of earlier turns",
+    "prompt_unwritten": "their words make the template open an answer with text, such as an empty thought, that it does"
+    " not write into the chat itself; the answer is trained without it",
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
     "kwargs_unread": "the template does not read all that their chat_template_kwargs tell",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import FoundTurns, Targets, Turn
 from pipeline.tokenizing.chats.template import Span
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Targets, Turn
 from pipeline.tokenizing.rows.messages import Message, PartMarks, calls_of
 
 

@@ -11,9 +11,10 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of, shifted
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, TemplateRefusal
-from pipeline.tokenizing.chats.turns import TurnFinder, endless, unlocated
+from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
+from pipeline.tokenizing.chats.turns.finder import TurnFinder
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
@@ -270,16 +271,11 @@ class ChatRenderer:
             answer = str(message.get("content") or "").strip()
             is_there = answer and answer in own
             if not is_there and (number not in found.turns or not self._special_texts.sub("", own).strip()):
-                raise self._unmarked(number, "text")
+                raise unmarked(number, self._template, "text")
             for said in said_besides(message):
                 if said.strip() not in own and (number, said) not in left_out:
-                    raise self._unmarked(number, f"reasoning or tool call {said.strip()[:40]!r}")
+                    raise unmarked(number, self._template, f"reasoning or tool call {said.strip()[:40]!r}")
         return targets
-
-    def _unmarked(self, number: int, what: str) -> RowFault:
-        return RowFault(
-            "template_mismatch", f"turn {number} (assistant): {self._template.name} does not write its {what}"
-        )
 
     def _chosen(self, chat: Chat, number: int, parts: Targets, text: str, found: FoundTurns) -> Targets:
         """The parts of a turn that are trained. Raises `RowFault` where those that the data marks cannot be located."""

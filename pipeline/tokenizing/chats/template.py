@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
+from pipeline.tokenizing.chats.syntax import prompt_reads_words
 from pipeline.tokenizing.rows.messages import Message
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
@@ -107,6 +108,11 @@ class ChatTemplate:
             whole = self._source + self._source_with_tools
             self._names[name] = re.search(rf"\b{re.escape(name)}\b", whole) is not None
         return self._names[name]
+
+    @property
+    def prompt_reads_words(self) -> bool:
+        """Whether its generation prompt may depend on the words of a chat, by its syntax."""
+        return prompt_reads_words(self._source) or prompt_reads_words(self._source_with_tools)
 
     def render_all(self, chats: Sequence[Sequence[Message]]) -> list[Marked]:
         """The texts of chats without tools. Raises `TemplateRefusal`, not saying which chat it was."""

@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.layout import CALL_ID, Leaf, stand_in
-from pipeline.tokenizing.chats.probes import TOOLS, Probes
-from pipeline.tokenizing.chats.shapes import FoundTurns
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.chats.turns.layout import CALL_ID, Leaf, stand_in
+from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns
 from pipeline.tokenizing.rows.messages import (
     Message,
     RowFault,
@@ -39,6 +39,8 @@ class Unsaid:
 
         trained: the turns that are targets; notes: those there are already; see `tally.NOTES`.
         """
+        if found.unprompted.intersection(trained):
+            notes = [*notes, "prompt_unwritten"]
         if chat.plain_roles is not None and not found.missing:
             return notes
         notes = [*notes, *self._of_tools(chat, text)]

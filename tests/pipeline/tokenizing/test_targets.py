@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.turns import TurnFinder
+from pipeline.tokenizing.chats.turns.finder import TurnFinder
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.tokenization import load_tokenization, turn_reader

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.tokenizing.chats.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
+from pipeline.tokenizing.chats.turns.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
 from pipeline.tokenizing.rows.messages import REASONING, Message
 
 _TOOL_NAME = "look_up_the_weather"
@@ -93,7 +93,9 @@ class Probes:
         self._template, self._special_texts = template, special_texts
         self._contexts: dict[str, Context] = {}
         self._ending_run = re.compile(rf"(?:\s*(?:{special_texts.pattern}))*\s*\Z")
-        self._thinks = template.reads("enable_thinking")
+        self.thinking = [{"enable_thinking": thinks} for thinks in (True, False) if template.reads("enable_thinking")]
+        """What a template that can be told to think, or not to, may be told."""
+
         self.wants_text = self._wants_text()
         """Whether arguments of calls have to be JSON as text."""
 
@@ -117,12 +119,13 @@ class Probes:
             self._contexts[key] = self._make_context(messages, TOOLS if has_tools else None)
         return self._contexts[key]
 
-    def begins(self, before: Before, *, thinks: bool, has_tools: bool) -> tuple[int, int] | str:
+    def begins(self, before: Before, context: Context, *, thinks: bool, has_tools: bool) -> tuple[int, int] | str:
         """How much of the piece before a turn's first text is not its own: as it is opened, and at the least.
 
-        thinks: whether that text is reasoning. In words, what keeps it from being told.
+        context: what stands before the turn; thinks: whether that text is reasoning. In words, what keeps it from
+        being told.
         """
-        piece, context = before.piece, self.context(before.messages, has_tools=has_tools)
+        piece = before.piece
         if not before.messages and not context.prompt:  # as templates refuse an empty chat
             context = self.context([_USER], has_tools=has_tools)
             if context.prompt:
@@ -166,10 +169,9 @@ class Probes:
     def _make_context(self, messages: list[Message], tools: list[Any] | None) -> Context:
         opened = self._tail(messages, tools, generation_prompt=True)
         least = opened
-        if self._thinks and opened is not None:
-            others = [self._tail(messages, tools, generation_prompt=True, thinks=thinks) for thinks in (True, False)]
-            for other in others:
-                least = least if other is None or least is None else least[: common(least, other)]
+        for kwargs in self.thinking if opened is not None else ():
+            other = self._tail(messages, tools, generation_prompt=True, kwargs=kwargs)
+            least = least if other is None or least is None else least[: common(least, other)]
         whole = self._rendered([*messages, _ANSWER | {"content": stand_in(2)}], tools)
         pieces = [] if whole is None or stand_in(2) not in whole else layout_of(whole).pieces
         return Context(
@@ -250,10 +252,9 @@ class Probes:
         tools: list[Any] | None,
         *,
         generation_prompt: bool = False,
-        thinks: bool | None = None,
+        kwargs: dict[str, bool] | None = None,
     ) -> str | None:
         """What stands after the last stand-in; None where the template refuses the chat or writes no stand-in."""
-        kwargs = None if thinks is None else {"enable_thinking": thinks}
         rendered = self._rendered(messages, tools, generation_prompt=generation_prompt, kwargs=kwargs)
         if rendered is None:
             return None

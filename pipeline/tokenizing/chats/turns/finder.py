@@ -20,13 +20,15 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
 
-from pipeline.tokenizing.chats.history import last_run, rewritten
-from pipeline.tokenizing.chats.layout import Layout, Leaf, common, common_text, layout_of, slot_spans, with_stand_ins
-from pipeline.tokenizing.chats.probes import CLOSES, TOOLS, Before, Probes
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.shapes import KINDS, FoundTurns, Kind, Rewriting, Shape, Turn, TurnShape
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
-from pipeline.tokenizing.rows.messages import Message, RowFault
+from pipeline.tokenizing.chats.turns.history import last_run, rewritten
+from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, layout_of, slot_spans, with_stand_ins
+from pipeline.tokenizing.chats.turns.locating import Locator
+from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.turns.prompts import Prompts, before_turn
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Rewriting, Shape, TurnShape
+from pipeline.tokenizing.rows.messages import Message
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
@@ -40,6 +42,8 @@ class TurnFinder:
         self._template, self._marks = template, marks
         self._special_texts, self._eos = tokenizer.special_texts, tokenizer.eos_text
         self.probes = Probes(template, tokenizer.special_texts)
+        self._locator = Locator(tokenizer, self.probes, marks)
+        self._prompts = Prompts(template, self.probes)
         self._shapes: dict[str | tuple[str, ...], Shape | None] = {}
 
     def shape(self, chat: Chat) -> Shape | None:
@@ -86,7 +90,9 @@ class TurnFinder:
                 except TemplateRefusal:
                     return None
         spans = slot_spans(chat_text, layout, leaves) if layout.slots == shape.layout.slots else None
-        return None if spans is None else self._found(shape, layout, leaves, spans, chat_text)
+        if spans is None:
+            return None
+        return self._found(chat, shape, layout, leaves, spans, chat_text)
 
     def _find_without_others(self, chat: Chat, chat_text: str) -> FoundTurns | None:
         """As `_find`, for templates that look into what others than the assistant say."""
@@ -99,7 +105,7 @@ class TurnFinder:
         if spans is None:
             return None
         shape = self._shape_of(layout, messages, leaves, has_tools=bool(chat.tools))
-        found = self._found(shape, layout, leaves, spans, chat_text)
+        found = self._found(chat, shape, layout, leaves, spans, chat_text)
         found.missing += _unwritten(chat, chat_text)
         found.knows_others = False
         return found
@@ -130,6 +136,7 @@ class TurnFinder:
     ) -> Shape:
         """first: the message from which on turns are wanted."""
         turns: dict[int, TurnShape] = {}
+        unbegun: dict[int, TurnShape] = {}
         untold: dict[int, str] = {}
         slots_of = self._slots_of(layout, leaves)
         times = Counter(layout.slots)
@@ -155,25 +162,23 @@ class TurnFinder:
                 turns[number - 1] = replace(turns[number - 1], end=0, end_tokens=0, opener=None, goes_on=True)
                 begins: tuple[int, int] | str = (0, 0)
             else:
-                before = Before(
-                    messages[:number],
-                    piece=layout.pieces[slots[0]],
-                    is_next=slots[0] == 0 or leaves[layout.slots[slots[0] - 1]].message == number - 1,
-                    is_first=slots[0] == 0,
-                )
-                begins = self.probes.begins(before, thinks=leaves[own[0]].kind == "reasoning", has_tools=has_tools)
-            if isinstance(begins, str):
-                untold[number] = begins
-                continue
+                before = before_turn(messages, number, layout, leaves, slots[0])
+                context = self.probes.context(before.messages, has_tools=has_tools)
+                thinks = leaves[own[0]].kind == "reasoning"
+                begins = self.probes.begins(before, context, thinks=thinks, has_tools=has_tools)
             closed = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
             is_call = leaves[own[-1]].kind == "call"
-            end, end_tokens, opener = self._ending(layout.pieces[slots[-1] + 1], closed, is_call=is_call)
+            end, end_tokens, opener = self._locator.ending(layout.pieces[slots[-1] + 1], closed, is_call=is_call)
             kinds = tuple(leaves[leaf].kind for leaf in own)
-            turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
+            if isinstance(begins, str):
+                untold[number] = begins
+                unbegun[number] = TurnShape(number, tuple(slots), kinds, 0, 0, end, end_tokens, opener)
+            else:
+                turns[number] = TurnShape(number, tuple(slots), kinds, *begins, end, end_tokens, opener)
         written = set(layout.slots)
         missing = [number for number in range(len(leaves)) if number not in written]
         lost = frozenset(leaves[number].message for number in missing if leaves[number].kind == "reasoning")
-        return Shape(layout, turns, untold, missing, lost)
+        return Shape(layout, turns, untold, missing, lost, unbegun, self._prompts.by_words)
 
     def _slots_of(self, layout: Layout, leaves: list[Leaf]) -> dict[int, list[int]]:
         """The slots of each message: where each of its texts stands first, and a call's name again before its end."""
@@ -198,109 +203,39 @@ class TurnFinder:
         is_next = before.slots[-1] == slot - 1 and before.kinds[-1] != "call"
         return is_next and not layout.pieces[slot].strip()
 
-    def _ending(self, tail: str, closed: str, *, is_call: bool = False) -> tuple[int, int, Span | None]:
-        """Where in what follows a turn's last text its end begins, where its special tokens end, and the next opener.
-
-        closed: what follows it at the end of a chat; is_call: whether arguments, and what is around them, come first.
-        """
-        shared = common_text(tail, closed, self._special_texts)
-        start = self.probes.closing_from(shared) if is_call else 0
-        first = stop = opener = None
-        for match in self._special_texts.finditer(tail, start):
-            if match[0] not in self.probes.endings and match[0] != self._eos:
-                opener = match.span()
-                break
-            if stop is not None and tail[stop : match.start()].strip():
-                break  # a text stands between: what follows is another's
-            first = match.start() if first is None else first
-            stop = match.end()
-            if match[0] == self._eos:
-                break
-        if first is None or stop is None:
-            written = shared.rstrip()
-            end = len(written) if opener is None else min(len(written), opener[0])
-            return end, end, opener
-        return first, stop, opener
-
-    def _found(self, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat_text: str) -> FoundTurns:
-        turns = {number: self._turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()}
+    def _found(
+        self, chat: Chat, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat_text: str
+    ) -> FoundTurns:
+        turns = {
+            number: self._locator.turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()
+        }
         missing = [leaves[number] for number in shape.missing]
-        return FoundTurns(turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True)
+        found = FoundTurns(turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True)
+        if shape.by_words is not False:
+            self._begin_by_prompts(found, chat, shape, layout, chat_text)
+        return found
 
-    def _turn(self, turn: TurnShape, shape: Shape, layout: Layout, spans: list[Span], chat_text: str) -> Turn:
-        first, last = turn.slots[0], turn.slots[-1]
-        piece, own_piece = shape.layout.pieces[first], layout.pieces[first]
-        tail, own_tail = shape.layout.pieces[last + 1], layout.pieces[last + 1]
-        end, stop, opener = turn.end, turn.end_tokens, turn.opener
-        if tail is not own_tail and tail != own_tail:  # arguments stand in it, or ids
-            end, stop, opener = self._moved(tail, own_tail, end, stop, opener)
-        at = spans[last][1]
-        begin = spans[first][0] - _before_end(turn.begin, piece, own_piece)
-        parts = self._parts(turn, spans, begin, at + end, chat_text)
-        return Turn(
-            message=turn.message,
-            parts=parts,
-            end=at + end,
-            end_tokens=(at + end, at + stop) if stop > end else None,
-            opener=None if opener is None else (at + opener[0], at + opener[1]),
-            after=chat_text[at : at + len(own_tail)],
-            begin_least=spans[first][0] - _before_end(turn.begin_least, piece, own_piece),
-            texts=[(kind, spans[slot]) for slot, kind in zip(turn.slots, turn.kinds, strict=True)],
-            goes_on=turn.goes_on,
-        )
-
-    def _moved(
-        self, tail: str, own_tail: str, end: int, stop: int, opener: Span | None
-    ) -> tuple[int, int, Span | None]:
-        """Places in the tail of a shape as places in the tail that has arguments."""
-        same = common(tail, own_tail)
-        if stop <= same:
-            return end, stop, opener if opener is None or opener[1] <= same else None
-        rest = tail[same:stop]
-        at = own_tail.rfind(rest)
-        if at < 0:
-            return self._ending(own_tail, "")
-        moved = at - same
-        return end + moved, stop + moved, None if opener is None else (opener[0] + moved, opener[1] + moved)
-
-    def _parts(
-        self, turn: TurnShape, spans: list[Span], begin: int, end: int, chat_text: str
-    ) -> list[tuple[Kind, Span]]:
-        """What the model writes, cut at the texts; what ends a thought in front of a call is none of the call's."""
-        parts: list[tuple[Kind, Span]] = []
-        at = begin
-        before: Kind | None = None
-        for slot, kind in zip(turn.slots, turn.kinds, strict=True):
-            span, this = spans[slot], KINDS[kind]
-            around: Kind = "reasoning" if "reasoning" in (this, before) else "inserted"
-            if this == "call" or before == "call":
-                thought = 0 if before == "call" else self._thought_end(chat_text[at : span[0]], before)
-                if thought:
-                    parts.append((around, (at, at + thought)))
-                at, around = at + thought, "call"
-            if span[0] > at:
-                parts.append((around, (at, span[0])))
-            if span[1] > span[0]:
-                parts.append((this, span))
-            at, before = max(at, span[1]), this
-        if end > at:
-            parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
-        return parts
-
-    def _thought_end(self, piece: str, before: Kind | None) -> int:
-        """How much of what stands in front of a call ends a thought: up to its mark, or to the first special token."""
-        mark = piece.rfind(self._marks.closing)
-        if mark >= 0:
-            rest = piece[mark + len(self._marks.closing) :]
-            return len(piece) - len(rest.lstrip())
-        special = self._special_texts.search(piece) if before == "reasoning" else None
-        return special.end() if special else 0
-
-
-def _before_end(at: int, piece: str, own_piece: str) -> int:
-    """How far before the end of a chat's own piece stands what is at a place in the piece of its shape."""
-    is_there = piece is own_piece or own_piece.startswith(piece[:at])  # or arguments stand before it, or ids
-    return len(own_piece if is_there else piece) - at
+    def _begin_by_prompts(self, found: FoundTurns, chat: Chat, shape: Shape, layout: Layout, chat_text: str) -> None:
+        """Begin turns where the prompts of the chat's own words end, if they end elsewhere."""
+        begins = {}
+        if shape.by_words is None:
+            begins = self._prompts.begins(found, chat, shape, layout, chat_text, shape.samples())
+            shape.by_words = bool(begins)
+        if shape.by_words:
+            begins = self._prompts.begins(found, chat, shape, layout, chat_text, sorted(shape.turns | shape.unbegun))
+        if not begins:
+            return
+        found.untold = {number: why for number, why in found.untold.items() if number not in begins}
+        for number, (begin, context) in begins.items():
+            if isinstance(begin, str):
+                found.turns.pop(number, None)
+                found.untold[number] = begin
+                continue
+            turn = shape.turns.get(number) or shape.unbegun[number]
+            found.turns[number] = self._locator.turn(turn, shape, layout, found.spans, chat_text, begin)
+            if not layout.pieces[turn.slots[0]][: begin[0]].endswith(context.prompt):
+                found.unprompted |= {number}
+        found.turns = dict(sorted(found.turns.items()))
 
 
 def _is_blank_result(after: list[Message]) -> bool:
@@ -317,34 +252,3 @@ def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:
         and isinstance(turn.get("content"), str)
         and turn["content"].strip() not in chat_text
     ]
-
-
-def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
-    """What is wrong with a turn whose place cannot be told."""
-    if why == CLOSES:
-        return RowFault(
-            "template_mismatch",
-            f"turn {number} (assistant): {template.name} {why}, so the model would never write it; --reasoning drop"
-            " takes it out, and --template-kwargs enable_thinking=true (or the row's own) leaves it open",
-        )
-    return RowFault(
-        "template_mismatch",
-        f"turn {number} (assistant) cannot be located: {template.name} {why}; marking the turns with"
-        " {% generation %} in a copy of the template settles where they are",
-    )
-
-
-def endless(turn: Turn, template: ChatTemplate, user_opener: str | None) -> RowFault:
-    """What is wrong with a turn that no special token ends. user_opener: see `Probes`."""
-    after = turn.after
-    written = f" ({after[:20]!r} is none to the tokenizer)" if after.strip() and turn.opener is None else ""
-    if turn.opener is not None:
-        written = f" of its own ({after[:20]!r} follows; with --turn-end next, what begins the next turn ends it)"
-    if turn.opener is None and user_opener is not None:
-        written += f" (--turn-end next puts {user_opener!r} there, which begins the next turn)"
-    return RowFault(
-        "no_end_token",
-        f"{template.name} writes no special token after turn {turn.message} (assistant){written}, so the"
-        " model would not learn to stop; --append-eos puts the tokenizer's end token there, and --turn-end none"
-        " trains what is written alone",
-    )

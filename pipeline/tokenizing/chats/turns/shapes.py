@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
-from pipeline.tokenizing.chats.layout import Layout, Leaf, LeafKind
 from pipeline.tokenizing.chats.template import Span
+from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, LeafKind
 from pipeline.tokenizing.rows.samples import Chat
 
 Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
@@ -88,8 +88,24 @@ class Shape:
     lost: frozenset[int]
     """The messages whose reasoning stands nowhere."""
 
+    unbegun: dict[int, TurnShape]
+    """The turns among `untold` that only lack where they begin."""
+
+    by_words: bool | None
+    """Whether turns begin elsewhere by the words of a chat; None until one was held against its prompts."""
+
     rewritten: list[Rewriting] | None = None
     """None until somebody asked."""
+
+    def samples(self) -> list[int]:
+        """Assistant turns of each kind, by what is written before them: the first and the last."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for number, turn in sorted((self.turns | self.unbegun).items()):
+            piece = self.layout.pieces[turn.slots[0]]
+            last[piece] = number
+            first.setdefault(piece, number)
+        return sorted({*first.values(), *last.values()})
 
     def up_to(self, message: int) -> tuple[list[int], list[str], str] | None:
         """What is written up to the end of what an assistant turn says: slots, pieces before each, and after them."""
@@ -154,6 +170,9 @@ class FoundTurns:
 
     knows_others: bool = False
     """Whether the leaves are also of others than the assistant."""
+
+    unprompted: frozenset[int] = frozenset()
+    """Turns before which something of the prompt that their chat's words give is not written."""
 
 
 def parts_of(chat: Chat, found: FoundTurns, puts: Sequence[Span]) -> Parts:

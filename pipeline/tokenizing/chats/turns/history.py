@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.tokenizing.chats.shapes import Rewriting, Shape
+from pipeline.tokenizing.chats.turns.shapes import Rewriting, Shape
 from pipeline.tokenizing.rows.messages import Message
 from pipeline.tokenizing.rows.samples import Chat
 
