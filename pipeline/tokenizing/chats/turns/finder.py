@@ -9,13 +9,14 @@ says where a turn begins and ends around them:
 - It ends with the special tokens that follow its last text, up to and including the tokenizer's end token, as far as
   the template ends turns with them; the first other special token begins the next turn.
 
-Cost: for each shape of chat (roles, keys, number of calls) one rendering, and one for each of its user turns that
-follows an answer, to see what becomes of history (the square of its turns, once); then the chat's own, and one more
-where it has tools or calls.
+Cost: for each shape of chat (roles, keys, number of calls) one rendering, a few of chats up to some of its user turns,
+to see what becomes of history (one for each in short chats, some ten for each run of like answers in long ones), and
+one or two with generation prompts for each kind of turn; then the chat's own, and one more where it has tools or calls.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +24,7 @@ from dataclasses import replace
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns.history import last_run, rewritten
-from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, layout_of, slot_spans, with_stand_ins
+from pipeline.tokenizing.chats.turns.layout import STAND_IN, Layout, Leaf, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.turns.locating import Locator
 from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.turns.prompts import Prompts, before_turn
@@ -70,7 +71,8 @@ class TurnFinder:
                 own = leaves[: bisect_left(leaves, stop, key=lambda leaf: leaf.message)]
                 return self._make_shape(messages[:stop], own, has_tools=bool(chat.tools), of_last_alone=True)
 
-            shape.rewritten = rewritten(chat, shape, shape_of)
+            kinds = [STAND_IN.sub("", json.dumps(turn, ensure_ascii=False, default=str)) for turn in messages]
+            shape.rewritten = rewritten(chat, kinds, shape, shape_of)
         return shape.rewritten
 
     def find(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
