@@ -33,6 +33,9 @@ KERNELS: tuple[KernelName, ...] = ("flash-attn", "torch-varlen", "torch-varlen 2
 CALLS: Counter[str] = Counter()
 """How often each kernel ran, forward; and backward, as "… backward" or "… deterministic backward"."""
 
+NUMBERS: set[int] = set()
+"""Numbers that the queries of a token had in kernels' backward passes, each head rounded up as they do."""
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -84,6 +87,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad.dtype == q.dtype, "gradients are of one dtype with queries"
     CALLS[f"{asked.kernel} {'deterministic ' if deterministic else ''}backward"] += 1
+    NUMBERS.add(q.shape[1] * -(-q.shape[2] // 32) * 32)
+    assert (len(q) + 128 * (len(cu_seqlens) - 1)) * max(NUMBERS) < 2**31, "its numbers overflow"
     groups = q.shape[1] // k.shape[1]
     found = tuple(torch.zeros(each.shape, dtype=torch.float32) for each in (q, k, v))
     for at in _segments(cu_seqlens):
@@ -280,6 +285,7 @@ def _torchs_backward(
 def stand_in(monkeypatch: pytest.MonkeyPatch, *kernels: KernelName) -> None:
     """Let these kernels run here, and no others."""
     CALLS.clear()
+    NUMBERS.clear()
     flash_attn = ModuleType("flash_attn")
     flash_attn.flash_attn_varlen_func = (  # type: ignore[attr-defined]
         flash_attn_varlen_func if "flash-attn" in kernels else _no_kernel

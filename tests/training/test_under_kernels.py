@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from tests.conftest import Run
+from tests.conftest import Ended, Run
 from tests.training.checking.test_probe import ROWS
-from tests.training.kernels import CALLS, KERNELS, KernelName, flash_attn_varlen_func, stand_in
+from tests.training.kernels import CALLS, KERNELS, NUMBERS, KernelName, flash_attn_varlen_func, stand_in
 from tests.training.runs import command, equal, log_of
 from tests.training.samples import config_file, pack_of, tiny
 from tests.training.waiting import WouldWait, nothing_waits, on_the_host
 from training import PackedCollator, plan, train_step, use_backend
+from training.attention import limits
 from training.attention.interface import model_inputs
+from training.attention.limits import most_segments, numbers_per_token
 from training.checking.parity import parity
 from training.checking.probe import probe
+from training.shards import open_shards
 
 CLEAN = [row[0] for row in ROWS if row[1] == "clean"]
 OWN_ATTENTION = ("codegen", "gptj", "gpt_neo")
@@ -38,7 +42,8 @@ def test_clean_families_are_clean_or_told_what_would_work(
     family: str, backend: KernelName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, backend)
-    found = probe(tiny(family), backend, autocast=torch.bfloat16)
+    model = tiny(family)
+    found = probe(model, backend, autocast=torch.bfloat16)
     if (family, backend) in REFUSED:
         assert found.verdict == "refuses"
         assert REFUSED[family, backend] in str(found.message)
@@ -52,6 +57,7 @@ def test_clean_families_are_clean_or_told_what_would_work(
         assert 0 < (found.kernel or 0) < 0.02
         assert CALLS[backend]
         assert CALLS[f"{backend} backward"]
+        assert numbers_per_token(model.config) == max(NUMBERS)
 
 
 @pytest.mark.parametrize("family", ["falcon", "mamba"])
@@ -205,3 +211,40 @@ def test_float32_is_float32_whatever_the_process_says() -> None:
         assert matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_segments_that_kernels_can_go_back_through() -> None:
+    config = LlamaConfig(num_attention_heads=32, hidden_size=4096)
+    assert most_segments(config, 131_072) == 3071, "one more makes exactly 2³¹ numbers"
+    assert most_segments(LlamaConfig(num_attention_heads=64, hidden_size=8192), 131_072) == 1023
+    assert most_segments(LlamaConfig(num_attention_heads=64, hidden_size=8192), 1 << 18) < 1
+
+
+@pytest.mark.parametrize("backend", ["flash-attn", "torch-varlen"])
+def test_more_segments_are_refused_before_the_first_step(
+    backend: KernelName, training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, backend)
+    numbers = numbers_per_token(LlamaConfig.from_json_file(config_file(tmp_path)))
+    opened = open_shards(str(shards))
+    two_packs = 2 * opened.capacity + 128 * 2 * (opened.most_segments - 1)  # each has one segment too many
+    monkeypatch.setattr(limits, "_MOST_NUMBERS", numbers * two_packs + 1)
+
+    def ended(name: str, by: str, *more: object) -> Ended:
+        given = ["--shards", shards, "--model", config_file(tmp_path), "--backend", by, "--dtype", "bfloat16"]
+        return training(name, *given, *more)
+
+    train = ["--steps", 1, "--output"]
+    assert ended("train", backend, *train, tmp_path / "one").code == 0
+    two = ("--packs-per-forward", 2)
+    for refused in (ended("train", backend, *train, tmp_path / "two", *two), ended("bench", backend, *two)):
+        assert refused.code == 3
+        assert f"pack with --max-segments {opened.most_segments - 1}, or take fewer --packs-per-forward" in refused.err
+    told = ended("train", "sdpa", *train, tmp_path / "sdpa", *two)
+    assert told.code == 0
+    assert "sdpa does not mind" in told.err
+    monkeypatch.setattr(limits, "_MOST_NUMBERS", numbers)
+    refused = ended("parity", backend)
+    assert refused.code == 3
+    assert "with more than 0 of them" in refused.err
+    assert "pack with a smaller --max-length" in refused.err

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import DataError
 from training.attention.interface import resolve_backend
-from training.checking.content import check_fits, check_packs, packs_to_compare
+from training.checking.content import check_fits, check_packs, check_segments, packs_to_compare
 from training.checking.parity import Parity, parity
 from training.checking.probe import CLEAN, Finding, probe, probe_ways
 from training.models import load_on_device
@@ -68,6 +68,7 @@ def run_parity(options: ParityOptions) -> ParityResult:
     check_fits(shards, model, joint=False)
     autocast = autocast_dtype(options.dtype, model.device)
     backend = resolve_backend(model, options.backend, autocast)
+    check_segments(shards, model, backend, shards.most_segments)
     packs = shards.packs.select(packs_to_compare(shards, options.packs, options.seed))
     check_packs(packs.table(range(len(packs))), model, shards)
     rows = [packs[number] for number in range(len(packs))]

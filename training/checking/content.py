@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from pipeline.base.digests import hash_file
 from pipeline.base.errors import DataError
 from pipeline.format.labels import IGNORE
+from training.attention.limits import most_segments, numbers_per_token
 from training.order import pack_order
 from training.packs import segment_lengths, tokens_per_pack
 from training.shards import COLUMNS, SEE_VERIFY, Shards, damaged_packs
@@ -33,6 +34,32 @@ def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
             f"shards {shards.path}: {what} may have {longest} tokens, but the model has {positions} positions: pack"
             f" with --max-length {positions}"
         )
+
+
+def check_segments(
+    shards: Shards, model: PreTrainedModel, backend: str, segments: int, packs_per_forward: int = 1
+) -> None:
+    """Raise `DataError` for forward passes of more segments than FlashAttention's kernels can go back through.
+
+    backend: with one that does not run them it is only a warning.
+    segments: of a pack at most, padding included.
+    """
+    tokens = packs_per_forward * shards.capacity
+    most = most_segments(model.config, tokens)
+    if packs_per_forward * segments <= most:
+        return
+    ways = [f"pack with --max-segments {most // packs_per_forward}"] if most >= packs_per_forward else []
+    ways += ["pack with a smaller --max-length"] if not ways else []
+    ways += ["take fewer --packs-per-forward"] if packs_per_forward > 1 else []
+    told = (
+        f"shards {shards.path}: a forward pass may have {tokens:,} tokens in {packs_per_forward * segments:,} segments,"
+        f" and FlashAttention's backward pass overflows with more than {max(0, most):,} of them"
+        f" ({numbers_per_token(model.config):,} numbers in the heads of a token): {', or '.join(ways)}"
+    )
+    if backend not in ("flash-attn", "torch-varlen"):
+        log.warning("%s; %s does not mind", told, backend)
+        return
+    raise DataError(told)
 
 
 def check_content(shards: Shards, model: PreTrainedModel, rank: int = 0, num_ranks: int = 1) -> None:

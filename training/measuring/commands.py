@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.base.errors import ConfigError
 from training.attention.interface import resolve_backend
-from training.checking.content import check_fits, check_packs
+from training.checking.content import check_fits, check_packs, check_segments
 from training.checking.probe import CLEAN, probe
 from training.measuring.bench import bench
 from training.measuring.lanes import Measurement
@@ -31,6 +31,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
     check_fits(shards, model, joint=False)
     autocast = autocast_dtype(options.dtype, model.device)
     backend = resolve_backend(model, options.backend, autocast)
+    check_segments(shards, model, backend, shards.most_segments, per_step)
     measured = min(options.steps, num_packs // per_step) * per_step
     packs = shards.packs.select(packs_of_step(num_packs, 0, measured, options.seed))
     check_packs(packs.table(range(len(packs))), model, shards)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import CheckError, StorageError
 from pipeline.base.storage import free_bytes, free_text
 from training.attention.interface import resolve_backend, use_backend
-from training.checking.content import check_content, check_fits
+from training.checking.content import check_content, check_fits, check_segments
 from training.checking.probe import CLEAN, probe
 from training.models import load_model, save_model
 from training.options import TrainOptions
+from training.packs import extents
 from training.running import checkpoint, output
 from training.running.determinism import deterministic_algorithms
 from training.running.identity import run_identity
@@ -26,6 +28,7 @@ from training.running.loop import Loop
 from training.running.output import TrainResult
 from training.running.place import Place, joined
 from training.running.signals import deferred_signals
+from training.shapes import pack_shapes
 from training.shards import Shards, open_shards
 from training.step import autocast_dtype
 
@@ -77,7 +80,13 @@ def train(options: TrainOptions) -> TrainResult:
 
 def _check(options: TrainOptions, shards: Shards, model: PreTrainedModel, backend: str, place: Place) -> None:
     """Raise `DataError` or `CheckError` for what must not be trained."""
-    check_fits(shards, model, joint=options.attention == "joint")
+    joint = options.attention == "joint"
+    check_fits(shards, model, joint=joint)
+    segments = 1 if joint else shards.most_segments
+    if options.compile:  # padding is segments, too
+        boundaries = pa.table({"boundaries": shards.packs.column("boundaries")})
+        segments = int(pack_shapes(*extents(boundaries, joint=joint), shards.capacity)[1].max())
+    check_segments(shards, model, backend, segments, options.packs_per_forward)
     if not options.check:
         log.warning("neither checksums nor whether samples see each other are checked")
         return
