@@ -141,6 +141,11 @@ class TokenizeOptions(Options):
         for name, value in choices.items():
             if value == "mask" and self.train_on == "all":
                 raise ConfigError(f"--{name} mask has no effect: --train-on all trains everything")
+        if self.append_eos and self.turn_end != "error":
+            raise ConfigError(
+                f"--turn-end {self.turn_end} has no effect: --append-eos puts the end token after every turn that has"
+                " none; give one of the two"
+            )
         if self.template_date is not None and not _is_day(self.template_date):
             raise ConfigError(f"--template-date {self.template_date}: a day is needed, as in 2026-11-20")
 

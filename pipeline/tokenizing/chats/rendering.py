@@ -14,7 +14,7 @@ from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, TemplateRefusal
 from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
-from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_of, shifted
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_in, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
@@ -198,15 +198,12 @@ class ChatRenderer:
     ) -> Rendering:
         """goes_on: whether what comes before the first trained turn is to be as its generation prompt has it."""
         template = self._template
-        try:
-            if chat_text is not None:
-                text, marks = chat_text
-            elif self._uses_marks:
-                ((text, marks),) = template.render_all_marked([chat.messages], chat.tools)
-            else:
-                text, marks = template.render(chat.messages, chat.tools), []
-        except TemplateRefusal as refusal:
-            raise RowFault("template_refused", f"{template.name} refuses it: {refusal}") from None
+        if chat_text is not None:
+            text, marks = chat_text
+        elif self._uses_marks:
+            ((text, marks),) = template.render_all_marked([chat.messages], chat.tools)
+        else:
+            text, marks = template.render(chat.messages, chat.tools), []
         if HIDDEN in notes:
             require_same(chat, text, self._words, template)
         found = self._turns.find(chat, shape, text)
@@ -234,15 +231,15 @@ class ChatRenderer:
     def _open(self, rendering: Rendering, chat: Chat, turn: Turn) -> None:
         """Put what generation sees in front of a turn. Raises `RowFault`."""
         before = chat.up_to(turn.message)
-        try:
-            opened = self._template.render(before.messages, chat.tools, generation_prompt=True)
-            closed = self._template.render(before.messages, chat.tools)
-        except TemplateRefusal as refusal:
-            raise RowFault("template_refused", f"{self._template.name} refuses it: {refusal}") from None
+        opened = self._template.render(before.messages, chat.tools, generation_prompt=True)
+        closed = self._template.render(before.messages, chat.tools)
         begin = turn.parts[0][1][0] if turn.parts else turn.end
-        shift, own = len(opened) - begin, rendering.parts
+        shift, own, whole = len(opened) - begin, rendering.parts, rendering.text[:begin]
         found = self._turns.find(before, self._turns.shape(before), closed)
-        rendering.parts = lambda: parts_of(before, found, ()) + shifted(own(), shift, since=begin)
+        rendering.parts = lambda: [
+            *parts_in(opened, [(closed, parts_of(before, found, ())), (whole, own())]),
+            *shifted(own(), shift, since=begin),
+        ]
         rendering.text = opened + rendering.text[begin:]
         rendering.targets = shifted(rendering.targets or [], shift)
         rendering.end_tokens = [(span[0] + shift, span[1] + shift) for span in rendering.end_tokens]

@@ -15,7 +15,7 @@ from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
 from pipeline.tokenizing.chats.syntax import prompt_reads_words
-from pipeline.tokenizing.rows.messages import Message
+from pipeline.tokenizing.rows.messages import Message, RowFault
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 Span = tuple[int, int]
@@ -36,8 +36,17 @@ _WITHOUT_CLOCK = (  # the line break after it is taken away by Jinja, as its env
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class TemplateRefusal(Exception):
+class TemplateRefusal(RowFault):
     """The template raised over a chat: by intent, or because it expects another shape of message."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        """name: of the template; error: what it raised."""
+        kind, said = type(error).__name__, in_one_line(error)
+        told = f"cannot render it: {said}; {name} raises {kind}, so it may expect turns of another form"
+        if kind == "TemplateError":  # which raise_exception raises
+            told = f"refuses it: {said}; {name} says so itself"
+        way = "change the chat, or give a template that takes it with --chat-template FILE"
+        super().__init__("template_refused", f"the template {told}: {way}")
 
 
 class ChatTemplate:
@@ -151,7 +160,7 @@ class ChatTemplate:
                     f"{self.name} reads the clock, so tomorrow the same command would give other tokens; say which day"
                     f" it is, as in --template-date {today}"
                 ) from None
-            raise TemplateRefusal(in_one_line(error)) from None
+            raise TemplateRefusal(self.name, error) from None
 
     def _writes_content(self, *, in_parts: bool = False) -> bool:
         """Whether what a user says is written; templates of models that see write only contents in parts."""

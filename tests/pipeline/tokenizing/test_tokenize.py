@@ -211,7 +211,8 @@ def test_a_template_that_refuses(run: Run, tmp_path: Path, lines: Lines, tokeniz
     flags = ["--tokenizer", tokenizer_dir, "--chat-template", path]
     ended = run("tokenize", lines(rows), "--output", tmp_path / "out", *flags)
     assert ended.code == 3
-    assert "row 1" in ended.err and "gemma.jinja refuses it: user and assistant take turns" in ended.err
+    assert "row 1: the template refuses it: user and assistant take turns, the user first; " in ended.err
+    assert "gemma.jinja says so itself: change the chat, or give" in ended.err
     ended = run("tokenize", lines(rows), "--output", tmp_path / "out", *flags, "--on-error", "drop", "--json")
     assert ended.json["counts"]["dropped"] == {"template_refused": 1}
 
@@ -223,6 +224,7 @@ def test_a_template_that_refuses(run: Run, tmp_path: Path, lines: Lines, tokeniz
         ([{"text": "a"}], ["--train-on", "assistant"], 2, "plain text has no assistant"),
         ([{"text": "a"}], ["--map", "txt=text"], 2, "did you mean 'text'"),
         ([{"text": "a"}], ["--chat-template", "missing.jinja"], 2, "missing.jinja"),
+        ([{"text": "a"}], ["--append-eos", "--turn-end", "next"], 2, "--turn-end next has no effect: --append-eos"),
         ([{"body": "a"}], [], 3, "no known format fits the columns (body)"),
         ([{"text": "a"}], ["--tokenizer", "/no/such"], 2, "no such file or directory"),
         ([{"text": "a"}], ["--tokenizer", "such.json"], 2, "no such file or directory"),

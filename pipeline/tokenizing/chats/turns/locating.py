@@ -111,10 +111,13 @@ class Locator:
                 if thought:
                     parts.append((around, (at, at + thought)))
                 at, around = at + thought, "call"
-            if span[0] > at:
-                parts.append((around, (at, span[0])))
+            start = span[0]
+            if this == "answer" and around == "reasoning" and span[1] > start:  # a blank is of the word after it
+                start = at + len(chat_text[at:start].rstrip(" "))
+            if start > at:
+                parts.append((around, (at, start)))
             if span[1] > span[0]:
-                parts.append((this, span))
+                parts.append((this, (start, span[1])))
             at, before = max(at, span[1]), this
         if end > at:
             parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))

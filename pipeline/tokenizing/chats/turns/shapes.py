@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 from pipeline.tokenizing.chats.template import Span
-from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, LeafKind
+from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, LeafKind, common
 from pipeline.tokenizing.rows.samples import Chat
 
 Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
@@ -198,6 +198,18 @@ def parts_of(chat: Chat, found: FoundTurns, puts: Sequence[Span]) -> Parts:
                 shift += put[1] - put[0]
         shifted.append((kind, (begin + shift, end + shift)))
     return shifted
+
+
+def parts_in(opened: str, others: Sequence[tuple[str, Parts]]) -> Parts:
+    """The pieces of a text that ends with a generation prompt, by the one of others that is longest like it.
+
+    others: texts of which the pieces are known, and of what may follow them. What stands where none is like it may be
+    anybody's.
+    """
+    same, text, parts = max(((common(opened, text), text, parts) for text, parts in others), key=lambda one: one[0])
+    told = [part for part in parts if part[1][1] <= same]
+    is_whole = all(kind == "end" for kind, span in parts if same < span[1] <= len(text))
+    return told if is_whole else [*told, ("text", (told[-1][1][1] if told else 0, len(opened)))]
 
 
 def shifted(parts: Sequence[tuple[Label, Span]], shift: int, since: int = 0) -> list[tuple[Label, Span]]:

@@ -49,6 +49,13 @@ def shown(one: Encoder, row: Any, whole: Any) -> tuple[EncodedBlock, list[list[t
     return found, samples
 
 
+AGAIN = [
+    *({**turn, "reasoning_content": "think"} if turn["role"] == "assistant" else turn for turn in AGENT),
+    {"role": "assistant", "content": "Cold."},
+    *REASONED[:2],
+]
+"""Two answers in a row, the first of which loses what was thought once the second is there."""
+
 CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("qwen2_5", PLAIN, {}),
     ("qwen2_5", {"messages": [SYSTEM, *AGENT], "tools": [TOOL]}, {"tool_calls": "mask"}),
@@ -61,6 +68,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("glm4moe", PLAIN, {"turn_end": "next"}),
     ("glm4moe", PLAIN, {"append_eos": True}),
     ("gptoss", AGENT, {"template_date": "2031-02-03"}),
+    ("gptoss", AGAIN, {"template_date": "2031-02-03", "history": "expand"}),
 ]
 
 
@@ -85,6 +93,17 @@ def test_what_somebody_said_is_of_its_own_kind(
         if any(turn.get("tool_calls") for turn in turns):
             assert "get_weather" in said["call"]
         assert all(kind == "end" for kind, _, text in sample if text in ("<|im_end|>", "</s>", "<|return|>"))
+
+
+@pytest.mark.parametrize("reasoning", ["auto", "mask"])
+def test_a_blank_after_a_thought_is_of_the_answer(tok: Path, tmp_path: Path, reasoning: str) -> None:
+    """It is of one token with the word after it."""
+    whole = transformers.AutoTokenizer.from_pretrained(tok)
+    row = {"messages": chat("Hi", "<think>\nso\n</think> because")}
+    one = encoder(tok, (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8"), tmp_path, reasoning=reasoning)
+    _, (sample,) = shown(one, row, whole)
+    thought = ("reasoning", reasoning == "auto", "<think>\nso\n</think>")
+    assert sample[-4:-1] == [thought, ("answer", True, " because"), ("end", True, "<|im_end|>")]
 
 
 def test_what_cannot_be_located_is_text(tok: Path, tmp_path: Path) -> None:
