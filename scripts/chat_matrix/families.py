@@ -184,12 +184,20 @@ FAMILIES = (
         marks_more=_NEWLINE,
     ),
     Family(
-        templates=("gemma4_v5", "diffusion_gemma"),
+        templates=("gemma4_v5",),
         opens=_GEMMA_4,
         ends=r"<turn\|>|<\|tool_response>",
         eos="<turn|>",
         marks_more=_NEWLINE,
         marks_less=r"<\|tool_response>",
+    ),
+    Family(
+        templates=("diffusion_gemma",),
+        opens=r"<\|turn>model\n(?<!<tool_response\|><\|turn>model\n)|<tool_response\|>",
+        ends=r"<turn\|>|<\|tool_response>",
+        eos="<turn|>",
+        marks_more=_NEWLINE,
+        marks_less=r"<\|tool_response>|<\|turn>model\n",
     ),
     Family(templates=("gemma4_v2",), opens=_GEMMA_4, ends=r"<turn\|>|<\|tool_response>", eos="<turn|>"),
     Family(

@@ -167,8 +167,9 @@ Our own are in `tests/pipeline/templates`:
 Where TRL has a variant with generation marks that writes the same text, its marks are a third oracle: of
 {num_asked} chats compared, {num_alike} have the same targets, and the others differ by nothing but what stands here. A
 trained turn begins where the generation prompt ends and ends with the token at which generation stops, so what marks
-train beyond that (headers, the think mark that the prompt opens, the line break after the end) is not trained, and the
-token at which a call of Gemma stops is. With a template that has marks, its marks are followed as they are.
+train beyond that (headers, the think mark that the prompt opens, the line break after the end) is not trained. The
+token at which a call of Gemma stops is, and so is the header that `diffusion_gemma` has after a tool's result, where
+its generation prompt is empty. With a template that has marks, its marks are followed as they are.
 
 {marks}
 """

@@ -96,6 +96,7 @@ class Probes:
         self.thinking = [{"enable_thinking": thinks} for thinks in (True, False) if template.reads("enable_thinking")]
         """What a template that can be told to think, or not to, may be told."""
 
+        self._opens = template.reads("add_generation_prompt")
         self.wants_text = self._wants_text()
         """Whether arguments of calls have to be JSON as text."""
 
@@ -143,6 +144,9 @@ class Probes:
         piece, opened, header = before.piece, context.opened, context.before_answer
         if header is None:
             return UNTOLD
+        at = 0 if before.is_next or not opened else piece.rfind(opened)
+        if self._opens and opened and at >= 0 and piece.startswith(opened, at):
+            return at + len(opened), at + len(opened)  # the template opens turns, but leaves this one to the model
         if opened is not None and header.rstrip() == opened.rstrip() and header.startswith(opened):
             header = opened  # generation goes on from there, so that white space is the model's to write
         at = piece.rfind(header)

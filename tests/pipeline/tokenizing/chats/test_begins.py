@@ -47,6 +47,8 @@ CASES = [
     ("qwen3_5_think", SPACE),
     ("glm4moe", SECOND_BLANK),
     ("qwen3", FIRST_BLANK),
+    ("diffusion_gemma", [*ASKED, result("12"), answer("mild")]),
+    ("diffusion_gemma", BLANK),
     ("gemma4_v5", UNMATCHED),
     ("gemma4_v5", UNMATCHED_THOUGHT),
 ]
