@@ -10,6 +10,7 @@ from functools import partial
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
+from pipeline.tokenizing.chats.tags import OwnTags
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked
 from pipeline.tokenizing.chats.turns.shapes import Targets
 from pipeline.tokenizing.rows.formats import Format
@@ -46,6 +47,7 @@ class Renderer:
         if template is not None:
             make = partial(ChatRenderer, tokenizer=tokenizer, train_on=train_on, options=options, words=self.words)
             self._chats = _ToldRenderers(template, make)
+            self._tags = OwnTags(template, options)
 
     @property
     def writes_tools(self) -> bool:
@@ -84,7 +86,9 @@ class Renderer:
                     "the data marks turns, or parts of them, as not trained, and --train-on all trains everything;"
                     " --train-on assistant does as the marks say",
                 )
-            sample = self._with_functions(sample, self._chats)
+            told = self._tags.settled(self._with_functions(sample, self._chats))
+            chat_text = chat_text if told.messages is sample.messages else None
+            sample = told
             if sample.kwargs and not self._chats.reads_all(sample):
                 sample = replace(sample, notes=[*sample.notes, "kwargs_unread"])
             return self._chats.of(sample).render(sample, chat_text)

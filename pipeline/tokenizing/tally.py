@@ -39,6 +39,17 @@ NOTES = {
     " not write into the chat itself; the answer is trained without it",
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
+    "result_tags": "the tags <tool_response> round their results were taken off, as the template writes them itself",
+    "tools_twice": "their system turn describes tools in <tools>, and the template writes those of their column, too;"
+    " take one of the two out",
+    "calls_twice": "calls stand as <tool_call> in the text of turns that have them under tool_calls, too, so they are"
+    " written twice; take one of the two out",
+    "calls_as_text": "calls stand as <tool_call> in the text of answers and are trained as such: the template writes"
+    " calls otherwise, or they were to be masked; give them under tool_calls",
+    "reasoning_as_text": "answers begin with reasoning in marks, and the template writes others round reasoning; give"
+    " it under reasoning_content to have these, or take it out with --reasoning drop",
+    "reasoning_unread": "answers begin with reasoning in marks that were not looked for, as <thinking> or [THINK], so"
+    " it is trained as answer; --reasoning-marks OPEN,CLOSE names them",
     "kwargs_unread": "the template does not read all that their chat_template_kwargs tell",
     "unsaid_tools": "the template does not write their tools, as allowed",
     "unsaid_system": "the template does not write their system turn, as allowed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ ROLES = {
 }
 """What speakers are called as roles."""
 
+TOOL_ROLES = ("tool", "function", "observation", "ipython")
+"""The roles of turns that are results of calls."""
+
 CALLERS = ("function_call", "tool_call")
 """Speakers that are the assistant calling a function; the text is the call."""
 
@@ -47,6 +51,7 @@ TURN_KEYS = (
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """What says nothing."""
 
+_TAGGED = re.compile(r"\s*<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
 _CALLS = ("tool_calls", "function_calls", "function_call")
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
 _OF_CALLS = ("name", "id", "type", "index", "function", "description", "strict")
@@ -169,8 +174,12 @@ def with_calls(message: Message, where: str) -> Message:
 
 
 def calls_in(value: Any, where: str, what: str) -> list[Any]:
-    """A call, a list of calls, or JSON text of one, as calls of a message. Raises `RowFault`, with `what` it was."""
-    value = parsed(value)
+    """A call, a list of calls, or JSON text of one, as calls of a message. Raises `RowFault`, with `what` it was.
+
+    A text may also have each call in tags, as Hermes does.
+    """
+    tagged = _TAGGED.findall(value) if isinstance(value, str) and not _TAGGED.sub("", value) else []
+    value = [parsed(call) for call in tagged] or parsed(value)
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise RowFault("not_text", f"{where}: {what} is no tool call (JSON with name and arguments)")

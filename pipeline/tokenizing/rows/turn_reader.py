@@ -16,6 +16,7 @@ from pipeline.tokenizing.rows.messages import (
     MARKS,
     REASONING,
     ROLES,
+    TOOL_ROLES,
     Mark,
     Message,
     PartMarks,
@@ -36,9 +37,6 @@ _MEDIA = re.compile(r"(?:input_)?(?:image|audio|video)(?:_url)?")
 
 _BESIDE_TEXT = ("type", "id", "index", "cache_control", "annotations", "logprobs", "signature", *MARKS)
 """Keys of a part of text that say nothing more."""
-
-_TOOLS = ("tool", "function", "observation", "ipython")
-"""The roles of turns that are data: objects and lists become JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +64,9 @@ class TurnReader:
         message, trained = self._named(turn, where)
         role = message["role"]
         content = message.get("content")
-        if isinstance(content, list) and (role not in _TOOLS or _are_parts(content)):
+        if isinstance(content, list) and (role not in TOOL_ROLES or _are_parts(content)):
             content, trained = _joined(message, content, trained, f"{where} ({role})")
-        elif isinstance(content, dict | list) and role in _TOOLS:
+        elif isinstance(content, dict | list) and role in TOOL_ROLES:
             content = json.dumps(content, ensure_ascii=False)
         if content is not None:
             message["content"] = content
