@@ -140,7 +140,7 @@ class Probes:
         return _after_prompt(piece, context, thinks=thinks) or _after_opening(piece, context, thinks=thinks) or UNTOLD
 
     def _after_header(self, before: Before, context: Context) -> tuple[int, int] | str:
-        """Where a turn begins that no generation prompt opens: where a plain answer would."""
+        """Where a turn begins that no prompt opens: at once if prompts open others, else where a plain answer would."""
         piece, opened, header = before.piece, context.opened, context.before_answer
         if header is None:
             return UNTOLD
