@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -12,11 +13,14 @@ import click
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.options import RunOptions
+from pipeline.base.words import counted
 from pipeline.command.job_file import merged, source_of
 from pipeline.format.options import InputOptions, TokenizeOptions
 
 if TYPE_CHECKING:
     from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 _CHOICES = (
     "format",
@@ -94,7 +98,7 @@ def split_pairs(texts: Iterable[str]) -> list[str]:
 def show_samples(
     values: dict[str, Any], part: InputOptions, options: TokenizeOptions | None, tokenizer: TextTokenizer | None
 ) -> None:
-    """Print the first samples, and those of chosen rows: to stdout, but not into a JSON object.
+    """Print the first samples, and those of chosen rows: to stdout, but not into a JSON object; warn as a run.
 
     Raises `ConfigError` for flags of a result where samples are all that is asked for, and for a row that there is not;
     `DataError` for a chosen row that gives no sample, once the others are printed.
@@ -103,6 +107,7 @@ def show_samples(
     from pipeline.reading.workspace import cache_of
     from pipeline.tokenizing.showing.blocks import shown_text
     from pipeline.tokenizing.showing.samples import ShownFault, chosen_rows, first_samples
+    from pipeline.tokenizing.tally import RowTally, warn_of_rows
     from pipeline.tokenizing.tokenization import load_tokenization
 
     assert options is not None and tokenizer is not None, "--show needs a tokenizer"
@@ -116,11 +121,15 @@ def show_samples(
     color = (sys.stderr if to_stderr else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
     with cache_of(run_options(values)) as cache:
         inputs = resolve(values["inputs"], part)
-        first = list(first_samples(inputs, tokenization, cache, values["show"])) if values["show"] else []
-        chosen = list(chosen_rows(inputs, tokenization, cache, values["show_row"])) if values["show_row"] else []
+        numbers, looked_at = values["show_row"], RowTally()
+        first = list(first_samples(inputs, tokenization, cache, values["show"], looked_at)) if values["show"] else []
+        chosen = list(chosen_rows(inputs, tokenization, cache, numbers, looked_at)) if numbers else []
     shown = [*first, *(one for one in chosen if not isinstance(one, ShownFault))]
     if shown:
         click.echo(shown_text(shown, tokenizer, color=color), err=to_stderr)
+    if is_all:  # else the run tells it of all rows
+        log.info("%s looked at", counted(looked_at.rows, "row"))
+        warn_of_rows(looked_at, are_listed=False)
     for one in chosen:
         if isinstance(one, ShownFault):
             raise DataError(f"{one.title}: {one.fault.detail}")

@@ -149,7 +149,7 @@ def write_shards(
                 _refuse_faults(encoded_block, split, counted_from, file_begin, shard.next_row, encoded)
             _drop_faults(shard, encoded_block, split, counted_from, file_begin)
             batch = _batch(encoded_block, layout.schema, file_begin + counted_from[1], all_rows=layout.for_packing)
-            tally = _tally(encoded_block, split.files[task.file].where, counted_from)
+            tally = tally_of(encoded_block, split.files[task.file].where, counted_from)
             at = (task.file, at[1] + encoded_block.num_rows)
             shard.write(batch, tally, at)
             advance(task.block.bytes_read)
@@ -265,8 +265,8 @@ def _batch(encoded_block: EncodedBlock, schema: pa.Schema, first_row: int, *, al
     return pa.record_batch([content[name] for name in schema.names], schema=schema)
 
 
-def _tally(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowTally:
-    """Counts of a block. where: words naming its file; at: see `_drop_faults`."""
+def tally_of(encoded_block: EncodedBlock, where: str, at: tuple[int, int]) -> RowTally:
+    """Counts of a block. where: words naming its file; at: its file's number, and the row from which it counts."""
     number, first_row = at
     return RowTally(
         rows=encoded_block.num_rows,

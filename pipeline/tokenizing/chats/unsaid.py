@@ -16,6 +16,7 @@ from pipeline.tokenizing.chats.turns.layout import CALL_ID, Leaf, stand_in
 from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns
 from pipeline.tokenizing.rows.messages import (
+    TOOL_ROLES,
     Message,
     RowFault,
     calls_of,
@@ -49,7 +50,7 @@ class Unsaid:
             turn = chat.messages[leaf.message]
             is_over = leaf.message < last_user or leaf.message not in trained or self._as_rendered
             if leaf.kind == "name":
-                notes.append("unsaid_names")
+                notes += [] if _is_called(chat, leaf) else ["unsaid_names"]
             elif leaf.kind == "reasoning" and is_over and self._has_place(turn):
                 notes.append("history_left_out")
             elif leaf.kind == "content" and turn["role"] in ("system", "developer") and self._allows:
@@ -82,7 +83,7 @@ class Unsaid:
     def _of_tools(self, chat: Chat, text: str) -> list[str]:
         if not chat.tools:
             return []
-        if self._probes.writes_tools and all((name_of(tool) or "") in text for tool in chat.tools):
+        if self._probes.writes_tools and all(_is_named(tool, text) for tool in chat.tools):
             return []
         if self._allows:
             return ["unsaid_tools"]
@@ -145,6 +146,22 @@ class Unsaid:
                     f"turn {number} ({turn['role']}): {self._template.name} does not write {unwritten[0][0][:40]!r} of"
                     " the arguments of its tool call",
                 )
+
+
+def _is_named(tool: Any, text: str) -> bool:
+    """Whether the name of a tool stands in a text, as any template may write it."""
+    name = name_of(tool) or ""
+    return name in text or any(spelling in text for spelling in _spellings(name))
+
+
+def _is_called(chat: Chat, leaf: Leaf) -> bool:
+    """Whether a name is that of the function whose call the turn answers, as that call says already."""
+    caller = leaf.message
+    while caller and chat.messages[caller]["role"] in TOOL_ROLES:
+        caller -= 1
+    calls = calls_of(chat.messages[caller])
+    number = leaf.message - caller - 1
+    return 0 <= number < len(calls) and name_of(calls[number]) == leaf.text
 
 
 def _outside(text: str, region: Span, spans: list[Span]) -> str:

@@ -17,7 +17,8 @@ from pipeline.reading.inputs import Input
 from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.faults import Fault
 from pipeline.tokenizing.rows.gathering import TreeBlock, blocks_of
-from pipeline.tokenizing.shards import RawSplit, open_raw_inputs
+from pipeline.tokenizing.shards import RawSplit, open_raw_inputs, tally_of
+from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import Tokenization
 from strategies.arrays import Int32Array
 
@@ -58,15 +59,18 @@ class ShownFault:
 Shown = ShownSample | ShownFault
 
 
-def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCache, count: int) -> Iterator[Shown]:
+def first_samples(
+    inputs: list[Input], tokenization: Tokenization, cache: FileCache, count: int, tally: RowTally
+) -> Iterator[Shown]:
     """The first `count` samples, and what is wrong with as many rows before them that give none.
 
-    Raises as tokenising would for inputs that cannot be read.
+    tally: to which all rows are added that had to be tokenised for it. Raises as tokenising would for inputs that
+    cannot be read.
     """
     num_samples = num_faults = 0
     for split in open_raw_inputs(inputs, tokenization, cache):
         for place in _blocks(split, tokenization):
-            for one in place.shown(place.encoder.encode(place.block, tells_kinds=True)):
+            for one in place.shown(place.encoded(tally)):
                 is_sample = isinstance(one, ShownSample)
                 if is_sample or num_faults < count:
                     yield one
@@ -77,12 +81,12 @@ def first_samples(inputs: list[Input], tokenization: Tokenization, cache: FileCa
 
 
 def chosen_rows(
-    inputs: list[Input], tokenization: Tokenization, cache: FileCache, numbers: Sequence[int]
+    inputs: list[Input], tokenization: Tokenization, cache: FileCache, numbers: Sequence[int], tally: RowTally
 ) -> Iterator[Shown]:
     """What the rows with these numbers give, in every split that has them; no other row is tokenised, or parsed.
 
-    numbers: of rows in their split, over all inputs. Raises `ConfigError` for a number that no split has, and as
-    tokenising would for inputs that cannot be read.
+    numbers: of rows in their split, over all inputs; tally: to which they are added. Raises `ConfigError` for a number
+    that no split has, and as tokenising would for inputs that cannot be read.
     """
     missing, num_rows = set(numbers), 0
     for split in open_raw_inputs(inputs, tokenization, cache):
@@ -93,7 +97,7 @@ def chosen_rows(
                 alone = place.holding(number - place.before)
                 if alone is not None:
                     missing.discard(number)
-                    found = alone.shown(alone.encoder.encode(alone.block, tells_kinds=True))
+                    found = alone.shown(alone.encoded(tally))
                     samples: list[Shown] = [one for one in found if isinstance(one, ShownSample)]
                     yield from samples or [one for one in found if one.row == number - place.before]
             if of_split > max(numbers) and isinstance(place.block, RawBlock):  # trees come in another order
@@ -120,6 +124,8 @@ class _Place:
 
     block: RawBlock | TreeBlock
     encoder: Encoder
+    stops_at_faults: bool
+    """Whether a row that cannot be used is an error."""
 
     @cached_property
     def num_rows(self) -> int:
@@ -133,6 +139,15 @@ class _Place:
             return replace(self, block=TreeBlock(trees, 0)) if trees else None
         at = row - self.first_row
         return replace(self, block=self.block.row(at), first_row=row) if 0 <= at < self.num_rows else None
+
+    def encoded(self, tally: RowTally) -> EncodedBlock:
+        """The block, encoded. tally: to which its rows are added, but not those that stop a run."""
+        found = self.encoder.encode(self.block, tells_kinds=True)
+        own = tally_of(found, self.where, (0, 0 if found.counts_in_file else self.first_row))
+        if self.stops_at_faults:
+            own.dropped -= Counter(fault.reason for fault in found.faults if fault.is_error)
+        tally.add(own)
+        return found
 
     def shown(self, encoded_block: EncodedBlock) -> list[Shown]:
         """Everything in a block, in order."""
@@ -170,7 +185,14 @@ def _blocks(split: RawSplit, tokenization: Tokenization) -> Iterator[_Place]:
         encoder = tokenization.encoder(format_)
         first_row = 0
         for block in blocks_of(file, format_):
-            place = _Place(where=file.where, before=before, first_row=first_row, block=block, encoder=encoder)
+            place = _Place(
+                where=file.where,
+                before=before,
+                first_row=first_row,
+                block=block,
+                encoder=encoder,
+                stops_at_faults=tokenization.options.on_error == "error",
+            )
             yield place
             first_row += place.num_rows
         before += first_row

@@ -42,7 +42,7 @@ def test_an_answer_that_loses_what_was_thought_before_a_call_is_cut_there(tok: P
     assert ids[:first] == seen["input_ids"]
     assert found.turns == [1, 3]
     rendered, runs = told(tok, "gptoss", tmp_path, row, history="as-rendered", **day)
-    assert (len(runs), rendered.notes) == (1, {"history_left_out": [0], "unsaid_names": [0]})
+    assert (len(runs), rendered.notes) == (1, {"history_left_out": [0]})
 
 
 def test_a_call_whose_name_is_written_twice(tok: Path, tmp_path: Path) -> None:

@@ -100,3 +100,27 @@ def test_marks_around_nothing_are_no_reasoning(tok: Path, tmp_path: Path, templa
     ((ids, _),) = samples_of(found)
     assert ids == whole.apply_chat_template(row, chat_template=source)["input_ids"]
     assert set(found.kinds) <= {"answer", "inserted", "end"}
+
+
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [(("look", "see"), []), (("see", "look"), ["unsaid_names"]), (("look", "ask"), ["unsaid_names"])],
+)
+def test_names_of_results_are_said_by_their_calls(
+    tok: Path, tmp_path: Path, names: tuple[str, str], notes: list[str]
+) -> None:
+    """In the order of the calls; names of others than tools are said by nobody else."""
+    results = [{"role": "tool", "content": name.upper(), "name": name} for name in names]
+    turns = [user("Hi"), answer("", tool_calls=[call("look", {}), call("see", {})]), *results, answer("Done.")]
+    assert told(tok, "qwen2_5", tmp_path, turns)[0].notes == {note: [0] for note in notes}
+    assert told(tok, "qwen2_5", tmp_path, [user("Hi") | {"name": "look"}, turns[-1]])[0].notes == {"unsaid_names": [0]}
+
+
+def test_a_tool_is_written_however_its_name_is_spelt(tok: Path, tmp_path: Path) -> None:
+    source = (
+        "{{ tools | tojson(ensure_ascii=True) }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    tool = {"type": "function", "function": {"name": "größe", "description": "d", "parameters": {}}}
+    found = told(tok, source, tmp_path, {"messages": [user("Hi"), answer("Ho")], "tools": [tool]})[0]
+    assert (found.faults, found.notes) == ([], {})

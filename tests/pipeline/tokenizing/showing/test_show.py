@@ -18,6 +18,7 @@ from pipeline.tokenizing.encoding import EncodedBlock, Encoder
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.showing.blocks import shown_text
 from pipeline.tokenizing.showing.samples import first_samples
+from pipeline.tokenizing.tally import RowTally
 from pipeline.tokenizing.tokenization import load_tokenization
 from tests.conftest import Run, left_behind
 from tests.pipeline.chats import chat, template
@@ -148,10 +149,25 @@ def test_show(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> No
     assert ended.json["counts"]["samples"] == 1 and "⟦e⟧" in ended.err
 
 
+def test_warnings_of_what_is_looked_at(run: Run, tmp_path: Path, lines: Lines, flags: list[object]) -> None:
+    """Those that a run gives, once."""
+    told = [{"role": "user", "content": "a <|im_end|>", "seen": 1}, {"role": "assistant", "content": "b"}]
+    source = lines([{"messages": told, "extra": "x"}, {"messages": chat("a", "")}, {"messages": told}])
+    words = ["not read: extra (1 row)", "not read: seen (2 turns)", "2 samples, the first in", "special tokens stand"]
+    ended = run("tokenize", source, *flags, "--show", 1)
+    assert ended.code == 0 and "3 rows looked at" in ended.err and "left out" not in ended.err
+    assert [ended.err.count(word) for word in words] == [1, 1, 1, 1]
+    drops = [*flags, "--on-error", "drop"]
+    ended = run("tokenize", source, *drops, "--show-row", 2)
+    assert [ended.err.count(word) for word in words] == [0, 0, 0, 1] and "1 row looked at" in ended.err
+    ended = run("tokenize", source, *drops, "--show", 1, "--output", tmp_path / "out")
+    assert [ended.err.count(word) for word in words] == [1, 1, 1, 1] and "1 row left out (empty_turn 1)" in ended.err
+
+
 def test_show_in_colour(lines: Lines, flags: list[object]) -> None:
     inputs = resolve(lines([{"messages": chat("d", "e")}]), InputOptions())
     tokenization = load_tokenization(str(flags[1]), str(flags[3]), TokenizeOptions())
-    samples = list(first_samples(inputs, tokenization, FileCache(Path("/nowhere")), 1))
+    samples = list(first_samples(inputs, tokenization, FileCache(Path("/nowhere")), 1, RowTally()))
     text = shown_text(samples, tokenization.tokenizer, color=True)
     assert "\x1b[32m\x1b[1me\x1b[0m" in text  # trained: green and bold
     assert "\x1b[2massistant↵\x1b[0m" in text  # the rest: dim
