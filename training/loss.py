@@ -8,9 +8,9 @@ would take 12 GB, three times 3.2 GB for logits, their softmax and its gradient,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from pipeline.format.labels import IGNORE
 
 LOGITS_AT_ONCE = 1 << 27
 """Logits that are computed at once: 0.5 GB in float32."""
+
+LossOfHidden: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A loss of hidden states, and of the weight and the bias of the head that would make logits of them."""
 
 _ENDS_IN_HEAD: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 """Of models that were asked: whether their logits are what their head computes."""
@@ -85,18 +88,18 @@ def head_of(model: nn.Module, inputs: Mapping[str, Any]) -> nn.Linear | None:
 
 
 @contextmanager
-def loss_in(head: nn.Linear, labels: Tensor, weights: Tensor, before: Tensor | None) -> Iterator[None]:
-    """Let a model's head return the sum of the losses, as a scalar, where it would return logits.
+def loss_in(head: nn.Linear, loss: LossOfHidden, before: Tensor | None) -> Iterator[None]:
+    """Let a model's head return a loss where it would return logits.
 
     The head itself computes it: where a model is divided over ranks, it has its whole weight there, and nowhere else.
 
-    labels, weights: of the targets.  # shapes: (num_targets,)
-    before: which tokens stand before the targets, for a model whose head is given all.  # shape: (num_targets,)
+    loss: of what stands before the targets, and the head's weight and bias.
+    before: which tokens these are, for a model whose head is given all.  # shape: (num_targets,)
     """
 
     def forward(hidden: Tensor) -> Tensor:
         hidden = hidden.flatten(0, -2)
-        return linear_loss(hidden if before is None else hidden[before], head.weight, head.bias, labels, weights)
+        return loss(hidden if before is None else hidden[before], head.weight, head.bias)
 
     head.forward = forward  # type: ignore[method-assign, assignment]
     try:
@@ -119,6 +122,19 @@ def linear_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Ten
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     loss: Tensor = _LinearLoss.apply(hidden, weight, bias, labels, weights, dtype, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
+
+
+def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """The cross-entropies that `linear_loss` sums, without their gradient.  # shape: (num_targets,)"""
+    at_once = max(LOGITS_AT_ONCE // len(weight), 1)
+    with torch.no_grad():
+        parts = [
+            functional.cross_entropy(
+                functional.linear(inputs, weight, bias).float(), following, ignore_index=IGNORE, reduction="none"
+            )
+            for inputs, following in zip(hidden.split(at_once), labels.split(at_once), strict=True)
+        ]
+    return torch.cat(parts)
 
 
 class _LinearLoss(torch.autograd.Function):

@@ -70,6 +70,15 @@ class TrainOptions(ShardOptions):
     learning_rate: Annotated[float, Range(0, MOST_NUMBER)] = 2e-5
     warmup_steps: Annotated[int, Range(0)] = 0
     weight_decay: Annotated[float, Range(0, MOST_NUMBER)] = 0.0
+    adam_beta1: Annotated[float, Range(0, below=1)] = 0.9
+    """What Adam keeps, from step to step, of the mean of gradients."""
+
+    adam_beta2: Annotated[float, Range(0, below=1)] = 0.999
+    """What it keeps of the mean of their squares."""
+
+    adam_eps: Annotated[float, Range(most=MOST_NUMBER, above=0)] = 1e-8
+    """What it adds to the root of that mean, by which it divides."""
+
     max_grad_norm: Annotated[float, Range(most=MOST_NUMBER, above=0)] = 1.0
     compile: bool = False
     """torch.compile decoder layers, for rows of one length and at most 8 shapes."""
@@ -84,6 +93,13 @@ class TrainOptions(ShardOptions):
     """Steps between checkpoints; 0: only when the run is interrupted."""
 
     log_every: Annotated[int, Range(1)] = 1
+    eval_shards: str | None = None
+    """Packs that are not trained, but scored now and then, and after the last step."""
+
+    eval_split: str | None = None
+    eval_every: Annotated[int, Range(0)] = 0
+    """Steps between evaluations; 0: only after the last step."""
+
     check: bool = True
     """Compare the shards with their checksums and probe the model first, and train nothing if either fails."""
 
@@ -92,6 +108,16 @@ class TrainOptions(ShardOptions):
         super().__post_init__()
         if self.warmup_steps > self.steps:
             raise ConfigError(f"--warmup-steps {self.warmup_steps} are more than --steps {self.steps}")
+        if self.eval_shards is None:
+            for name in ("eval_split", "eval_every"):
+                if getattr(self, name):
+                    raise ConfigError(f"--{name.replace('_', '-')} has no effect without --eval-shards")
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the model is scored after a step, counted from 1."""
+        if self.eval_shards is None:
+            return False
+        return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raise `ConfigError` unless a step's packs can be dealt to that many ranks."""

@@ -45,14 +45,20 @@ def extents(packs: pa.Table, *, joint: bool) -> tuple[Integers, Integers, Intege
 class Costs:
     """What there is to compute in some packs, padding left out."""
 
-    tokens: int
-    targets: int
-    sum_length_squared: float
+    packs: int = 0
+    tokens: int = 0
+    targets: int = 0
+    samples: int = 0
+    """Segments that have targets."""
+
+    sum_length_squared: float = 0.0
 
     def __add__(self, other: Costs) -> Costs:
         return Costs(
+            self.packs + other.packs,
             self.tokens + other.tokens,
             self.targets + other.targets,
+            self.samples + other.samples,
             self.sum_length_squared + other.sum_length_squared,
         )
 
@@ -61,5 +67,11 @@ def costs(packs: pa.Table, *, joint: bool) -> Costs:
     """What there is to compute in packs. joint: whether a pack attends as one segment."""
     lengths, counts = segment_lengths(packs)
     attending = tokens_per_pack(lengths, counts) if joint else lengths
-    targets = packs.column("target_counts").combine_chunks().flatten().to_numpy().sum()
-    return Costs(int(lengths.sum()), int(targets), float((attending.astype(np.float64) ** 2).sum()))
+    targets = packs.column("target_counts").combine_chunks().flatten().to_numpy()
+    return Costs(
+        packs=len(counts),
+        tokens=int(lengths.sum()),
+        targets=int(targets.sum()),
+        samples=int(np.count_nonzero(targets)),
+        sum_length_squared=float((attending.astype(np.float64) ** 2).sum()),
+    )

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +20,16 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from training.attention.interface import model_inputs, unwrapped
-from training.loss import head_of, loss_in, target_losses, target_weights, targets_of
+from training.loss import (
+    LossOfHidden,
+    head_of,
+    linear_loss,
+    linear_losses,
+    loss_in,
+    target_losses,
+    target_weights,
+    targets_of,
+)
 
 Batch: TypeAlias = Mapping[str, Any]
 """What `PackedCollator` returns."""
@@ -82,15 +91,18 @@ def plan_step(batches: Sequence[Batch], device: torch.device, group: Group | Non
     process_group, num_ranks = _data_parallel(group)
     for each in batches:
         _refuse_divided(each)
-    micro_batches = []
-    for each in batches:
-        targets = _sent(targets_of(each), device)
-        inputs = to_device(each, device)
-        micro_batches.append(MicroBatch(inputs, targets, target_weights(inputs, targets)))
+    micro_batches = [micro_batch_of(each, device) for each in batches]
     weight = torch.stack([each.weights.double().sum() for each in micro_batches]).sum()
     if num_ranks > 1:
         distributed.all_reduce(weight, group=process_group)
     return StepPlan(micro_batches, weight, process_group, num_ranks)
+
+
+def micro_batch_of(batch: Batch, device: torch.device) -> MicroBatch:
+    """A batch from `PackedCollator` on a device, and its targets."""
+    targets = _sent(targets_of(batch), device)
+    inputs = to_device(batch, device)
+    return MicroBatch(inputs, targets, target_weights(inputs, targets))
 
 
 def loss_sum(model: nn.Module, micro_batch: MicroBatch, *, autocast: torch.dtype | None = None) -> Tensor:
@@ -103,7 +115,43 @@ def loss_sum(model: nn.Module, micro_batch: MicroBatch, *, autocast: torch.dtype
     computes (see `head_of`). A model that is compiled as a whole computes those of all tokens, unless the list of
     targets has a constant length (`max_targets`).
     """
-    inputs, targets, weights = micro_batch.inputs, micro_batch.targets, micro_batch.weights
+    labels, weights = _labels(micro_batch), micro_batch.weights
+    return _loss(
+        model,
+        micro_batch,
+        autocast,
+        of_hidden=lambda hidden, weight, bias: linear_loss(hidden, weight, bias, labels, weights),
+        of_each=lambda losses: torch.dot(losses, weights),
+    )
+
+
+def losses_of(model: nn.Module, micro_batch: MicroBatch, *, autocast: torch.dtype | None = None) -> Tensor:
+    """The losses that `loss_sum` weights and sums, without their gradient.  # shape: (num_targets,)"""
+    labels = _labels(micro_batch)
+    with torch.no_grad():
+        return _loss(
+            model,
+            micro_batch,
+            autocast,
+            of_hidden=lambda hidden, weight, bias: linear_losses(hidden, weight, bias, labels),
+            of_each=lambda losses: losses,
+        )
+
+
+def _labels(micro_batch: MicroBatch) -> Tensor:
+    labels: Tensor = micro_batch.inputs["labels"][0, micro_batch.targets]
+    return labels
+
+
+def _loss(
+    model: nn.Module,
+    micro_batch: MicroBatch,
+    autocast: torch.dtype | None,
+    of_hidden: LossOfHidden,
+    of_each: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A loss in one of two ways: of hidden states by the head, or of each target's loss where there are logits."""
+    inputs, targets = micro_batch.inputs, micro_batch.targets
     bare, is_compiled = unwrapped(model)
     if not is_compiled or "targets" in inputs:
         inputs = {**inputs, "logits_to_keep": targets.sub(1).clamp(min=0)}
@@ -111,14 +159,13 @@ def loss_sum(model: nn.Module, micro_batch: MicroBatch, *, autocast: torch.dtype
     device = inputs["input_ids"].device
     with precision(device, autocast):
         if is_compiled:
-            return _dot(model(**given).logits, micro_batch)
+            return of_each(target_losses(model(**given).logits, inputs, targets))
         with _embedding_in(bare, autocast):
             head = head_of(bare, given)
             if head is None:
-                return _dot(model(**given).logits, micro_batch)
-            labels = inputs["labels"][0, targets]
+                return of_each(target_losses(model(**given).logits, inputs, targets))
             before = None if "logits_to_keep" in given else targets.sub(1).clamp(min=0)
-            with loss_in(head, labels, weights, before):
+            with loss_in(head, of_hidden, before):
                 loss: Tensor = model(**given).logits
                 return loss
 
@@ -159,10 +206,6 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # itself, where it is pinned
     return tensor.to(device, non_blocking=True)
-
-
-def _dot(logits: Tensor, micro_batch: MicroBatch) -> Tensor:
-    return torch.dot(target_losses(logits, micro_batch.inputs, micro_batch.targets), micro_batch.weights)
 
 
 def _data_parallel(group: Group | None) -> tuple[distributed.ProcessGroup | None, int]:

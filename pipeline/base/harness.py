@@ -76,9 +76,10 @@ def flag(
 def _click_type(kind: OptionType) -> Any:
     if kind.choices:
         return click.Choice(kind.choices)
-    least, most, above = kind.range.least, kind.range.most, kind.range.above
+    least, most, above, below = kind.range.least, kind.range.most, kind.range.above, kind.range.below
     if kind.kinds == (float,):
-        return click.FloatRange(least if above is None else above, most, min_open=above is not None)
+        bounds = (least if above is None else above, most if below is None else below)
+        return click.FloatRange(*bounds, min_open=above is not None, max_open=below is not None)
     if kind.kinds == (int,):
         lowest, highest = (None if bound is None else int(bound) for bound in (least, most))
         return int if lowest is None and highest is None else click.IntRange(lowest, highest)

@@ -29,6 +29,9 @@ class Range:
     above: float | None = None
     """What it has to be greater than."""
 
+    below: float | None = None
+    """What it has to be less than."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -73,7 +76,7 @@ class OptionType:
             self._check_range(name, value)
 
     def _check_range(self, name: str, value: float) -> None:
-        least, most, above = self.range.least, self.range.most, self.range.above
+        least, most, above, below = self.range.least, self.range.most, self.range.above, self.range.below
         if not math.isfinite(value):
             raise ConfigError(f"{name} must be a finite number, not {value}")
         if least is not None and value < least:
@@ -82,6 +85,8 @@ class OptionType:
             raise ConfigError(f"{name} must be at most {most}, not {value}")
         if above is not None and value <= above:
             raise ConfigError(f"{name} must be greater than {above}, not {value}")
+        if below is not None and value >= below:
+            raise ConfigError(f"{name} must be less than {below}, not {value}")
 
 
 def option_types(options: type[Options]) -> Mapping[str, OptionType]:

@@ -9,12 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from tests.training.samples import pack_of
+from tests.training.samples import VOCABULARY, losses_alone, pack_of, tiny
 from training import PackedCollator, loss, use_backend
 from training.attention.interface import model_inputs
 from training.checking.families import tiny_config
 from training.loss import target_losses
-from training.plan import loss_sum, plan_step
+from training.plan import loss_sum, losses_of, micro_batch_of, plan_step
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -92,3 +92,17 @@ def test_scaled_and_capped_logits_are_trained_as_they_are(
     ):
         assert (one is None and other is None) or torch.allclose(one, other, atol=1e-5)
     assert (loss.head_of(model, model_inputs(model, batch)) is not None) == ends_in_head
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_losses_of_targets_are_those_of_samples_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model whose head ends it, some at a time; and of one that caps its logits."""
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 5 * VOCABULARY)
+    model = tiny(family)
+    packs = [pack_of([5, 9, 1], 0), pack_of([8], 1)]
+    with torch.no_grad():
+        expected = torch.cat([each for pack in packs for each in losses_alone(model, pack)])
+    use_backend(model, "sdpa")
+    found = losses_of(model, micro_batch_of(PackedCollator()(packs), torch.device("cpu")))
+    assert len(found) > 10
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -22,9 +22,19 @@ def train_table(result: TrainResult) -> View:
     """A run that is done, or was done before."""
     rows = [
         ("trained", f"{counted(result.steps, 'step')} on {result.device}, attention by {result.backend}"),
-        ("loss", "not in the log" if result.loss is None else f"{result.loss:.4f} in the last step"),
+        ("loss", "no number in the log" if result.loss is None else f"{result.loss:.4f} in the last step"),
         ("output", f"{result.output}: model, log.jsonl"),
     ]
+    if result.skipped_steps:
+        rows.append(("skipped", f"{counted(result.skipped_steps, 'step')}, whose gradient is infinite or no number"))
+    if result.evaluation is not None:
+        scored = result.evaluation
+        rows.append(
+            (
+                "evaluation",
+                f"{scored}, of {counted(scored.targets, 'target')} in {counted(scored.samples, 'sample')}",
+            )
+        )
     if result.status == "up_to_date":
         rows.append(("status", "up to date: this run was done before, nothing was written"))
     else:

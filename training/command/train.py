@@ -27,6 +27,15 @@ _OPTIMIZER_FLAGS: list[Decorator] = [
     flag(TrainOptions, "warmup_steps", "Let it rise for so many steps, before it falls as a cosine.", metavar="N"),
     flag(TrainOptions, "weight_decay", "Decay matrices by this.", metavar="RATE"),
     flag(TrainOptions, "max_grad_norm", "Clip the gradient to this norm.", metavar="NORM"),
+    flag(TrainOptions, "adam_beta1", "Keep so much of Adam's mean of gradients in each step.", metavar="BETA"),
+    flag(TrainOptions, "adam_beta2", "Keep so much of Adam's mean of their squares.", metavar="BETA"),
+    flag(TrainOptions, "adam_eps", "Add this to the root of that mean.", metavar="EPS"),
+]
+
+_EVAL_FLAGS: list[Decorator] = [
+    flag(TrainOptions, "eval_shards", "Score the packs of this directory, without training them.", metavar="DIR"),
+    flag(TrainOptions, "eval_split", "Score this split; it is needed where --eval-shards has several.", metavar="NAME"),
+    flag(TrainOptions, "eval_every", "Score them every N steps, too; after the last it is always done.", metavar="N"),
 ]
 
 _RUN_FLAGS: list[Decorator] = [
@@ -40,7 +49,7 @@ _RUN_FLAGS: list[Decorator] = [
 
 
 @click.command()
-@flags(SHARD_FLAGS, MODEL_FLAG, _OUTPUT_FLAGS, _STEP_FLAGS, _OPTIMIZER_FLAGS, COMPUTE_FLAGS, _RUN_FLAGS)
+@flags(SHARD_FLAGS, MODEL_FLAG, _OUTPUT_FLAGS, _STEP_FLAGS, _OPTIMIZER_FLAGS, COMPUTE_FLAGS, _EVAL_FLAGS, _RUN_FLAGS)
 @result_options
 def train(as_json: bool, **values: Any) -> None:
     """Train a model on packs.

@@ -18,15 +18,21 @@ _NOT_IN_RESULT = (
     "deterministic",
     "save_every",
     "log_every",
+    "eval_every",
     "check",
 )
 """Options that change at most how the trained weights are rounded, or are named by the shards' `run_id`."""
 
 
-def run_identity(options: TrainOptions, shards: Shards) -> dict[str, Any]:
+def run_identity(options: TrainOptions, shards: Shards, eval_shards: Shards | None) -> dict[str, Any]:
     """What tells a run from another, ready for JSON. Raises as `load_model`."""
     decide = {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_IN_RESULT}
-    return decide | {"shards": _shards_identity(shards), "model": _model_identity(options.model)}
+    evaluated = None if eval_shards is None else _shards_identity(eval_shards)
+    return decide | {
+        "shards": _shards_identity(shards),
+        "model": _model_identity(options.model),
+        "eval_shards": evaluated,
+    }
 
 
 def _shards_identity(shards: Shards) -> str:

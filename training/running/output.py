@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from pipeline.base.errors import ConfigError
 from pipeline.base.lock import file_lock
 from pipeline.base.storage import write_file
+from training.options import TrainOptions
 from training.running import checkpoint
 
 log = logging.getLogger(__name__)
@@ -24,8 +26,44 @@ RECORD = "run.json"
 RESULT = "result.json"
 LOCK = ".lock"
 
-_BY_CONTENT = {"model": "its model has another config.json or other weights", "shards": "its shards are others"}
+_DEFAULTS = {
+    field.name: field.default for field in dataclasses.fields(TrainOptions) if field.default is not dataclasses.MISSING
+}
+"""What a run had before there was an option for it."""
+
+_BY_CONTENT = {
+    "model": "its model has another config.json or other weights",
+    "shards": "its shards are others",
+    "eval_shards": "it is evaluated on other shards, or on none",
+}
 """What is named in a run's record by a hash, and what a difference means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a model loses on packs that are not trained; None where that is no number."""
+
+    step: int
+    """Steps that it had been trained."""
+
+    loss_per_target: float | None
+    """Mean over all targets."""
+
+    loss_per_sample: float | None
+    """Mean over the samples of the mean over the targets of each."""
+
+    targets: int
+    samples: int
+    """Those that have targets. A sample that was cut counts once for each part."""
+
+    packs: int
+    seconds: float
+
+    def __str__(self) -> str:
+        losses = (
+            "no number" if each is None else f"{each:.4f}" for each in (self.loss_per_target, self.loss_per_sample)
+        )
+        return "evaluated at {} a target, {} a sample".format(*losses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +74,18 @@ class TrainResult:
     output: Path
     steps: int
     loss: float | None
-    """The loss of the last step; None where the log of a run that went on does not say."""
+    """The loss of the last step; None where it is no number, or the log of a run that went on does not say."""
 
     backend: str
     device: str
     seconds: float
     """How long the invocation took that ended the run."""
+
+    skipped_steps: int = 0
+    """Steps that were not taken, because their gradient is infinite or no number."""
+
+    evaluation: Scores | None = None
+    """After the last step, where that was wanted."""
 
 
 def check_output(output: Path, identity: Mapping[str, Any]) -> None:
@@ -90,7 +134,14 @@ def finished(output: Path) -> TrainResult | None:
     content = _read_json(output / RESULT)
     if not content.pop("files", {}).items() <= _sizes(output / MODEL).items():
         raise ConfigError(f"{output / MODEL} is not as it was written; remove it to train it again")
-    return TrainResult(status="up_to_date", output=output, **content)
+    evaluation = content.pop("evaluation", None)
+    scores = None if evaluation is None else Scores(**evaluation)
+    return TrainResult(status="up_to_date", output=output, evaluation=scores, **content)
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON has; None for others."""
+    return value if math.isfinite(value) else None
 
 
 def _json_line(value: Mapping[str, Any]) -> bytes:
@@ -111,6 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    known = _DEFAULTS | dict(known)
     differ = [name for name in identity if identity[name] != known.get(name)]
     if differ:
         name = differ[0]

@@ -32,6 +32,12 @@ class Place:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
+    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' numbers, which it becomes in place."""
+        if self.num_ranks > 1:
+            distributed.all_reduce(numbers)
+        return numbers
+
     def highest(self, number: int) -> int:
         """The highest of the ranks' numbers; waits for them all."""
         if self.num_ranks == 1:

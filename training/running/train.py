@@ -7,6 +7,7 @@ goes on exactly as it would have, and the same packs are trained on any number o
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import pyarrow as pa
@@ -38,13 +39,15 @@ log = logging.getLogger(__name__)
 def train(options: TrainOptions) -> TrainResult:
     """Train, or go on with a run that was stopped; a finished run's result is what it was.
 
-    Raises `ConfigError`; `DataError`; `CheckError` if samples would not be trained as if alone, or the loss is no
-    number any more; `StorageError`; `BusyError` where another run writes the output, or another rank has ended.
+    Raises `ConfigError`; `DataError`; `CheckError` if samples would not be trained as if alone, or gradients or
+    weights are no numbers any more; `StorageError`; `BusyError` where another run writes the output, or another
+    rank has ended.
     """
     with deterministic_algorithms(options.deterministic), joined() as place:
         options.check_ranks(place.num_ranks)
         shards = open_shards(options.shards, options.split)
-        identity = run_identity(options, shards) if place.is_first else {}
+        eval_shards = open_shards(options.eval_shards, options.eval_split) if options.eval_shards else None
+        identity = run_identity(options, shards, eval_shards) if place.is_first else {}
         if place.is_first:
             output.check_output(options.output, identity)
         finished = output.finished(options.output)
@@ -54,7 +57,7 @@ def train(options: TrainOptions) -> TrainResult:
         model.to(place.device)  # type: ignore[arg-type]
         autocast = autocast_dtype(options.dtype, place.device)
         backend = resolve_backend(model, options.backend, autocast)
-        _check(options, shards, model, backend, place)
+        _check(options, shards, [eval_shards] if eval_shards else [], model, backend, place)
         use_backend(model, backend)
         with output.claim(options.output, identity) if place.is_first else nullcontext():
             if place.is_first:
@@ -62,7 +65,7 @@ def train(options: TrainOptions) -> TrainResult:
             place.highest(0)  # other ranks wait, and read there what is to be gone on from
             log.info("%d steps; see %s", options.steps, options.output / output.LOG)
             with deferred_signals() as signals:
-                trained = Loop(options, place, shards, model).run(signals)
+                trained = Loop(options, place, shards, eval_shards, model).run(signals)
                 result = TrainResult(
                     status="trained",
                     output=options.output,
@@ -71,6 +74,8 @@ def train(options: TrainOptions) -> TrainResult:
                     backend=backend,
                     device=str(place.device),
                     seconds=trained.seconds,
+                    skipped_steps=trained.skipped_steps,
+                    evaluation=trained.evaluation,
                 )
                 if place.is_first:
                     save_model(model, options.model, options.output / output.MODEL)
@@ -78,10 +83,18 @@ def train(options: TrainOptions) -> TrainResult:
             return result
 
 
-def _check(options: TrainOptions, shards: Shards, model: PreTrainedModel, backend: str, place: Place) -> None:
-    """Raise `DataError` or `CheckError` for what must not be trained."""
+def _check(
+    options: TrainOptions,
+    shards: Shards,
+    evaluated: Sequence[Shards],
+    model: PreTrainedModel,
+    backend: str,
+    place: Place,
+) -> None:
+    """Raise `DataError` or `CheckError` for what must not be trained, or cannot be evaluated."""
     joint = options.attention == "joint"
-    check_fits(shards, model, joint=joint)
+    for each in (shards, *evaluated):
+        check_fits(each, model, joint=joint)
     segments = 1 if joint else shards.most_segments
     if options.compile:  # padding is segments, too
         boundaries = pa.table({"boundaries": shards.packs.column("boundaries")})
@@ -92,7 +105,8 @@ def _check(options: TrainOptions, shards: Shards, model: PreTrainedModel, backen
         return
     if options.attention == "isolated":
         _check_isolated(model, backend, autocast_dtype(options.dtype, place.device))
-    check_content(shards, model, place.rank, place.num_ranks)
+    for each in (shards, *evaluated):
+        check_content(each, model, place.rank, place.num_ranks)
 
 
 def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Run, left_behind
 from tests.training.forked import Forked
-from tests.training.runs import ROOT, command
+from tests.training.runs import ROOT, command, log_of_complete
 from tests.training.samples import VOCABULARY, config_file, pack_of
 
 
@@ -98,6 +98,13 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
             code, said = ends(shards, option, value)
             assert (code, "must be a finite number" in said or "is not in the range" in said) == (2, True), said
     assert ends(shards, "--seed", -1)[0] == 2
+    for value in ("1", "-0.1"):
+        assert ends(shards, "--adam-beta1", value)[0] == 2
+    for more in (["--eval-every", 2], ["--eval-split", "test"]):
+        code, said = ends(shards, *more)
+        assert (code, f"{more[0]} has no effect without --eval-shards" in said) == (2, True)
+    code, said = ends(shards, "--eval-shards", tmp_path / "tokens")
+    assert (code, "no column 'position_ids'" in said) == (3, True)
     code, said = ends(shards, "--warmup-steps", 2)
     assert (code, "--warmup-steps 2 are more than --steps 1" in said) == (2, True)
     code, said = ends(shards, "--output", config / "out")
@@ -192,13 +199,24 @@ def test_a_model_that_refuses_packs_is_refused(training: Run, shards: Path, tmp_
     assert ended.json["layouts"]["padded"]["tokens_per_second"] > 0
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(training: Run, shards: Path, tmp_path: Path) -> None:
-    ended = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30"))
+@pytest.mark.parametrize(
+    ("steps", "more", "says", "lines"),
+    [
+        (9, [], "of 5 steps in a row, up to step 6, are infinite or no numbers, and the loss is nan", 6),
+        (3, [], "the gradients of 2 of 3 steps are infinite or no numbers", 3),
+        (3, ["--save-every", 1, "--weight-decay", "1e30"], "after step 1 some weights are infinite or no numbers", 1),
+    ],
+)
+def test_what_is_no_number_any_more_ends_the_run_and_is_not_saved(
+    steps: int, more: list[object], says: str, lines: int, training: Run, shards: Path, tmp_path: Path
+) -> None:
+    ended = training(*command(shards, tmp_path, tmp_path / "out", "--learning-rate", "1e30", *more, steps=steps))
     assert ended.code == 4
-    assert "is nan: lower --learning-rate?" in ended.err
-    assert not (tmp_path / "out/model").exists()
-    last = (tmp_path / "out/log.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last, parse_constant=pytest.fail)["loss"] is None
+    assert says in ended.err
+    assert left_behind(tmp_path / "out") == ["log.jsonl", "run.json"]
+    log = [json.loads(line, parse_constant=pytest.fail) for line in log_of_complete(tmp_path / "out")]
+    assert [line["loss"] is None for line in log] == [False, *[True] * (lines - 1)]
+    assert [line["skipped_steps"] for line in log] == list(range(lines))
 
 
 def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> None:
@@ -209,7 +227,10 @@ def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> N
     ambiguous = training(*command(tmp_path / "shards", tmp_path, tmp_path / "out"))
     assert ambiguous.code == 2
     assert "--split: " in ambiguous.err
-    assert training(*command(tmp_path / "shards", tmp_path, tmp_path / "out", "--split", "train", steps=1)).code == 0
+    chosen = ["--split", "train", "--eval-shards", tmp_path / "shards", "--eval-split", "test", "--json"]
+    trained = training(*command(tmp_path / "shards", tmp_path, tmp_path / "out", *chosen, steps=1))
+    assert trained.code == 0
+    assert trained.json["evaluation"]["samples"] == 5
     missing = training(*command(tmp_path / "shards", tmp_path, tmp_path / "other", "--split", "dev"))
     assert "no split 'dev'" in missing.err
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from tests.training.runs import (
     on_two_ranks,
     weights,
 )
-from tests.training.samples import config_file
+from tests.training.samples import config_file, packed_shards
+from training import StepResult, train_step
 
 
 def test_a_finished_run_is_up_to_date_and_no_other(training: Run, shards: Path, tmp_path: Path) -> None:
@@ -135,14 +138,23 @@ def test_checkpoints_are_written_on_request_and_of_one_run(training: Run, shards
     assert "remove it to begin again" in broken.err
 
 
-def test_two_ranks_train_as_one(training: Run, shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one(training: Run, run: Run, shards: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert training(*command(shards, tmp_path, one, "--learning-rate", "1e-3")).code == 0
-    process = on_two_ranks(*command(shards, tmp_path, two, "--learning-rate", "1e-3", "--json"))
+    evaluated = packed_shards(run, tmp_path / "other", num_samples=61, seed=1)
+    more = ["--learning-rate", "1e-3", "--eval-shards", evaluated, "--packs-per-forward", 2, "--json"]
+    alone = training(*command(shards, tmp_path, one, *more))
+    assert alone.code == 0
+    process = on_two_ranks(*command(shards, tmp_path, two, *more))
     printed, said = process.communicate()
     assert process.returncode == 0, said
     assert json.loads(printed)["steps"] == 6  # one rank prints
-    assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], abs=1e-5)
+    scores, of_ranks = alone.json["evaluation"], json.loads(printed)["evaluation"]
+    assert scores["packs"] % 4 in (1, 2, 3)  # so that a rank has fewer
+    for name, each in scores.items():
+        if name != "seconds":
+            assert of_ranks[name] == (pytest.approx(each, abs=1e-5) if name.startswith("loss") else each), name
+    losses = [[line["loss"] for line in log_of(output) if "loss" in line] for output in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     other = weights(two)
     for name, each in weights(one).items():
         assert torch.allclose(each, other[name], atol=1e-4), name
@@ -183,6 +195,50 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_
     assert "trained" in printed
     assert second.wait()[:2] == (0, "")  # one rank prints
     assert equal(whole, stopped)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two, on one, on two again: the same packs, and what one rank alone would have learned but for rounding."""
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    arguments = ["--learning-rate", "1e-3", "--packs-per-step", 4]
+    assert training(*command(shards, tmp_path, whole, *arguments, steps=60)).code == 0
+    arguments = command(shards, tmp_path, moved, *arguments, steps=60)
+    ranks = two_ranks(tmp_path, *arguments)
+    while not (moved / "log.jsonl").exists() or len(log_of_complete(moved)) < 5:
+        assert all(rank.is_alive for rank in ranks)
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send(signal.SIGTERM)
+    assert [rank.wait()[0] for rank in ranks] == [143, 143]
+    first = torch.load(moved / "checkpoint.pt", weights_only=True)["step"]
+    assert 5 <= first < 57
+    with monkeypatch.context() as patched:
+        patched.setattr("training.running.loop.train_step", stopping(after=2))
+        alone = training(*arguments)
+    assert alone.code == 143
+    assert "2 ranks trained before, and 1 now: the same packs in each step, but sums are rounded in" in alone.err
+    assert torch.load(moved / "checkpoint.pt", weights_only=True)["step"] == first + 2
+    for number, rank in enumerate(two_ranks(tmp_path, *arguments)):
+        code, _, said = rank.wait()
+        assert code == 0, said
+        assert ("1 rank trained before, and 2 now" in said) == (number == 0)
+    losses = [[line["loss"] for line in log_of(output)] for output in (whole, moved)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert not equal(whole, moved)
+
+
+def stopping(after: int) -> Callable[..., StepResult]:
+    """A step, and SIGTERM in the midst of so many."""
+    steps = itertools.count(1)
+
+    def step(*arguments: Any, **named: Any) -> StepResult:
+        if next(steps) == after:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(*arguments, **named)
+
+    return step
 
 
 def test_a_signal_after_the_last_step_does_not_lose_the_run(

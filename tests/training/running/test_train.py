@@ -80,6 +80,9 @@ def test_every_option_that_decides_the_result_changes_it(training: Run, shards: 
         ["--warmup-steps", 2],
         ["--weight-decay", "0.5"],
         ["--max-grad-norm", "0.01"],
+        ["--adam-beta1", "0.5"],
+        ["--adam-beta2", "0.5"],
+        ["--adam-eps", "1e-3"],
         ["--dtype", "bfloat16"],
         ["--seed", 1],
     ]
@@ -126,7 +129,7 @@ def test_checkpointed_gradients_are_the_same(
 def test_without_a_terminal_there_is_a_line_now_and_then(
     training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.running.loop.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("training.running.step_log.PROGRESS_SECONDS", 0.0)
     ended = training(*command(shards, tmp_path, tmp_path / "out"))
     assert f"step 3 of 6, loss {log_of(tmp_path / 'out')[2]['loss']:.4f}" in ended.err
     ended = training(*command(shards, tmp_path, tmp_path / "other", "--log-every", 4))
