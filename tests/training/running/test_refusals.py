@@ -9,10 +9,12 @@ from pathlib import Path
 import datasets
 import pytest
 
+from pipeline.base.errors import ConfigError
 from tests.conftest import Run, left_behind
 from tests.training.forked import Forked
 from tests.training.runs import ROOT, command, log_of_complete
 from tests.training.samples import VOCABULARY, config_file, pack_of
+from training.options import TrainOptions
 
 
 def test_a_disk_without_room_is_told_before_training(
@@ -93,20 +95,8 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     assert (code, "cannot be loaded from the Hub (there is no such file or directory here)" in said) == (2, True)
     code, said = ends(shards, "--split", "train")
     assert (code, "there are no splits" in said) == (2, True)
-    for option in ("--learning-rate", "--weight-decay", "--max-grad-norm"):
-        for value in ("nan", "inf", "3e38"):
-            code, said = ends(shards, option, value)
-            assert (code, "must be a finite number" in said or "is not in the range" in said) == (2, True), said
-    assert ends(shards, "--seed", -1)[0] == 2
-    for value in ("1", "-0.1"):
-        assert ends(shards, "--adam-beta1", value)[0] == 2
-    for more in (["--eval-every", 2], ["--eval-split", "test"]):
-        code, said = ends(shards, *more)
-        assert (code, f"{more[0]} has no effect without --eval-shards" in said) == (2, True)
     code, said = ends(shards, "--eval-shards", tmp_path / "tokens")
     assert (code, "no column 'position_ids'" in said) == (3, True)
-    code, said = ends(shards, "--warmup-steps", 2)
-    assert (code, "--warmup-steps 2 are more than --steps 1" in said) == (2, True)
     code, said = ends(shards, "--output", config / "out")
     assert (code, "llama.json/out: Not a directory" in said) == (74, True)
     code, said = ends(shards, "--backend", "torch-varlen")
@@ -119,6 +109,28 @@ def test_what_training_cannot_use_is_one_message(training: Run, run: Run, shards
     config.write_text(json.dumps(small | {"vocab_size": VOCABULARY, "max_position_embeddings": 16}))
     code, said = ends(shards)
     assert (code, "pack with --max-length 16" in said) == (3, True)
+    assert not (tmp_path / "o").exists()
+
+
+def test_options_that_training_cannot_have_are_one_message(training: Run, shards: Path, tmp_path: Path) -> None:
+    train = command(shards, tmp_path, tmp_path / "o", steps=1)
+
+    def says(*more: object) -> str:
+        ended = training(*train, *more)
+        assert (ended.code, ended.out) == (2, "")
+        return ended.err
+
+    for option in ("--learning-rate", "--weight-decay", "--max-grad-norm", "--adam-eps"):
+        for value in ("nan", "inf", "3e38"):
+            said = says(option, value)
+            assert "must be a finite number" in said or "is not in the range" in said, said
+    for option, value in (("--seed", "-1"), ("--adam-beta1", "1"), ("--adam-beta2", "-0.1"), ("--adam-eps", "0")):
+        assert f"{option}': {float(value) if option != '--seed' else value} is not in the range" in says(option, value)
+    with pytest.raises(ConfigError, match="adam_beta1 must be less than 1, not 1"):
+        TrainOptions(shards="", model="", steps=1, output=tmp_path, adam_beta1=1)
+    assert "--warmup-steps 2 are more than --steps 1" in says("--warmup-steps", 2)
+    for option, value in (("--eval-every", "2"), ("--eval-split", "test")):
+        assert f"{option} has no effect without --eval-shards" in says(option, value)
     assert not (tmp_path / "o").exists()
 
 
