@@ -8,7 +8,8 @@ from pipeline.base.errors import DataError
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS
 from pipeline.tokenizing.rows.detection import FirstRows, one_string
-from pipeline.tokenizing.rows.formats import UNUSABLE, Format
+from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.guards import UNUSABLE
 from pipeline.tokenizing.rows.paths import column_of
 
 _REQUIRED = {

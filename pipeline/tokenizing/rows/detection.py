@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
+from pipeline.tokenizing.rows.guards import has_question
 from pipeline.tokenizing.rows.messages import REASONING, ROLES, name_of, parsed
 from pipeline.tokenizing.rows.paths import value_at
 from pipeline.tokenizing.rows.turn_reader import TurnReader
@@ -91,7 +92,7 @@ class FirstRows:
     def advice(self, columns: Sequence[str]) -> str | None:
         """What to do with a file of which no column's name fits, if the rows show it."""
         if {"chosen", "rejected"} <= {*columns}:
-            return self._preference_advice()
+            return self._preference_advice(columns)
         for column in columns:
             marks = self.role_marks(column)
             if marks:
@@ -133,14 +134,18 @@ class FirstRows:
             return None
         return self.reader.speakers.get(speaker) or ROLES.get(speaker.lower(), speaker)
 
-    def _preference_advice(self) -> str:
+    def _preference_advice(self, columns: Sequence[str]) -> str:
         told = "these are preferences (chosen, rejected)"
         marks = self.role_marks("chosen")
         if marks:
             return f"{told}, and column 'chosen' {one_string(marks)}, or train all of it by {_AS_TEXT.format('chosen')}"
-        has_prompt_of_turns = bool(self.chats(["prompt"]))
-        field = "messages" if self.chats(["chosen"]) and not has_prompt_of_turns else "completion"
-        return f"{told}: the wanted one is trained with --map {field}=chosen"
+        answers = self._values("chosen")
+        mapped = "completion=chosen"
+        if "prompt" not in columns and (asked := next((name for name in _QUESTIONS if name in columns), None)):
+            mapped = "output=chosen" if asked == "instruction" else f"prompt={asked},completion=chosen"
+        if _mostly(answers, has_question) and not self.chats(["prompt"]):
+            mapped = "messages=chosen"
+        return f"{told}: the wanted one is trained with --map {mapped}"
 
     def _list_advice(self, column: str, value: list[Any]) -> str | None:
         if all(isinstance(one, str) for one in value):

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
 from pipeline.tokenizing.rows.detection import are_calls, not_a_chat
+from pipeline.tokenizing.rows.guards import refusal
 from pipeline.tokenizing.rows.messages import (
     EMPTY,
     Mark,
@@ -24,26 +25,7 @@ from pipeline.tokenizing.rows.messages import (
 )
 from pipeline.tokenizing.rows.paths import column_of, columns_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
-from pipeline.tokenizing.rows.turn_reader import TurnReader
-
-_WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "trainable", "training")
-
-UNUSABLE = {
-    "label": "it is a preference (KTO): an answer that is not wanted would be trained",
-    "chosen": "these are preferences; the wanted answer is trained with --map completion=chosen, or a whole chat with"
-    " --map messages=chosen",
-    "rejected": "these are preferences; drop the column to train the other answer",
-    "images": "pictures cannot be tokenised as text",
-    "image": "pictures cannot be tokenised as text",
-    "videos": "videos cannot be tokenised as text",
-    "audios": "sound cannot be tokenised as text",
-    "is_preferred": "it is a preference: an answer that is not wanted would be trained",
-} | dict.fromkeys(
-    _WEIGHTS,
-    "rows are all trained alike; leave out those that are not to be trained, or give their turns this key, and drop the"
-    " column",
-)
-"""Columns with content that change what should be trained."""
+from pipeline.tokenizing.rows.turn_reader import TurnReader, is_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +123,7 @@ class Format:
             prompt, completion = (self._value(row, name) for name in ("prompt", "completion"))
             if self.completes_with_calls:
                 completion = self._calling(completion)
-            if isinstance(prompt, list) or isinstance(completion, list):
+            if isinstance(prompt, list) or isinstance(completion, list) or is_turn(completion, self.reader):
                 return self._pair_of_turns(row, prompt, completion)
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
         system, earlier, tools = self._system(row), self._history(row), self._tools(row)
@@ -190,15 +172,9 @@ class Format:
         if self._guarded.isdisjoint(row):
             return
         for column in self.guards:
-            value, name = value_at(row, column), column.rpartition(".")[2]
-            if value is None or value == "":
-                continue
-            if name in ("label", "is_preferred"):
-                is_meant = value in (False, 0)
-            else:
-                is_meant = parsed(value) not in (True, 1, "true", "True") if name in _WEIGHTS else value != []
-            if is_meant:
-                raise RowFault("not_text", f"column {column!r} has content: {UNUSABLE[name]}")
+            fault = refusal(column, value_at(row, column), self.columns)
+            if fault is not None:
+                raise fault
 
     def _turns(self, value: Any, column: str) -> tuple[list[Message], list[Mark]]:
         """The turns of a conversation, and whether each says that it is trained. Raises `RowFault`."""
@@ -218,7 +194,7 @@ class Format:
     def _as_turns(self, value: Any, role: str, column: str) -> tuple[list[Message], list[Mark]]:
         if isinstance(value, str):
             return [{"role": role, "content": value}], [None]
-        return self._turns(value, column)
+        return self._turns([value] if is_turn(value, self.reader) else value, column)
 
     def _calling(self, completion: Any) -> Any:
         """A completion that calls functions, as a turn; a text that is no call stays an answer. Raises `RowFault`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.base.errors import DataError
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawFile
-from pipeline.tokenizing.rows.formats import UNUSABLE, Format
+from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.guards import UNUSABLE
 from pipeline.tokenizing.rows.messages import TURN_KEYS, parsed
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 

@@ -32,7 +32,7 @@ from pipeline.tokenizing.rows.messages import (
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
-_MEDIA = re.compile(r"(?:input_)?(?:image|audio|video)(?:_url)?")
+_MEDIA = re.compile(r"(?:input_)?(image|audio|video)(?:_url)?")
 """The types of parts that are no text."""
 
 _BESIDE_TEXT = ("type", "id", "index", "cache_control", "annotations", "logprobs", "signature", *MARKS)
@@ -154,6 +154,11 @@ class TurnReader:
         return named | message, trained
 
 
+def is_turn(value: Any, reader: TurnReader) -> bool:
+    """Whether a value is one turn: an object that says who speaks."""
+    return isinstance(value, dict) and any(value.get(key) for key in (reader.role_key or "role", "from"))
+
+
 def _agreed(content: Any, other: Any, where: str) -> Any:
     """The content of a turn that has value and content. Raises `RowFault` where they differ."""
     if content is not None and other not in EMPTY and other != content:
@@ -217,8 +222,10 @@ def _joined(message: Message, parts: list[Any], whole: bool | None, where: str) 
         keys = (type_, "thinking", "text") if type_ in _THINKING_PARTS else ("text", "value", "content")
         text = next((part[key] for key in keys if isinstance(part.get(key), str)), None)
         if type_ not in (*_TEXT_PARTS, *_THINKING_PARTS):
+            media = _MEDIA.fullmatch(str(type_))
             raise RowFault(
-                "not_text", f"{where}: part {number} is of type {type_}; only text and thinking can be tokenised"
+                media[1] if media else "not_text",
+                f"{where}: part {number} is of type {type_}; only text and thinking can be tokenised",
             )
         if text is None:
             raise RowFault(

@@ -127,6 +127,7 @@ def test_a_form_is_read_as_the_page_says_with_a_real_tokenizer(
         ("context-of-turns", "--map prompt=context,completion=response"),
         ("preferences", "--map messages=chosen"),
         ("preferences-texts", "--map completion=chosen"),
+        ("preferences-turns", "--map prompt=conversations,completion=chosen"),
         ("hh-rlhf", "--map text=chosen --format text"),
         ("chatml-text", "--map text=conversation --format text"),
         ("guanaco", "--format text"),

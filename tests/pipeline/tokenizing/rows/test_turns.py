@@ -99,6 +99,7 @@ def test_masked_is_a_mark() -> None:
         ("train", (False, 0), (None, True)),
         ("loss_mask", ([1, 0],), (None,)),
         ("is_preferred", (False,), (None, True)),
+        ("kto_tag", (False,), (None, True)),
     ],
 )
 def test_columns_that_say_what_is_trained(column: str, refused: tuple[Any, ...], taken: tuple[Any, ...]) -> None:
