@@ -15,6 +15,9 @@ from pipeline.reading.decoding.raw import BLOCK_BYTES, RawBlock, RawFile
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.trees import ROOT, Tree, TreeFault
 
+_NOBODY = ("", 0, "0", -1, "-1")
+"""What some write for the parent of a message that has none, unless it is the id of another."""
+
 
 @dataclass(frozen=True, slots=True)
 class TreeBlock:
@@ -119,7 +122,7 @@ class _Gathering:
             parent_row = self._row_of.get(parent) if isinstance(parent, str | int | float) else None
             if row in self._alone:
                 faults[row] = self._alone[row]
-            elif parent is None or parent == "" or (isinstance(parent, float) and math.isnan(parent)):
+            elif self._is_nobody(parent):
                 faults[row] = None
             elif parent_row is None:
                 faults[row] = TreeFault(
@@ -132,6 +135,12 @@ class _Gathering:
         self._add_cycles(replies, faults)
         for row in sorted(faults):
             yield self._tree(row, replies, faults[row])
+
+    def _is_nobody(self, parent: Any) -> bool:
+        """Whether the parent of a message says that it has none."""
+        if parent is None or (isinstance(parent, float) and math.isnan(parent)):
+            return True
+        return parent in _NOBODY and self._row_of.keys().isdisjoint((parent, str(parent)))
 
     def _add_cycles(self, replies: dict[int, list[int]], faults: dict[int, TreeFault | None]) -> None:
         """Make a first message of one message of each cycle, which no way leads to from another first message."""

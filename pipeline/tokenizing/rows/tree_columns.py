@@ -13,6 +13,14 @@ from pipeline.tokenizing.rows.turn_reader import TurnReader
 _NAMES = {"id": ("message_id", "id"), "parent": ("parent_id",), "role": ("role",), "text": ("text",)}
 """What the columns of a message are called."""
 
+_OTHER_NAMES = {
+    "id": ("post_id", "node_id", "uid"),
+    "parent": ("parent", "reply_to", "in_reply_to", "parent_message_id"),
+    "role": ("author", "speaker", "from"),
+    "text": ("content", "body", "message", "value"),
+}
+"""What they are called besides, which is not taken without being told."""
+
 _OPTIONAL = ("rank", "deleted")
 _FIELDS = (*_NAMES, *_OPTIONAL, "prompt")
 
@@ -30,6 +38,8 @@ def tree_format(file: RawFile, options: TokenizeOptions, reader: TurnReader) -> 
     if found is None:
         if options.format == "tree":
             raise DataError(f"{file.where}: {_misfit(file, options)}")
+        if {"parent_id", "role"} <= {*file.columns} and (way := _way(_missing(file, options), file)):
+            raise DataError(f"{file.where}: the rows look like messages of dialogue trees: {way} reads them")
         return None
     read = {*found.values()}
     guards = [name for name in UNUSABLE if (name in file.columns or file.is_open_ended) and name not in read]
@@ -87,8 +97,22 @@ def _misfit(file: RawFile, options: TokenizeOptions) -> str:
     for field, name in options.map.items():
         if name not in file.columns:
             return f"--map {field}={name}: no such column {shown}"
-    missing = [field for field, names in _NAMES.items() if field not in options.map and not {*names} & {*file.columns}]
+    missing = _missing(file, options)
+    way = _way(missing, file) or f"--map {','.join(f'{field}=COLUMN' for field in missing)}"
     return (
         f"--format tree needs {', '.join(_NAMES)} of each message, and there is no {' and no '.join(missing)} {shown};"
-        f" name yours with --map {missing[0]}=COLUMN; or a column prompt that holds a whole tree"
+        f" name yours with {way}; or a column prompt that holds a whole tree"
     )
+
+
+def _missing(file: RawFile, options: TokenizeOptions) -> list[str]:
+    """The fields of a message that no column is called like."""
+    return [field for field, names in _NAMES.items() if field not in options.map and not {*names} & {*file.columns}]
+
+
+def _way(missing: list[str], file: RawFile) -> str:
+    """The `--map` under which the columns have what is missing; nothing where that cannot be told."""
+    found = {field: [name for name in _OTHER_NAMES[field] if name in file.columns] for field in missing}
+    if not missing or not all(found.values()):
+        return ""
+    return f"--map {','.join(f'{field}={names[0]}' for field, names in found.items())}"

@@ -122,7 +122,12 @@ class TreeReader:
         if self._is_flat:
             self._format.guard(message)
         turn = {key: message[key] for key in TURN_KEYS if message.get(key) is not None}
-        turn |= {"from": message.get(self._keys["role"]), "value": message.get(self._keys["text"])}
+        text = self._keys["text"]
+        if not self._is_flat and text not in message and not turn:
+            keys = ", ".join(map(str, message)) or "none"
+            told = f"it has no {text} (its keys are: {keys}); name it with --keys content=KEY"
+            raise RowFault("null_content", f"{self._where(message, number)}: {told}")
+        turn |= {"from": message.get(self._keys["role"]), "value": message.get(text)}
         return self._reader.message(turn, self._where(message, number))
 
     def _where(self, message: Mapping[str, Any], number: int) -> str:

@@ -260,6 +260,33 @@ def test_a_root_without_a_parent_is_no_plain_text(run: Run, tmp_path: Path, line
     assert ended.code == 0 and "format tree" in ended.err, ended.err
 
 
+@pytest.mark.parametrize("nobody", ["", 0, "0", -1])
+def test_what_is_written_for_no_parent(
+    run: Run, tmp_path: Path, lines: Lines, flags: list[object], nobody: Any
+) -> None:
+    """Unless it is the id of a message, which is then replied to."""
+    rows = [row if row["parent_id"] else row | {"parent_id": nobody} for row in ANSWERED]
+    ended = run("tokenize", lines(rows), "--output", tmp_path / "out", *flags, "--json")
+    assert ended.code == 0 and ended.json["counts"]["dropped"] == {}, ended.err
+    if nobody in (0, "0"):
+        ended = run("tokenize", lines([message("0", nobody, "prompter"), *rows]), "--output", tmp_path / "no", *flags)
+        assert ended.code == 3 and ("no_parent" in ended.err or "replies to" in ended.err), ended.err
+
+
+def test_other_names_are_told_the_map_that_reads_them(
+    run: Run, tmp_path: Path, lines: Lines, flags: list[object]
+) -> None:
+    rows = [{"content" if key == "text" else key: value for key, value in row.items()} for row in ANSWERED]
+    source, out = lines(rows), ["--output", tmp_path / "out"]
+    for asked in ([], ["--format", "tree"]):
+        ended = run("tokenize", source, *out, *flags, *asked)
+        assert ended.code == 3 and "--map text=content" in ended.err, ended.err
+    assert run("tokenize", source, *out, *flags, "--map", "text=content").code == 0
+    nested = [{"prompt": {"role": "prompter", "content": "a", "replies": []}}]
+    ended = run("tokenize", lines(nested), "--output", tmp_path / "nested", *flags)
+    assert ended.code == 3 and "it has no text (its keys are: role, content, replies)" in ended.err
+
+
 def test_flags_that_fit_no_trees(
     run: Run, tmp_path: Path, lines: Lines, flags: list[object], tokenizer_dir: Path
 ) -> None:
