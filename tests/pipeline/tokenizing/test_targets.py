@@ -305,7 +305,7 @@ def test_content_in_parts_is_one_text(tokenizer_dir: Path, whole: Any, tmp_path:
     ]
     found = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), rows)
     assert [whole.decode(run) for run in trained_runs(*samples_of(found)[0])] == ["yo you<|im_end|>"]
-    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "not_text")]
+    assert [(fault.row, fault.reason) for fault in found.faults] == [(1, "image")]
 
 
 def test_the_last_turn_may_end_otherwise(tokenizer_dir: Path, whole: Any, tmp_path: Path) -> None:
