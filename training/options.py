@@ -53,6 +53,26 @@ class ShardOptions(ModelOptions):
     split: str | None = None
 
 
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """An adapter that is trained in a model's stead."""
+
+    r: Annotated[int, Range(1)] = 16
+    """Rank of its matrices."""
+
+    alpha: Annotated[float, Range(most=MOST_NUMBER, above=0)] = 32.0
+    """What it adds is multiplied by alpha / r."""
+
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
+    """Probability that an input of the adapter is dropped."""
+
+    targets: Sequence[str] = (ALL_LINEAR,)
+    """Layers that it is put to, by the ends of their names; all matrices but the head by default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(ShardOptions):
     """What is trained, and how."""
@@ -64,6 +84,9 @@ class TrainOptions(ShardOptions):
 
     packs_per_forward: Annotated[int, Range(1)] = 1
     """Packs that a rank puts through the model at once."""
+
+    lora: LoraOptions | None = None
+    """Train an adapter, and leave the model as it is."""
 
     attention: Literal["isolated", "joint"] = "isolated"
     loss: Literal["token-mean", "sample-mean"] = "token-mean"

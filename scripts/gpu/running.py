@@ -20,7 +20,7 @@ from gpu.made import CAPACITY, TINY, TRAINED, packed, write_shards
 from gpu.report import Report
 from pipeline.base.errors import Termination
 from pipeline.base.words import first_line
-from training.models import load_model
+from training.models.pretrained import load_model
 from training.options import TrainOptions
 from training.running import checkpoint
 from training.running.train import train

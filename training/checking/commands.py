@@ -10,7 +10,7 @@ from training.attention.interface import resolve_backend
 from training.checking.content import check_fits, check_packs, check_segments, packs_to_compare
 from training.checking.parity import Parity, parity
 from training.checking.probe import CLEAN, Finding, probe, probe_ways
-from training.models import load_on_device
+from training.models.pretrained import load_on_device
 from training.options import ParityOptions, ProbeOptions
 from training.shards import open_shards
 from training.step import autocast_dtype

@@ -27,5 +27,5 @@ for _command in (train, probe, parity, bench):
 def main() -> NoReturn:
     """Run a command; every way in which it can end has its exit code."""
     rank = os.environ.get("RANK")  # torchrun tells its processes
-    extras = dict.fromkeys(("torch", "transformers"), "train")
+    extras = {"torch": "train", "transformers": "train", "peft": "lora"}
     run(commands, Program(name="python -m training", extras=extras, rank=None if rank is None else int(rank)))

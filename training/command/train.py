@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
-from training.command.flags import COMPUTE_FLAGS, MODEL_FLAG, SHARD_FLAGS
+from training.command.flags import COMPUTE_FLAGS, MODEL_FLAG, SHARD_FLAGS, Lora
 from training.options import TrainOptions
 
 _OUTPUT_FLAGS: list[Decorator] = [
@@ -20,6 +20,16 @@ _STEP_FLAGS: list[Decorator] = [
     flag(TrainOptions, "packs_per_forward", "Put so many packs of a rank through the model at once.", metavar="N"),
     flag(TrainOptions, "attention", "Keep the samples of a pack apart, or let each see those before it."),
     flag(TrainOptions, "loss", "Give every target the same weight, or every sample."),
+]
+
+_LORA_FLAG: list[Decorator] = [
+    flag(
+        TrainOptions,
+        "lora",
+        "Train a LoRA adapter of this rank, alpha, dropout and these layers, and leave the model as it is.",
+        type=Lora(),
+        metavar="r=16,alpha=32,...",
+    ),
 ]
 
 _OPTIMIZER_FLAGS: list[Decorator] = [
@@ -49,7 +59,17 @@ _RUN_FLAGS: list[Decorator] = [
 
 
 @click.command()
-@flags(SHARD_FLAGS, MODEL_FLAG, _OUTPUT_FLAGS, _STEP_FLAGS, _OPTIMIZER_FLAGS, COMPUTE_FLAGS, _EVAL_FLAGS, _RUN_FLAGS)
+@flags(
+    SHARD_FLAGS,
+    MODEL_FLAG,
+    _OUTPUT_FLAGS,
+    _STEP_FLAGS,
+    _LORA_FLAG,
+    _OPTIMIZER_FLAGS,
+    COMPUTE_FLAGS,
+    _EVAL_FLAGS,
+    _RUN_FLAGS,
+)
 @result_options
 def train(as_json: bool, **values: Any) -> None:
     """Train a model on packs.

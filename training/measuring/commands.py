@@ -12,7 +12,7 @@ from training.checking.probe import CLEAN, probe
 from training.measuring.bench import bench
 from training.measuring.lanes import Measurement
 from training.measuring.versions import machine
-from training.models import load_on_device
+from training.models.pretrained import load_on_device
 from training.options import BenchOptions
 from training.order import packs_of_step
 from training.shards import open_shards

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -94,20 +95,25 @@ def training_flops(model: PreTrainedModel, num_tokens: int, num_targets: int, su
 
     sum_length_squared: over segments; causal attention computes half of each square.
 
-    6 for each parameter in a matrix product and token, and 6 for each layer, width and pair of tokens. Of experts, only
-    those that a token passes through should count; here all do, so mixtures of experts come out too high.
+    6 for each parameter in a matrix product and token, 4 if it is frozen, and 6 for each layer, width and pair of
+    tokens. Of experts, only those that a token passes through should count; here all do, so mixtures of experts come
+    out too high.
     """
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    of_head = 0 if head is None else sum(each.numel() for each in head.parameters() if each.ndim > 1)
-    embedding = model.get_input_embeddings()
-    of_lookup = 0 if model.config.tie_word_embeddings else sum(each.numel() for each in embedding.parameters())
-    others = sum(each.numel() for each in model.parameters() if each.ndim > 1) - of_lookup - of_head
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    of_head = 0 if head is None else _per_token(head)
+    of_lookup = 0 if model.config.tie_word_embeddings else _per_token(embedding)
+    others = _per_token(model) - of_lookup - of_head
     width: int = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     pairs: float = config.num_hidden_layers * width * sum_length_squared
-    return 6.0 * (others * num_tokens + of_head * num_targets + pairs)
+    return float(others * num_tokens + of_head * num_targets + 6 * pairs)
+
+
+def _per_token(module: nn.Module) -> int:
+    """Operations of a module's matrix products, forward and backward, for each token."""
+    return sum(each.numel() * (6 if each.requires_grad else 4) for each in module.parameters() if each.ndim > 1)
 
 
 def peak_memory(device: torch.device) -> int:

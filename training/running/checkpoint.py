@@ -33,12 +33,15 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """A folder's checkpoint, on the CPU; None if there is none. Raises `ConfigError` if it cannot be read."""
+    """A folder's checkpoint, on the CPU; None if there is none. It is mapped: ranks share its memory.
+
+    Raises `ConfigError` if it cannot be read.
+    """
     path = folder / NAME
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ConfigError(f"{path} cannot be read ({type(error).__name__}); remove it to begin again") from error
     return state

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from pipeline.base.digests import hash_file, hash_json
-from training.models import WEIGHTS, model_path
+from training.models.adapters import CONFIG, base_of, is_adapter
+from training.models.pretrained import WEIGHTS, model_path
 from training.options import TrainOptions
 from training.shards import Shards
 
@@ -27,6 +28,8 @@ _NOT_IN_RESULT = (
 def run_identity(options: TrainOptions, shards: Shards, eval_shards: Shards | None) -> dict[str, Any]:
     """What tells a run from another, ready for JSON. Raises as `load_model`."""
     decide = {name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_IN_RESULT}
+    if options.lora is not None:
+        decide["lora"]["targets"] = list(options.lora.targets)
     evaluated = None if eval_shards is None else _shards_identity(eval_shards)
     return decide | {
         "shards": _shards_identity(shards),
@@ -43,10 +46,12 @@ def _shards_identity(shards: Shards) -> str:
 
 
 def _model_identity(name: str) -> str:
-    """What tells one model from another: its config.json and weights, of a Hub id the id. Raises as `load_model`."""
+    """What tells one model from another: its config.json and weights, of a Hub id the id; of an adapter also those of
+    the model that it is of. Raises as `load_model`."""
     path = model_path(name)
     if not path.exists():
         return name
-    patterns = ("config.json", *WEIGHTS)
+    patterns = ("config.json", CONFIG, *WEIGHTS)
     files = [path] if path.is_file() else sorted(each for pattern in patterns for each in path.glob(pattern))
-    return hash_json([[each.name if path.is_dir() else "", hash_file(each)] for each in files])
+    content = [[each.name if path.is_dir() else "", hash_file(each)] for each in files]
+    return hash_json([*content, _model_identity(base_of(path))] if is_adapter(path) else content)

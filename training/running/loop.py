@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from pipeline.base.errors import CheckError, ConfigError, Termination
 from pipeline.base.words import counted, first_line
 from training.measuring.metrics import why_no_mfu
+from training.models.adapters import load_trained_state, trained_state
 from training.options import TrainOptions
 from training.packs import Costs
 from training.running import checkpoint
@@ -159,7 +160,7 @@ class Loop:
         if state is None:
             self._log.resume(0, 0)
             return 0
-        self._bare.load_state_dict(state["model"])
+        load_trained_state(self._bare, state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         step: int = state["step"]
@@ -186,7 +187,7 @@ class Loop:
                     "step": step,
                     "skipped_steps": self._log.skipped,
                     "num_ranks": self._place.num_ranks,
-                    "model": self._bare.state_dict(),
+                    "model": trained_state(self._bare),
                     "optimizer": self._optimizer.state_dict(),
                     "scheduler": self._scheduler.state_dict(),
                 },
@@ -195,7 +196,7 @@ class Loop:
 
     def _check_weights(self, step: int) -> None:
         """Raise `CheckError` for what must not be saved."""
-        kept = [*self._bare.state_dict().values()]
+        kept = [*trained_state(self._bare).values()]
         kept += [each for state in self._optimizer.state.values() for each in state.values()]
         if not all(bool(each.isfinite().all()) for each in kept):
             raise CheckError(

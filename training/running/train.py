@@ -19,7 +19,8 @@ from pipeline.base.storage import free_bytes, free_text
 from training.attention.interface import resolve_backend, use_backend
 from training.checking.content import check_content, check_fits, check_segments
 from training.checking.probe import CLEAN, probe
-from training.models import load_model, save_model
+from training.models.adapters import add_lora
+from training.models.pretrained import load_model, save_model
 from training.options import TrainOptions
 from training.packs import extents
 from training.running import checkpoint, output
@@ -53,8 +54,9 @@ def train(options: TrainOptions) -> TrainResult:
         finished = output.finished(options.output)
         if finished is not None:
             return finished
-        model = load_model(options.model, seed=options.seed)
-        model.to(place.device)  # type: ignore[arg-type]
+        model = load_model(options.model, seed=options.seed, device=place.device)
+        if options.lora is not None:
+            add_lora(model, options.lora, base=options.model, seed=options.seed)
         autocast = autocast_dtype(options.dtype, place.device)
         backend = resolve_backend(model, options.backend, autocast)
         _check(options, shards, [eval_shards] if eval_shards else [], model, backend, place)
@@ -123,7 +125,7 @@ def _check_isolated(model: PreTrainedModel, backend: str, autocast: torch.dtype 
 def _check_room(options: TrainOptions, model: PreTrainedModel) -> None:
     """Raise `StorageError` if the disk has no room for what the run will write: weights, or two checkpoints, each of
     weights and both moments of Adam."""
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     known = options.output / checkpoint.NAME
     size = (6 if options.save_every else 1) * weights - (known.stat().st_size if known.is_file() else 0)
     if free_bytes(options.output) < size:

@@ -14,12 +14,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.import_utils import is_accelerate_available
 
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.storage import free_text
 from pipeline.base.words import first_line
+from training.models.adapters import base_of, is_adapted, is_adapter, load_adapter
 
 log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 WEIGHTS = ("*.safetensors", "*.bin")
 """Patterns of the names of files with weights."""
@@ -35,15 +39,27 @@ _TOKENIZER_FILES = (
 )
 
 
-def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model, in eval mode on the CPU.
+def load_model(
+    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> PreTrainedModel:
+    """A causal language model, in eval mode on a device.
 
     name: a directory with weights, a Hub id, or, for random weights from `seed`, a `config.json` or a directory that
-    has one and no weights.
+    has one and no weights; or a directory with an adapter, which comes with the model that it is of, and alone is
+    trained.
+
+    Weights go to the device one by one, where accelerate is installed, so that no rank has them all in the memory of
+    the host.
 
     Raises `ConfigError` for what is no such model.
     """
     path = model_path(name)
+    if is_adapter(path):
+        base = base_of(path)
+        log.info("%s is an adapter of %s", name, base)
+        model = load_model(base, seed=seed, dtype=dtype, device=device)
+        load_adapter(model, path)
+        return model
     is_file = path.is_file()
     folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
@@ -57,23 +73,24 @@ def load_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+            straight = {"device_map": {"": device}} if is_accelerate_available() else {}
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **straight)
     except Exception as error:  # whatever transformers makes of it
         where = "" if path.exists() else " from the Hub (there is no such file or directory here)"
         raise ConfigError(
             f"model {name} cannot be loaded{where} as a causal language model: {first_line(error)}"
         ) from error
-    model.eval()
     assert isinstance(model, PreTrainedModel)
+    if is_adapted(model):  # of the Hub, and loaded by transformers, which freezes it
+        raise ConfigError(f"model {name}: an adapter, which is trained from a directory alone: download it first")
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
     return model
 
 
 def load_on_device(name: str, *, seed: int) -> PreTrainedModel:
     """Load a model as `load_model` does, in float32, onto the GPU if there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(name, seed=seed)
-    model.to(device)  # type: ignore[arg-type]
-    return model
+    return load_model(name, seed=seed, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def model_path(name: str) -> Path:
@@ -90,7 +107,8 @@ def model_path(name: str) -> Path:
 
 
 def save_model(model: PreTrainedModel, source: str, folder: Path) -> None:
-    """Write a trained model and its tokenizer to a folder, which appears complete, or not at all.
+    """Write a trained model and its tokenizer to a folder, which appears complete, or not at all; an adapter alone,
+    where that is what was trained.
 
     source: what the model was loaded from; its tokenizer goes with it, if there is one.
 

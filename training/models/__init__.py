@@ -1,0 +1,1 @@
+"""Models to train: loaded and written, with or without a LoRA adapter."""
