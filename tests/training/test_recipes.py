@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -22,7 +23,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from tests.training.samples import losses_alone, tiny
-from training import PackedCollator
+from training import PackedCollator, train_step, use_backend
+from training.attention.interface import model_inputs
 
 COMMON: dict[str, Any] = {
     "max_steps": 1,
@@ -108,6 +110,43 @@ def test_trainer_with_our_collator(packs: datasets.Dataset, tmp_path: Path) -> N
     assert loss == pytest.approx(by_definition(packs), abs=1e-5)
     with pytest.raises(ValueError, match="remove_unused_columns=False"):
         trained_by_trainer(packs, tmp_path, PackedCollator(), per_device_train_batch_size=2)
+
+
+def test_trainer_evaluates(packs: datasets.Dataset, tmp_path: Path) -> None:
+    """Our collator takes its batch size of 8 as any other; the default one, which cannot stack packs, has 1."""
+
+    def loss(collator: Any, **options: Any) -> float:
+        arguments = TrainingArguments(output_dir=str(tmp_path / "out"), **{**COMMON, **options})
+        trainer = Trainer(model=tiny(), args=arguments, eval_dataset=packs, data_collator=collator)
+        return float(trainer.evaluate()["eval_loss"])
+
+    assert loss(PackedCollator(), remove_unused_columns=False) == pytest.approx(by_definition(packs), abs=1e-5)
+    rows = [by_definition(packs.select([number])) for number in range(len(packs))]
+    assert loss(default_data_collator, per_device_eval_batch_size=1) == pytest.approx(sum(rows) / len(rows), abs=1e-5)
+
+
+def test_lora_in_ones_own_loop(packs: datasets.Dataset, tmp_path: Path) -> None:
+    model = tiny().train()
+    use_backend(model, "auto")
+    frozen = {name: each.clone() for name, each in model.state_dict().items()}
+    config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    adapted = get_peft_model(model, config)
+    optimizer = torch.optim.AdamW([each for each in adapted.parameters() if each.requires_grad], lr=2e-2)
+    batch = PackedCollator()(packs[:2])
+    losses = [float(train_step(adapted, batch, optimizer).loss) for _ in range(4)]
+    assert losses[0] == pytest.approx(by_definition(packs), abs=1e-5)
+    assert losses[-1] < losses[0] - 0.5
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    base = tiny()
+    base.load_adapter(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        ids = {name: batch[name] for name in ("input_ids", "position_ids")}
+        by_adapter = base(**ids, use_cache=False).logits
+        own = adapted.eval()(**model_inputs(adapted, batch)).logits
+    assert float((own - by_adapter).abs().max()) < 1e-4
+    merged = adapted.merge_and_unload().state_dict()
+    changed = [name for name, each in frozen.items() if not torch.equal(each, merged[name])]
+    assert len(changed) == 14  # the matrices of two layers, and nothing else
 
 
 def test_trl(packs: datasets.Dataset, tmp_path: Path, tokenizer: Any) -> None:

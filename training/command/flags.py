@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,7 +12,12 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.harness import Decorator, flag
 from training.options import LoraOptions, ModelOptions, ShardOptions
 
-_LORA = {"r": int, "alpha": float, "dropout": float, "targets": re.compile("[|,]").split}
+_LORA: dict[str, Callable[[str], Any]] = {
+    "r": int,
+    "alpha": float,
+    "dropout": float,
+    "targets": re.compile("[|,]").split,
+}
 """Options of an adapter, and how they are read."""
 
 
