@@ -63,7 +63,7 @@ class Scores:
         losses = (
             "no number" if each is None else f"{each:.4f}" for each in (self.loss_per_target, self.loss_per_sample)
         )
-        return "evaluated at {} a target, {} a sample".format(*losses)
+        return "{} a target, {} a sample".format(*losses)
 
 
 @dataclass(frozen=True, kw_only=True)

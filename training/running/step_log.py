@@ -173,7 +173,7 @@ class StepLog:
         self.scores = scores
         evaluation = dataclasses.asdict(scores)
         self._write({"step": evaluation.pop("step"), "evaluation": evaluation})
-        log.info("after step %d: %s", scores.step, scores)
+        log.info("evaluation after step %d: %s", scores.step, scores)
 
     def _read(self, queued: _Queued) -> None:
         queued.ended.wait()

@@ -74,7 +74,7 @@ def test_scores_are_those_of_samples_one_by_one_and_change_no_training(
     assert last == scores | {"seconds": None}
     assert (first["step"], last["step"]) == (2, 3)
     assert first["loss_per_target"] != last["loss_per_target"]
-    assert f"after step 3: evaluated at {scores['loss_per_target']:.4f} a target" in ended.err
+    assert f"evaluation after step 3: {scores['loss_per_target']:.4f} a target" in ended.err
 
     again = training(*scored)
     assert (again.json["status"], again.json["evaluation"]) == ("up_to_date", scores)
