@@ -53,7 +53,7 @@ MODEL_FLAG: list[Decorator] = [
     flag(
         ModelOptions,
         "model",
-        "Load this directory or Hub id, or make random weights for this config.json.",
+        "Load this directory (of a model or an adapter) or Hub id, or make random weights for this config.json.",
         metavar="PATH_OR_CONFIG",
     ),
 ]
