@@ -95,7 +95,7 @@ def _texts(where: str, key: str, value: Any) -> dict[str, str]:
 def merged(ctx: click.Context, name: str, texts: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """A KEY=VALUE option from file and flags, key by key; also where each came from."""
     file = ctx.meta.get(f"job.{name}", {})
-    flags = pairs(f"--{name}", texts)
+    flags = pairs(f"--{name.replace('_', '-')}", texts)
     return {**file, **flags}, {**dict.fromkeys(file, "file"), **dict.fromkeys(flags, "flag")}
 
 

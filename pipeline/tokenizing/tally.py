@@ -46,6 +46,8 @@ NOTES = {
     " written twice; take one of the two out",
     "calls_as_text": "calls stand as <tool_call> in the text of answers and are trained as such: the template writes"
     " calls otherwise, or they were to be masked; give them under tool_calls",
+    "free_arguments": "arguments of calls are no object, nor JSON text of one, and are trained as they stand; write"
+    ' them as an object, as in {"city": "Oslo"}',
     "reasoning_as_text": "answers begin with reasoning in marks, and the template writes others round reasoning; give"
     " it under reasoning_content to have these, or take it out with --reasoning drop",
     "reasoning_unread": "answers begin with reasoning in marks that were not looked for, as <thinking> or [THINK], so"

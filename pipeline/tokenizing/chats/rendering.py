@@ -16,7 +16,7 @@ from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_in, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
-from pipeline.tokenizing.rows.messages import RowFault, said_besides, with_text_arguments
+from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
@@ -123,6 +123,8 @@ class ChatRenderer:
             if "reasoning_dropped" in notes:
                 pairs = list(zip(told.messages, chat.messages, strict=True))[chat.num_shared :]
                 num_dropped = sum(one != other for one, other in pairs)
+            if any(map(has_free_arguments, told.messages)):
+                notes.append("free_arguments")
             if self._turns.probes.wants_text:
                 chat = chat.with_messages([with_text_arguments(turn) for turn in chat.messages])
         chat = looked_at(chat, self._words, self._marks, notes)

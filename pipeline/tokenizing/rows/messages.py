@@ -127,6 +127,11 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
+def has_free_arguments(message: Message) -> bool:
+    """Whether a call of a message has arguments that are no object, such as plain text."""
+    return any(not isinstance(function_of(call).get("arguments"), dict) for call in calls_of(message))
+
+
 def with_text_arguments(message: Message) -> Message:
     """A message whose calls have their arguments as JSON text."""
     if not message.get("tool_calls"):
@@ -199,10 +204,16 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
             "not_text",
             f"{where}: the call of {name} has {listed(others, 'and')} and no arguments; write them under arguments",
         )
-    decoded = [parsed(value) for value in told.values()]
+    decoded = [parsed(parsed(value)) for value in told.values()]  # some data has JSON text of JSON text
     if any(value != decoded[0] for value in decoded):
         raise RowFault("contradictory_marks", f"{where}: {listed(told, 'and')} of the call of {name} differ")
     arguments: Any = next(iter(told.values()), {})
+    if decoded and isinstance(decoded[0], str) and decoded[0].lstrip().startswith("{"):
+        raise RowFault(
+            "bad_arguments",
+            f"{where}: the arguments of the call of {name} begin as an object and are no JSON"
+            f" ({decoded[0].strip()[:40]!r}); write them as an object, or as JSON text of one",
+        )
     rest = {key: value for key, value in function.items() if key not in (*_ARGUMENTS, "type", "id")}
     rest["arguments"] = decoded[0] if decoded and isinstance(decoded[0], dict) else arguments
     outer = {key: call[key] for key in ("id", "type") if call.get(key) is not None}

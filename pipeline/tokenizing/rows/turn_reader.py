@@ -173,6 +173,8 @@ def _is_trained(marks: Mapping[str, Any], where: str) -> bool | None:
     """What the marks of a turn say; None where there is none. Raises `RowFault` for other values and contradictions."""
     said: dict[str, bool] = {}
     for key, value in marks.items():
+        if is_blank(value):
+            continue
         number = parsed(value.lower()) if isinstance(value, str) else value
         if not isinstance(number, bool | int | float) or not math.isfinite(number) or number not in (0, 1):
             raise RowFault(
@@ -219,7 +221,7 @@ def _joined(message: Message, parts: list[Any], whole: bool | None, where: str) 
         marks = {key: part[key] for key in MARKS if part.get(key) is not None}
         trained = _is_trained(marks, f"{where}: part {number}")
         type_ = part.get("type") or "text"
-        keys = (type_, "thinking", "text") if type_ in _THINKING_PARTS else ("text", "value", "content")
+        keys = (*(_THINKING_PARTS if type_ in _THINKING_PARTS else ()), "text", "value", "content")
         text = next((part[key] for key in keys if isinstance(part.get(key), str)), None)
         if type_ not in (*_TEXT_PARTS, *_THINKING_PARTS):
             media = _MEDIA.fullmatch(str(type_))

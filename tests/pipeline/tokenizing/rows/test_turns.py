@@ -11,7 +11,7 @@ from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.rows.turn_reader import TurnReader
-from tests.pipeline.chats import chat, template
+from tests.pipeline.chats import TEMPLATES, chat, template
 from tests.pipeline.tokenizing.test_targets import encode, encoder
 
 U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
@@ -49,6 +49,7 @@ def test_role_and_content(turn: dict[str, Any], keys: dict[str, str], wanted: tu
         {"tool_calls": [{"name": "f", "args": {"a": 1}}]},
         {"tool_calls": [{"function": {"name": "f"}, "arguments": '{"a": 1}'}]},
         {"tool_calls": [{"name": "f", "arguments": {}, "parameters": {"a": 1}}]},
+        {"tool_calls": [{"name": "f", "arguments": r'"{\"a\": 1}"'}]},
         {"function_calls": [CALL], "tool_calls": []},
         {"function_call": CALL, "tool_calls": READ},
     ],
@@ -75,6 +76,8 @@ def test_no_calls(key: str, none: Any) -> None:
         (A | {"tool_calls": [{"name": "f", "inputs": {"a": 1}}]}, "has inputs and no arguments"),
         (A | {"tool_calls": [CALL | {"input": {"a": 2}}]}, "arguments and input of the call of f differ"),
         (A | {"train_detail": [{"begin": 0, "end": 1, "train": False}]}, "train_detail, which is not supported"),
+        (A | {"function_call": CALL | {"arguments": "{a: 1}"}}, "of f begin as an object and are no JSON ('{a: 1}')"),
+        (A | {"function_call": CALL | {"arguments": r'"{\"a\": 1"'}}, """no JSON ('{"a": 1')"""),
         (A | {"masked": True, "weight": 1}, "weight and masked contradict"),
         (U | {"masked": False}, "marked as trained"),
         (U | {"content": [{"type": "text", "text": "a", "image_url": "b"}]}, "part 0 has image_url beside its text"),
@@ -86,6 +89,27 @@ def test_what_is_refused(turn: dict[str, Any], says: str) -> None:
     with pytest.raises(RowFault) as refused:
         message(turn)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("type_", ["thinking", "reasoning"])
+@pytest.mark.parametrize("key", ["thinking", "reasoning", "text", "value", "content"])
+def test_parts_that_are_thinking(type_: str, key: str) -> None:
+    content = [{"type": type_, key: "t"}, {"type": "text", "value": "x"}]
+    assert message(A | {"content": content}) == (A | {"reasoning_content": "t"}, None)
+
+
+@pytest.mark.parametrize("blank", [None, "", " ", "null"])
+def test_a_blank_mark_is_none(blank: Any) -> None:
+    assert message(A | {"weight": blank}) == (A, None)
+    parts = [{"type": "text", "text": "x", "train": blank, "weight": 0}]
+    assert message(A | {"content": parts}) == (A, False)
+
+
+def test_arguments_that_are_no_object_are_warned_of(tokenizer_dir: Path, tmp_path: Path) -> None:
+    source = (TEMPLATES / "chatml_tools.jinja").read_text(encoding="utf-8")
+    rows = [[U, A | {"function_call": CALL | {"arguments": told}}] for told in ("Oslo", "[1]", [1], '{"a": 1}', " ")]
+    found = encode(encoder(tokenizer_dir, source, tmp_path), rows)
+    assert (found.notes, found.faults) == ({"free_arguments": [0, 1, 2]}, [])
 
 
 def test_masked_is_a_mark() -> None:
