@@ -106,6 +106,9 @@ class TrainOptions(ShardOptions):
     compile: bool = False
     """torch.compile decoder layers, for rows of one length and at most 8 shapes."""
 
+    fsdp: bool = False
+    """Divide the model, its gradient and Adam's moments over the ranks (FSDP2)."""
+
     gradient_checkpointing: bool = False
     """Keep the activations of no layer, and compute them again for the backward pass."""
 
@@ -131,6 +134,8 @@ class TrainOptions(ShardOptions):
         super().__post_init__()
         if self.warmup_steps > self.steps:
             raise ConfigError(f"--warmup-steps {self.warmup_steps} are more than --steps {self.steps}")
+        if self.fsdp and self.compile:
+            raise ConfigError("--compile is not made for --fsdp: leave out one of them")
         if self.eval_shards is None:
             for name in ("eval_split", "eval_every"):
                 if getattr(self, name):

@@ -177,7 +177,10 @@ def scale(loss: Tensor, plan: StepPlan) -> Tensor:
 
 
 def accumulate(model: nn.Module, plan: StepPlan) -> Iterator[MicroBatch]:
-    """The micro-batches one by one; ranks exchange gradients with the last alone (DistributedDataParallel, FSDP2)."""
+    """The micro-batches one by one; in DistributedDataParallel ranks exchange gradients with the last alone.
+
+    In FSDP2 they do with each, so that no rank ever holds the gradient of the whole model.
+    """
     for number, micro_batch in enumerate(plan.micro_batches, 1):
         with _exchanging(model, number == len(plan.micro_batches)):
             yield micro_batch
@@ -185,7 +188,8 @@ def accumulate(model: nn.Module, plan: StepPlan) -> Iterator[MicroBatch]:
 
 def precision(device: torch.device, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
     """Compute in a precision, or in that of the parameters."""
-    return nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+    # Without its cache, which would hold all weights in that precision until the last layer has computed.
+    return nullcontext() if autocast is None else torch.autocast(device.type, autocast, cache_enabled=False)
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -255,6 +259,4 @@ def _exchanging(model: nn.Module, now: bool) -> Iterator[None]:
         with inner.no_sync():
             yield
         return
-    if hasattr(inner, "set_requires_gradient_sync"):  # FSDP2
-        inner.set_requires_gradient_sync(now)
     yield

@@ -88,6 +88,11 @@ def choose_shapes(
     )
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """A model's decoder layers, outer ones before those inside; none, if they are not of transformers' kind."""
+    return [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+
+
 def compile_layers(model: nn.Module) -> list[nn.Module]:
     """Let torch compile each decoder layer by itself, in place, for static shapes; returns the layers.
 
@@ -95,10 +100,9 @@ def compile_layers(model: nn.Module) -> list[nn.Module]:
     around them, the head with its loss among it, stays as it is. A model without layers of transformers' kind is
     compiled as a whole.
     """
-    layers: list[nn.Module] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     # Each shape is a graph, of each kind of layer, with and without gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * MOST_SHAPES)
-    compiled = layers or [model]
+    compiled = layers_of(model) or [model]
     for each in compiled:
         each.compile(fullgraph=True, dynamic=False)
     return compiled

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.samples import config_file
+from training import StepResult, train_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +53,15 @@ def on_two_ranks(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def stopping(after: int) -> Callable[..., StepResult]:
+    """A step, and SIGTERM in the midst of so many."""
+    steps = itertools.count(1)
+
+    def step(*arguments: Any, **named: Any) -> StepResult:
+        if next(steps) == after:
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(*arguments, **named)
+
+    return step

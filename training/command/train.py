@@ -50,6 +50,7 @@ _EVAL_FLAGS: list[Decorator] = [
 
 _RUN_FLAGS: list[Decorator] = [
     flag(TrainOptions, "compile", "Compile the model, for rows of one length."),
+    flag(TrainOptions, "fsdp", "Divide the model over the ranks of torchrun: it takes less memory and more exchange."),
     flag(TrainOptions, "gradient_checkpointing", "Compute activations twice: it takes less memory and more time."),
     flag(TrainOptions, "deterministic", "Compute the same bits in every run on a GPU of one kind: it takes more time."),
     flag(TrainOptions, "save_every", "Write a checkpoint to go on from, every N steps.", metavar="N"),

@@ -102,9 +102,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What of a model's state a run may change: all but what is frozen."""
+    """What of a model's state a run may change: all but what is frozen. Weights that are tied are one tensor."""
     frozen = {name for name, each in model.named_parameters(remove_duplicate=False) if not each.requires_grad}
-    return {name: each for name, each in model.state_dict().items() if name not in frozen}
+    return {name: each for name, each in model.state_dict(keep_vars=True).items() if name not in frozen}
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:

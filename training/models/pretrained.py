@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
@@ -48,6 +49,8 @@ def load_model(
     has one and no weights; or a directory with an adapter, which comes with the model that it is of, and alone is
     trained.
 
+    On the device meta nothing is read but the configuration, and there are no weights.
+
     Weights go to the device one by one, where accelerate is installed, so that no rank has them all in the memory of
     the host.
 
@@ -67,7 +70,10 @@ def load_model(
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     try:
-        if is_file or folder_without_weights:
+        if device.type == "meta":
+            with device:
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
+        elif is_file or folder_without_weights:
             config = AutoConfig.from_pretrained(name)
             log.info("%s has no weights: they are random, from seed %d", name, seed)
             torch.manual_seed(seed)
@@ -106,18 +112,19 @@ def model_path(name: str) -> Path:
     return path
 
 
-def save_model(model: PreTrainedModel, source: str, folder: Path) -> None:
+def save_model(model: PreTrainedModel, source: str, folder: Path, weights: dict[str, Tensor]) -> None:
     """Write a trained model and its tokenizer to a folder, which appears complete, or not at all; an adapter alone,
     where that is what was trained.
 
     source: what the model was loaded from; its tokenizer goes with it, if there is one.
+    weights: what is written; the model itself may be divided over ranks.
 
     Raises `StorageError`.
     """
     building = folder.with_name(f".{folder.name}")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        model.save_pretrained(building)
+        model.save_pretrained(building, state_dict=weights)
     except SafetensorError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise StorageError(f"{folder} cannot be written ({free_text(folder.parent)}): {first_line(error)}") from error

@@ -31,7 +31,7 @@ class Evaluation:
         """model: bare, with its attention set."""
         collate = PackedCollator(attention=options.attention, sample_mean=True, targets=True)
         self._feed = Feed(shards, model, collate, place.device)
-        self._place, self._autocast = place, autocast
+        self._place, self._autocast, self._is_divided = place, autocast, options.fsdp
         self._num_packs, self._packs_per_forward = len(shards.packs), options.packs_per_forward
 
     def scores(self, step: int, stopped: Callable[[], int]) -> Scores | None:
@@ -50,7 +50,9 @@ class Evaluation:
                 if stopped():
                     return None
                 for batch in batches:
-                    sums += self._sums(batch)
+                    scored = self._sums(batch)
+                    if of_part.packs:
+                        sums += scored
                 cost += of_part
                 bar.update()
         targets, samples, packs = place.total(torch.tensor([cost.targets, cost.samples, cost.packs])).tolist()
@@ -70,7 +72,10 @@ class Evaluation:
         place = self._place
         end = min(first + place.num_ranks * self._packs_per_forward, self._num_packs)
         own = list(range(first, end))[place.rank :: place.num_ranks]
-        return self._feed.batches([own] if own else [])
+        if own or not self._is_divided:
+            return self._feed.batches([own] if own else [])
+        batches, _ = self._feed.batches([[first]])  # what others score: they need this rank's part of the model
+        return batches, Costs()
 
     def _sums(self, batch: dict[str, Any]) -> Tensor:
         """Losses of targets, and mean losses of samples, each added up.  # shape: (2,)"""

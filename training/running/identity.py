@@ -15,6 +15,7 @@ _NOT_IN_RESULT = (
     "shards",
     "output",
     "packs_per_forward",
+    "fsdp",
     "gradient_checkpointing",
     "deterministic",
     "save_every",

@@ -23,6 +23,7 @@ from training.packs import Costs
 from training.running import checkpoint
 from training.running.evaluation import Evaluation
 from training.running.feed import Feed, ahead, collator, packs_of_rank
+from training.running.fsdp import gathered, own_part, part_of
 from training.running.output import Scores
 from training.running.place import Place
 from training.running.step_log import StepLog
@@ -160,8 +161,7 @@ class Loop:
         if state is None:
             self._log.resume(0, 0)
             return 0
-        load_trained_state(self._bare, state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._load(state["model"], state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         step: int = state["step"]
         self._log.resume(step, state.get("skipped_steps", 0))
@@ -176,29 +176,40 @@ class Loop:
             )
         return step
 
+    def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        """Take up the states of a model and its optimizer, which are whole, or of each tensor this rank's part."""
+        own = self._bare.state_dict()
+        load_trained_state(self._bare, {name: part_of(each, own.get(name)) for name, each in model.items()})
+        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+        moments = {
+            number: {name: part_of(each, parameters[number]) if each.ndim else each for name, each in state.items()}
+            for number, state in optimizer["state"].items()
+        }
+        self._optimizer.load_state_dict({**optimizer, "state": moments})
+
     def _save(self, step: int) -> None:
         """Write a checkpoint. Raises `CheckError` as `StepLog.read` and `_check_weights`, and `StorageError`."""
         self._log.read()
         self._check_weights(step)
+        state = {
+            "step": step,
+            "skipped_steps": self._log.skipped,
+            "num_ranks": self._place.num_ranks,
+            "model": trained_state(self._bare),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
+        state = gathered(state, self._place)
         if self._place.is_first:
-            checkpoint.save(
-                self._options.output,
-                {
-                    "step": step,
-                    "skipped_steps": self._log.skipped,
-                    "num_ranks": self._place.num_ranks,
-                    "model": trained_state(self._bare),
-                    "optimizer": self._optimizer.state_dict(),
-                    "scheduler": self._scheduler.state_dict(),
-                },
-            )
+            checkpoint.save(self._options.output, state)
         self._log.begin()
 
     def _check_weights(self, step: int) -> None:
         """Raise `CheckError` for what must not be saved."""
         kept = [*trained_state(self._bare).values()]
         kept += [each for state in self._optimizer.state.values() for each in state.values()]
-        if not all(bool(each.isfinite().all()) for each in kept):
+        broken = not all(bool(own_part(each).isfinite().all()) for each in kept)
+        if self._place.highest(broken):  # a rank may have its part of them alone
             raise CheckError(
                 f"after step {step} some weights are infinite or no numbers, so they are not saved: lower"
                 " --learning-rate or --weight-decay?"
@@ -217,7 +228,7 @@ def _wrapped(options: TrainOptions, place: Place, model: PreTrainedModel) -> nn.
             raise ConfigError(f"--gradient-checkpointing: {first_line(error)}") from error
     if options.compile:
         compile_layers(model)
-    if not place.in_group:
+    if options.fsdp or not place.in_group:
         return model
     return nn.parallel.DistributedDataParallel(
         model, device_ids=[place.device] if place.device.type == "cuda" else None

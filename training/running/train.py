@@ -14,17 +14,18 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import CheckError, StorageError
+from pipeline.base.errors import CheckError, ConfigError, StorageError
 from pipeline.base.storage import free_bytes, free_text
 from training.attention.interface import resolve_backend, use_backend
 from training.checking.content import check_content, check_fits, check_segments
 from training.checking.probe import CLEAN, probe
-from training.models.adapters import add_lora
+from training.models.adapters import add_lora, trained_state
 from training.models.pretrained import load_model, save_model
 from training.options import TrainOptions
 from training.packs import extents
 from training.running import checkpoint, output
 from training.running.determinism import deterministic_algorithms
+from training.running.fsdp import divide, gathered
 from training.running.identity import run_identity
 from training.running.loop import Loop
 from training.running.output import TrainResult
@@ -46,6 +47,8 @@ def train(options: TrainOptions) -> TrainResult:
     """
     with deterministic_algorithms(options.deterministic), joined() as place:
         options.check_ranks(place.num_ranks)
+        if options.fsdp and not place.in_group:
+            raise ConfigError("--fsdp divides a model over ranks: torchrun --nproc-per-node N -m training train …")
         shards = open_shards(options.shards, options.split)
         eval_shards = open_shards(options.eval_shards, options.eval_split) if options.eval_shards else None
         identity = run_identity(options, shards, eval_shards) if place.is_first else {}
@@ -54,10 +57,8 @@ def train(options: TrainOptions) -> TrainResult:
         finished = output.finished(options.output)
         if finished is not None:
             return finished
-        model = load_model(options.model, seed=options.seed, device=place.device)
-        if options.lora is not None:
-            add_lora(model, options.lora, base=options.model, seed=options.seed)
         autocast = autocast_dtype(options.dtype, place.device)
+        model = _load(options, place, autocast)
         backend = resolve_backend(model, options.backend, autocast)
         _check(options, shards, [eval_shards] if eval_shards else [], model, backend, place)
         use_backend(model, backend)
@@ -79,10 +80,30 @@ def train(options: TrainOptions) -> TrainResult:
                     skipped_steps=trained.skipped_steps,
                     evaluation=trained.evaluation,
                 )
+                weights = gathered(trained_state(model), place)
                 if place.is_first:
-                    save_model(model, options.model, options.output / output.MODEL)
+                    save_model(model, options.model, options.output / output.MODEL, weights)
                     output.finish(result)
             return result
+
+
+def _load(options: TrainOptions, place: Place, autocast: torch.dtype | None) -> PreTrainedModel:
+    """The model on this rank's device, or its part of it. Raises as `load_model`, `add_lora` and `divide`."""
+    device = place.device
+    if options.fsdp:  # the first rank alone reads it, and divides it with the others
+        device = torch.device("cpu" if place.is_first else "meta")
+    model = load_model(options.model, seed=options.seed, device=device)
+    if options.lora is not None:
+        add_lora(model, options.lora, base=options.model, seed=options.seed)
+    if options.fsdp:
+        divide(model, place)
+        if autocast is not None and not options.gradient_checkpointing:
+            log.warning(
+                "--fsdp without --gradient-checkpointing: from each forward pass to its backward pass every rank keeps"
+                " the weights of all layers in %s",
+                str(autocast).removeprefix("torch."),
+            )
+    return model
 
 
 def _check(

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ from tests.training.runs import (
     log_of,
     log_of_complete,
     on_two_ranks,
+    stopping,
     weights,
 )
 from tests.training.samples import config_file, packed_shards
-from training import StepResult, train_step
 
 
 def test_a_finished_run_is_up_to_date_and_no_other(training: Run, shards: Path, tmp_path: Path) -> None:
@@ -227,18 +225,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     losses = [[line["loss"] for line in log_of(output)] for output in (whole, moved)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert not equal(whole, moved)
-
-
-def stopping(after: int) -> Callable[..., StepResult]:
-    """A step, and SIGTERM in the midst of so many."""
-    steps = itertools.count(1)
-
-    def step(*arguments: Any, **named: Any) -> StepResult:
-        if next(steps) == after:
-            signal.raise_signal(signal.SIGTERM)
-        return train_step(*arguments, **named)
-
-    return step
 
 
 def test_a_signal_after_the_last_step_does_not_lose_the_run(
