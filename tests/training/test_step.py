@@ -13,10 +13,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.base.errors import ConfigError
 from tests.training.forked import CONTEXT, free_port
 from tests.training.samples import VOCABULARY, losses_alone, pack_of, tiny
 from training import PackedCollator, train_step, use_backend
 from training.loss import head_of, targets_of
+from training.models.fsdp import divide
+from training.place import Place
 from training.plan import accumulate, loss_sum, plan_step, scale
 
 PACKS = [
@@ -239,9 +242,11 @@ def step_of_rank(rank: int, port: int, wrapper: str, sample_mean: bool, accumula
 def by_parts(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     """A step of a loop of its own, with the model divided over ranks: every layer, the head, and the rest."""
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("dp", "cp"))
+    cpu, rank = torch.device("cpu"), distributed.get_rank()
+    with pytest.raises(ConfigError, match="another on other ranks"):
+        divide(tiny("gpt2" if rank else "llama"), Place(rank, 2, cpu, in_group=True))
     for part in [*model.model.layers, model.lm_head, model]:
         fully_shard(part, mesh=mesh["dp"])
-    cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"\(cp\): packs are not made for context parallelism"):
         plan_step(batches, cpu, mesh)
     plan = plan_step(batches, cpu, mesh["dp"])
@@ -255,6 +260,11 @@ def by_parts(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     norm = torch.stack([each.norm() for each in gradients.values()]).norm()
     assert float(again.grad_norm) == pytest.approx(float(norm), rel=1e-5)
     assert head_of(model, {}) is model.lm_head  # as it was asked before
+    before = [each.to_local().clone() for each in model.parameters()]
+    if rank == 0:
+        model.model.norm.register_forward_hook(lambda _, __, output: output * float("nan"))
+    assert train_step(model, batches, torch.optim.AdamW(model.parameters()), group=mesh["dp"]).skipped
+    assert all(torch.equal(one, each.to_local()) for one, each in zip(before, model.parameters(), strict=True))
     return {"loss": plan.mean(total), "weight": plan.weight, "gradients": gradients}
 
 

@@ -1,1 +1,1 @@
-"""Models to train: loaded and written, with or without a LoRA adapter."""
+"""Models to train: loaded and written, with or without a LoRA adapter, whole or divided over ranks."""

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from training.collator import PackedCollator
 from training.options import TrainOptions
 from training.packs import Costs
+from training.place import Place
 from training.plan import losses_of, micro_batch_of
 from training.running.feed import Feed, ahead
 from training.running.output import Scores, finite
-from training.running.place import Place
 from training.shards import Shards
 
 

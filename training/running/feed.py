@@ -25,8 +25,8 @@ from training.collator import PackedCollator
 from training.options import TrainOptions
 from training.order import packs_of_step
 from training.packs import Costs, costs, extents
+from training.place import Place
 from training.plan import to_device
-from training.running.place import Place
 from training.shapes import choose_shapes, pack_shapes
 from training.shards import Shards
 

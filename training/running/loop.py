@@ -18,14 +18,14 @@ from pipeline.base.errors import CheckError, ConfigError, Termination
 from pipeline.base.words import counted, first_line
 from training.measuring.metrics import why_no_mfu
 from training.models.adapters import load_trained_state, trained_state
+from training.models.fsdp import gathered, own_part, part_of
 from training.options import TrainOptions
 from training.packs import Costs
+from training.place import Place
 from training.running import checkpoint
 from training.running.evaluation import Evaluation
 from training.running.feed import Feed, ahead, collator, packs_of_rank
-from training.running.fsdp import gathered, own_part, part_of
 from training.running.output import Scores
-from training.running.place import Place
 from training.running.step_log import StepLog
 from training.shapes import compile_layers
 from training.shards import Shards

@@ -27,8 +27,8 @@ from pipeline.base.words import counted
 from training.measuring.metrics import peak_flops, peak_memory, training_flops
 from training.options import TrainOptions
 from training.packs import Costs
+from training.place import Place
 from training.running.output import LOG, Scores, finite
-from training.running.place import Place
 from training.step import StepResult
 
 log = logging.getLogger(__name__)

@@ -20,16 +20,16 @@ from training.attention.interface import resolve_backend, use_backend
 from training.checking.content import check_content, check_fits, check_segments
 from training.checking.probe import CLEAN, probe
 from training.models.adapters import add_lora, trained_state
+from training.models.fsdp import divide, gathered
 from training.models.pretrained import load_model, save_model
 from training.options import TrainOptions
 from training.packs import extents
+from training.place import Place, joined
 from training.running import checkpoint, output
 from training.running.determinism import deterministic_algorithms
-from training.running.fsdp import divide, gathered
 from training.running.identity import run_identity
 from training.running.loop import Loop
 from training.running.output import TrainResult
-from training.running.place import Place, joined
 from training.running.signals import deferred_signals
 from training.shapes import pack_shapes
 from training.shards import Shards, open_shards

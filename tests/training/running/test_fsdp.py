@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.base.errors import ConfigError
 from tests.conftest import Run, left_behind
 from tests.training.forked import free_port, two_ranks
 from tests.training.runs import command, log_of, log_of_complete, stopping, weights
 from tests.training.samples import config_file, packed_shards, tiny
+from training.models.fsdp import divide
+from training.place import Place
 
-STEPS = 20
+STEPS = 14
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_a_divided_run_goes_on_as_one_rank_and_ends_as_it_would_have_without(
     assert alone.code == 0, alone.err
 
     arguments = command(shards, tmp_path, moved, *more, steps=STEPS)
-    divided = [*arguments, "--fsdp", "--gradient-checkpointing"]
+    divided = [*arguments, "--fsdp", "--gradient-checkpointing", "--no-check"]
     ranks = two_ranks(tmp_path, *divided)
     while not (moved / "log.jsonl").exists() or len(log_of_complete(moved)) < 2:
         assert all(rank.is_alive for rank in ranks)
@@ -112,6 +116,10 @@ def test_what_a_divided_model_must_not_learn_is_seen(
 
 
 def test_what_fsdp_cannot_do_is_one_message(training: Run, shards: Path, tmp_path: Path) -> None:
+    model: Any = tiny()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM shares model\.layers\.1\.mlp\S+ between layers"):
+        divide(model, Place(0, 1, torch.device("cpu")))
     arguments = command(shards, tmp_path, tmp_path / "out", "--fsdp")
     alone = training(*arguments)
     assert (alone.code, "--fsdp divides a model over ranks: torchrun" in alone.err) == (2, True)

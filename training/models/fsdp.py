@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from pipeline.base.digests import hash_json
 from pipeline.base.errors import ConfigError
-from training.running.place import Place
+from training.place import Place
 from training.shapes import layers_of
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def gathered(state: dict[Any, Any], place: Place) -> dict[Any, Any]:
         if not isinstance(value, DTensor):
             return value
         if value not in known:
-            tensor = value.detach().full_tensor()
+            tensor = value.full_tensor().detach()
             known[value] = tensor.cpu() if place.is_first else None
         return known[value]
 
