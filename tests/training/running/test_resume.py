@@ -233,10 +233,10 @@ def test_a_signal_after_the_last_step_does_not_lose_the_run(
     """Twice Ctrl-C while the model is written: it is written."""
     written = LlamaForCausalLM.save_pretrained
 
-    def interrupted(self: Any, folder: Path) -> None:
+    def interrupted(self: Any, folder: Path, **named: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        written(self, folder)
+        written(self, folder, **named)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
     output = tmp_path / "out"
