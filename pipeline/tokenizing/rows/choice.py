@@ -9,7 +9,7 @@ from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS
 from pipeline.tokenizing.rows.detection import FirstRows, one_string
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.guards import UNUSABLE
+from pipeline.tokenizing.rows.guards import PREFERENCES, UNUSABLE, preferences_in
 from pipeline.tokenizing.rows.paths import column_of
 
 _REQUIRED = {
@@ -99,7 +99,9 @@ def _format(
     has_tools = "tools" in found and "tools" not in later
     guards = [column for column in UNUSABLE if column in columns or more_later]
     guards += [f"{inside}{column}" for column in UNUSABLE if inside]
-    read = {*found.values(), *(["rejected", f"{inside}rejected"] if "chosen" in found.values() else [])}
+    parts = [path.rpartition(".") for path in found.values()]
+    others = [f"{before}{dot}{PREFERENCES[last]}" for before, dot, last in parts if last in PREFERENCES]
+    read = {*found.values(), *others}
     return Format(
         name=name,
         columns=found,
@@ -117,7 +119,7 @@ def _looked_up(
     names: Sequence[str], columns: Sequence[str], mapped: Mapping[str, str], first: FirstRows, where: str
 ) -> dict[str, str]:
     """The columns of the fields that the first rows show. Raises `DataError` where several look the same."""
-    if "messages" in names and not {"chosen", "rejected"} <= {*columns}:
+    if "messages" in names and not preferences_in(columns):
         chats = first.chats(columns, ignored=(*UNUSABLE, *(_NOT_MESSAGES - {"text"})))  # else `text` would fit
         if len(chats) > 1:
             raise DataError(

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
-from pipeline.tokenizing.rows.guards import has_question
+from pipeline.tokenizing.rows.guards import has_question, preferences_in
 from pipeline.tokenizing.rows.messages import REASONING, ROLES, name_of, parsed
 from pipeline.tokenizing.rows.paths import value_at
 from pipeline.tokenizing.rows.turn_reader import TurnReader
@@ -91,8 +91,9 @@ class FirstRows:
 
     def advice(self, columns: Sequence[str]) -> str | None:
         """What to do with a file of which no column's name fits, if the rows show it."""
-        if {"chosen", "rejected"} <= {*columns}:
-            return self._preference_advice(columns)
+        preferences = preferences_in(columns)
+        if preferences:
+            return self._preference_advice(columns, *preferences)
         for column in columns:
             marks = self.role_marks(column)
             if marks:
@@ -134,17 +135,19 @@ class FirstRows:
             return None
         return self.reader.speakers.get(speaker) or ROLES.get(speaker.lower(), speaker)
 
-    def _preference_advice(self, columns: Sequence[str]) -> str:
-        told = "these are preferences (chosen, rejected)"
-        marks = self.role_marks("chosen")
+    def _preference_advice(self, columns: Sequence[str], wanted: str, other: str) -> str:
+        told = f"these are preferences ({wanted}, {other})"
+        marks = self.role_marks(wanted)
         if marks:
-            return f"{told}, and column 'chosen' {one_string(marks)}, or train all of it by {_AS_TEXT.format('chosen')}"
-        answers = self._values("chosen")
-        mapped = "completion=chosen"
+            return f"{told}, and column {wanted!r} {one_string(marks)}, or train all of it by {_AS_TEXT.format(wanted)}"
+        answers = self._values(wanted)
+        mapped = f"completion={wanted}"
         if "prompt" not in columns and (asked := next((name for name in _QUESTIONS if name in columns), None)):
-            mapped = "output=chosen" if asked == "instruction" else f"prompt={asked},completion=chosen"
+            chats = self.chats([asked])
+            question = chats[0] if len(chats) == 1 else asked
+            mapped = f"output={wanted}" if asked == "instruction" else f"prompt={question},{mapped}"
         if _mostly(answers, has_question) and not self.chats(["prompt"]):
-            mapped = "messages=chosen"
+            mapped = f"messages={wanted}"
         return f"{told}: the wanted one is trained with --map {mapped}"
 
     def _list_advice(self, column: str, value: list[Any]) -> str | None:

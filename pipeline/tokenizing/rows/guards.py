@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.tokenizing.rows.messages import ROLES, RowFault, parsed
+from pipeline.tokenizing.rows.messages import MARKS, ROLES, RowFault, parsed
 
-_WEIGHTS = ("weight", "loss_weight", "loss_mask", "train", "trainable", "training")
-_WANTED = ("label", "is_preferred", "kto_tag")
-_KTO = "it is a preference (KTO): an answer that is not wanted would be trained"
-_PICTURES = "pictures cannot be tokenised as text"
+_YES = (True, "true", "yes", "y")
+_NO = (False, "false", "no", "n")
+_WANTED = dict.fromkeys(
+    ("label", "is_preferred", "kto_tag", "desirable", "is_chosen"), (*_YES, "desirable", "chosen", "preferred")
+)
+_WEIGHTS = {**dict.fromkeys((mark for mark in MARKS if mark != "masked"), _YES), "masked": _NO}
+_USUAL = {**_WANTED, **_WEIGHTS}
+"""Columns of flags -> what they say, in small letters, of a row that is trained as any other."""
+
+PREFERENCES = {"chosen": "rejected", "preferred_output": "non_preferred_output"}
+"""Columns of answers that are wanted -> those of the others: as most have them, and as OpenAI does."""
+
+_MEDIA = {
+    "image": ("image", "images", "image_path", "image_paths", "image_url", "img", "imgs", "pixel_values"),
+    "video": ("video", "videos", "video_path"),
+    "audio": ("audio", "audios", "audio_path"),
+}
+_WHY_NO_MEDIA = {
+    "image": "pictures cannot be tokenised as text",
+    "video": "videos cannot be tokenised as text",
+    "audio": "sound cannot be tokenised as text",
+}
 
 UNUSABLE = {
-    **dict.fromkeys(_WANTED, ("preference", _KTO)),
-    "chosen": ("preference", "these are preferences; the wanted answer is trained with --map {}"),
-    "rejected": ("preference", "these are preferences; drop the column to train the other answer"),
-    "images": ("image", _PICTURES),
-    "image": ("image", _PICTURES),
-    "videos": ("video", "videos cannot be tokenised as text"),
-    "audios": ("audio", "sound cannot be tokenised as text"),
+    **dict.fromkeys(
+        _WANTED,
+        (
+            "preference",
+            "it is a preference (KTO): an answer that is not wanted would be trained; leave out the rows where it is"
+            " not true or 1, or drop the column if it says something else",
+        ),
+    ),
+    **dict.fromkeys(PREFERENCES, ("preference", "these are preferences; the wanted answer is trained with --map {}")),
+    **dict.fromkeys(
+        PREFERENCES.values(), ("preference", "these are preferences; drop the column to train the other answer")
+    ),
+    **{name: (kind, _WHY_NO_MEDIA[kind]) for kind, names in _MEDIA.items() for name in names},
     **dict.fromkeys(
         _WEIGHTS,
         (
@@ -38,16 +62,37 @@ def refusal(column: str, value: Any, columns: Mapping[str, str]) -> RowFault | N
     columns: field -> column of what is read of the row.
     """
     name = column.rpartition(".")[2]
-    if value is None or value == "":
+    if is_void(value):
         return None
-    if name in _WANTED:
-        is_meant = value in (False, 0)
-    else:
-        is_meant = parsed(value) not in (True, 1, "true", "True") if name in _WEIGHTS else value != []
-    if not is_meant:
+    if name in _USUAL and (parsed(value.strip().lower()) if isinstance(value, str) else value) in _USUAL[name]:
         return None
     reason, why = UNUSABLE[name]
     return RowFault(reason, f"column {column!r} has content: {why.format(_wanted(column, value, columns))}")
+
+
+def refuse_media(turn: Mapping[str, Any], where: str) -> None:
+    """Raise `RowFault` for a turn that has pictures, videos or sound under a key of its own."""
+    for kind, names in _MEDIA.items():
+        for name in names:
+            if name in turn and not is_void(turn[name]):
+                raise RowFault(kind, f"{where}: it has {name}, and {_WHY_NO_MEDIA[kind]}")
+
+
+def is_void(value: Any) -> bool:
+    """Whether a value has nothing in it, as a list of nulls, or an object of nulls for a picture that is none."""
+    if isinstance(value, Mapping):
+        return all(map(is_void, value.values()))
+    if isinstance(value, list):
+        return all(map(is_void, value))
+    if isinstance(value, str) and value[:1] in ("[", "{", "n"):
+        inside = parsed(value)
+        return inside is None or (isinstance(inside, list | dict) and is_void(inside))
+    return value is None or (isinstance(value, str | bytes) and not value.strip())
+
+
+def preferences_in(columns: Collection[str]) -> tuple[str, str] | None:
+    """The columns of wanted and of other answers, where both are there."""
+    return next((pair for pair in PREFERENCES.items() if {*pair} <= {*columns}), None)
 
 
 def _wanted(column: str, value: Any, columns: Mapping[str, str]) -> str:

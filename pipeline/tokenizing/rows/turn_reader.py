@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.words import listed
+from pipeline.tokenizing.rows.guards import refuse_media
 from pipeline.tokenizing.rows.messages import (
     CALLERS,
     EMPTY,
@@ -60,6 +61,7 @@ class TurnReader:
         """A turn as templates expect it, and whether it says that it is trained. Raises `RowFault`."""
         if self.is_simple(turn):
             return dict(turn), None
+        refuse_media(turn, where)
         trained: Mark
         message, trained = self._named(turn, where)
         role = message["role"]

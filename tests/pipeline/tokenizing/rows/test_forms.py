@@ -128,6 +128,7 @@ def test_a_form_is_read_as_the_page_says_with_a_real_tokenizer(
         ("preferences", "--map messages=chosen"),
         ("preferences-texts", "--map completion=chosen"),
         ("preferences-turns", "--map prompt=conversations,completion=chosen"),
+        ("preferences-openai", "--map prompt=input.messages,completion=preferred_output"),
         ("hh-rlhf", "--map text=chosen --format text"),
         ("chatml-text", "--map text=conversation --format text"),
         ("guanaco", "--format text"),

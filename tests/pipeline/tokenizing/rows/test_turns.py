@@ -119,22 +119,41 @@ def test_masked_is_a_mark() -> None:
 @pytest.mark.parametrize(
     ("column", "refused", "taken"),
     [
-        ("weight", (0, 0.5, "0"), (None, 1, 1.0, "1")),
-        ("train", (False, 0), (None, True)),
-        ("loss_mask", ([1, 0],), (None,)),
-        ("is_preferred", (False,), (None, True)),
-        ("kto_tag", (False,), (None, True)),
+        ("weight", (0, 0.5, "0"), (1, 1.0, "1")),
+        ("train", (False, 0), (True,)),
+        ("loss", (False, 0, "False", "no"), (True, "True")),
+        ("loss_mask", ([1, 0],), ()),
+        ("masked", (True, "1"), (False, "0")),
+        ("is_preferred", (False,), (True,)),
+        ("is_chosen", (False,), (True,)),
+        ("desirable", (False,), (True,)),
+        ("kto_tag", (False, "false", "False"), (True, "true")),
+        ("label", (False, 0, -1, "0", "False", "undesirable", [False], 2), (True, 1, "1", " True", "Desirable")),
+        ("chosen", ("a",), ()),
+        ("non_preferred_output", ([A],), ()),
+        ("image", ("a.png", {"bytes": b"x", "path": None}), (" ", {"bytes": None, "path": None})),
+        ("images", (["a.png"], '["a.png"]', [{"bytes": None, "path": "a"}]), ("[]", [None], [""])),
+        ("pixel_values", ([0.0],), ([],)),
+        *((name, ("a",), ("",)) for name in ("image_path", "img", "video", "videos", "audio", "audios")),
     ],
 )
-def test_columns_that_say_what_is_trained(column: str, refused: tuple[Any, ...], taken: tuple[Any, ...]) -> None:
-    for value in (*refused, *taken):
-        row = {"messages": chat("a", "b"), column: value}
-        format_ = choose_format(list(row), "auto", {}, "x.jsonl")
-        if value in taken and value is not False:
-            assert format_.sample(row, as_chat=True) == Chat(chat("a", "b"))
-        else:
+def test_columns_that_change_what_is_trained(column: str, refused: tuple[Any, ...], taken: tuple[Any, ...]) -> None:
+    for row in ({"messages": chat("a", "b")}, {"instruction": "a", "output": "b"}):
+        format_ = choose_format([*row, column], "auto", {}, "x.jsonl")
+        plain = format_.sample(row, as_chat=True)
+        assert isinstance(plain, Chat) and plain.messages == chat("a", "b")
+        for value in (*taken, None):
+            assert format_.sample(row | {column: value}, as_chat=True) == plain
+        for value in refused:
             with pytest.raises(RowFault, match=f"column '{column}' has content"):
-                format_.sample(row, as_chat=True)
+                format_.sample(row | {column: value}, as_chat=True)
+
+
+@pytest.mark.parametrize("key", ["images", "video", "audio"])
+def test_pictures_and_sound_of_a_turn(key: str) -> None:
+    assert message(U | {key: [None]})[0]["content"] == "x"
+    with pytest.raises(RowFault, match=f"turn 0: it has {key}, and .* cannot be tokenised as text"):
+        message(U | {key: ["a"]})
 
 
 @pytest.mark.parametrize("none", [[], "null", " ", "[]", None])
