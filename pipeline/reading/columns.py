@@ -30,17 +30,31 @@ class PackForm(Enum):
     INDICES = "indices"
     """The number of each token's segment; 0 for padding."""
 
+    RUNS = "runs"
+    """Something of each token's segment that the one before has not; a segment is a run of one value."""
 
-_PACK_FORMS = {
-    "boundaries": PackForm.OFFSETS,
-    "seq_lengths": PackForm.LENGTHS,
-    "packed_sample_seqlens": PackForm.LENGTHS,
-    "seq_start_id": PackForm.STARTS,
-}
-"""Columns by which packers tell, beside `attention_mask` and `position_ids`: ours, TRL, ArcticTraining, Megatron."""
+    @property
+    def is_per_token(self) -> bool:
+        """Whether it is a value for each token."""
+        return self in (PackForm.POSITIONS, PackForm.INDICES, PackForm.RUNS)
+
 
 POSITIONS = "position_ids"
-PACK_NAMES = (*_PACK_FORMS, POSITIONS)
+
+_PACK_FORMS = {
+    **dict.fromkeys(("boundaries", "cu_seqlens", "cu_seq_lens", "cu_seq_lens_q", "cu_seqlens_q"), PackForm.OFFSETS),
+    **dict.fromkeys(("seq_lengths", "packed_sample_seqlens", "seq_lens", "seqlens"), PackForm.LENGTHS),
+    "seq_start_id": PackForm.STARTS,
+    **dict.fromkeys(("segment_ids", "decoder_segment_ids", "seq_idx", "sequence_id"), PackForm.RUNS),
+    **dict.fromkeys(("document_ids", "doc_ids"), PackForm.RUNS),
+    **dict.fromkeys((POSITIONS, "input_pos"), PackForm.POSITIONS),
+}
+"""Columns by which packers tell, beside `attention_mask`, the plainest first: ours, FlashAttention's arguments as
+collators of Transformers and Megatron keep them, TRL, ArcticTraining, torchtune, Megatron-Bridge, MaxText, T5X, Mamba,
+LLM Foundry.
+"""
+
+PACK_NAMES = tuple(_PACK_FORMS)
 """Columns that may tell that a row is a pack, but for the attention mask."""
 
 
@@ -146,10 +160,11 @@ def find_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> Col
 
 def _pack_columns(schema: pa.Schema, columns: Columns) -> tuple[PackColumn, ...]:
     """The columns that may tell that rows are packs. Those of another type mean something else."""
-    forms = dict(_PACK_FORMS)
+    per_token = {name: form for name, form in _PACK_FORMS.items() if form.is_per_token}
+    forms = {name: form for name, form in _PACK_FORMS.items() if name not in per_token}
     if columns.attention is not None:
-        forms[columns.attention] = PackForm.INDICES
-    forms[POSITIONS] = PackForm.POSITIONS
+        forms[columns.attention] = per_token[columns.attention] = PackForm.INDICES
+    forms |= per_token
     has_mask = columns.targets is not None and not columns.targets_are_labels
     certain = {"boundaries": POSITIONS in schema.names, "seq_start_id": has_mask}
     return tuple(
@@ -161,10 +176,13 @@ def _pack_columns(schema: pa.Schema, columns: Columns) -> tuple[PackColumn, ...]
 
 
 def _holds_integers(kind: pa.DataType) -> bool:
-    """Whether it is of lists of integers, or of nothing yet."""
-    if not is_list(kind) and not is_list_view(kind):
-        return bool(pa.types.is_null(kind))
-    return bool(pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
+    """Whether it is of lists of integers, each in a list of its own or not, or of nothing yet."""
+    for _ in range(2):
+        if is_list(kind) or is_list_view(kind):
+            kind = kind.value_type
+            if pa.types.is_integer(kind):
+                return True
+    return bool(pa.types.is_null(kind))
 
 
 def _looks_raw(schema: pa.Schema) -> bool:

@@ -114,7 +114,9 @@ def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Sch
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
     for column in columns.packs:
         if column.name not in kinds:
-            schema = schema.append(pa.field(column.name, pa.list_(pa.int64())))
+            is_nested = bool(first[column.name]) and isinstance(first[column.name][0], list)
+            kind = pa.list_(pa.int64())
+            schema = schema.append(pa.field(column.name, pa.list_(kind) if is_nested else kind))
     for extra in selection.of_file(columns, whole)[len(kinds) :]:
         kind = pa.int64() if extra in SOURCE_COLUMNS.values() and type(first[extra]) is int else None
         kind = kind or (pa.string() if isinstance(first[extra], str) else pa.list_(pa.float64()))
@@ -161,6 +163,10 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
     return table.select(schema.names).to_batches()[0]
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
 def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, error: Exception) -> DataError:
     """The row at which a block cannot be read."""
     for row, line in enumerate(lines_of(block), first_row):
@@ -169,7 +175,7 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
         except DataError as fault:
             return fault
         for field in schema:
-            if not pa.types.is_list(field.type) or pa.types.is_floating(field.type.value_type):
+            if not pa.types.is_list(field.type) or not _is_plain(field.type.value_type):
                 try:
                     pa.array([value.get(field.name)], field.type)
                 except (pa.ArrowException, ValueError, TypeError):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.base.arrays import Integers, as_numpy, end_to_end, list_offsets
+from pipeline.base.arrays import Integers, as_numpy, end_to_end, is_list, is_list_view, list_offsets
 from pipeline.base.errors import DataError
 from pipeline.reading.columns import Columns, PackColumn, PackForm
 from strategies.arrays import BoolArray, Int64Array
@@ -43,11 +43,9 @@ class Lists:
 
 def lists_of(batch: pa.RecordBatch, name: str) -> Lists:
     """A column of a record batch; a null counts as an empty list, or as 1 among values."""
-    array = batch.column(batch.schema.get_field_index(name))
+    array = whole_lists(batch, name)
     if pa.types.is_null(array.type):
         return Lists(np.zeros(0, np.int64), np.zeros(len(array) + 1, np.int64))
-    array = end_to_end(array)
-    array.validate(full=True)
     if array.null_count:
         array = pc.fill_null(array.cast(pa.large_list(array.type.value_type)), [])
     offsets = list_offsets(array)
@@ -57,6 +55,18 @@ def lists_of(batch: pa.RecordBatch, name: str) -> Lists:
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     return Lists(as_numpy(pc.fill_null(values, 1) if values.null_count else values), offsets - offsets[0])
+
+
+def whole_lists(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column of lists whose values lie end to end; of lists of lists, as batches of one row leave them, the first."""
+    array = end_to_end(batch.column(batch.schema.get_field_index(name)))
+    array.validate(full=True)
+    inner = None if pa.types.is_null(array.type) else array.type.value_type
+    if inner is None or not (is_list(inner) or is_list_view(inner)):
+        return array
+    offsets = list_offsets(array)
+    is_bare = np.asarray(array.is_null()) | (np.diff(offsets) == 0)
+    return end_to_end(array.values.take(pa.array(offsets[:-1], mask=is_bare)))
 
 
 def refuse_packs(batch: pa.RecordBatch, columns: Columns, where: str, first_row: int) -> None:
@@ -76,7 +86,7 @@ def telling_row(batch: pa.RecordBatch, column: PackColumn, columns: Columns) -> 
     if column.is_certain:
         return 0 if batch.num_rows else None
     lists = lists_of(batch, column.name)
-    if column.form in (PackForm.POSITIONS, PackForm.INDICES):
+    if column.form.is_per_token:
         mask = None if columns.attention is None else lists_of(batch, columns.attention)
         return _first_turn(lists, mask, column.form)
     least = 2 if column.form is PackForm.OFFSETS else 1
@@ -127,8 +137,8 @@ def turns(lists: Lists, kept: BoolArray | None, form: PackForm) -> Int64Array:
 def _is_turn(values: Integers, form: PackForm) -> BoolArray:
     """Whether each value but the first is of another segment than the one before."""
     before, after = values[:-1], values[1:]
-    if form is PackForm.INDICES:
+    if form is not PackForm.POSITIONS:
         changes: BoolArray = before != after
         return changes
-    begins: BoolArray = (after < before) | (after == 0)
+    begins: BoolArray = (after < before) | ((after == before) & (after <= 1))  # positions begin at 0, or at 1
     return begins

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.base.arrays import Integers, as_arrow, end_to_end
+from pipeline.base.arrays import Integers, as_arrow
 from pipeline.base.errors import DataError
 from pipeline.format.columns import SOURCE_ROW
 from pipeline.reading.columns import Columns, PackColumn, PackForm
-from pipeline.reading.decoding.packs import Lists, lists_of, runs, telling_row, turns
+from pipeline.reading.decoding.packs import Lists, lists_of, runs, telling_row, turns, whole_lists
 from strategies.arrays import BoolArray, Int64Array
 
 Fault = Callable[[int, str], DataError]
@@ -72,7 +72,7 @@ def unpack(batch: pa.RecordBatch, columns: Columns, column: PackColumn, where: s
 
 
 def _require_no_null(batch: pa.RecordBatch, name: str, where: str, first_row: int) -> None:
-    array = end_to_end(batch.column(batch.schema.get_field_index(name)))
+    array = whole_lists(batch, name)
     for row in np.flatnonzero(np.asarray(array.is_null()))[:1]:
         raise DataError(f"{where}{first_row + row}: column {name!r} is null")
     values = array.flatten()
@@ -98,7 +98,7 @@ def _require_as_long(
 def _begins(tokens: Lists, told: Lists, kept: BoolArray | None, form: PackForm, fault: Fault) -> Int64Array:
     """Where segments begin among the tokens of all rows, in order; every row that has tokens begins one."""
     firsts = tokens.offsets[:-1]
-    if form in (PackForm.POSITIONS, PackForm.INDICES):
+    if form.is_per_token:
         begins = _turns(tokens, told, kept, form, fault)
     elif form is PackForm.LENGTHS:
         begins = _after_lengths(tokens, told, kept, fault)
@@ -123,11 +123,14 @@ def _turns(tokens: Lists, told: Lists, kept: BoolArray | None, form: PackForm, f
     if form is PackForm.INDICES:
         wrong = ~is_first & (step < 0)
         wanted = "the numbers of segments only rise"
+    elif form is PackForm.RUNS:
+        wrong = ~is_first & (step < 0) & (values <= 0)
+        wanted = "what falls to 0 looks like padding, of which an attention mask (--column attention_mask=NAME) tells"
     else:
         begun = is_first.copy()
         begun[np.searchsorted(at, begins)] = True
-        wrong = np.where(begun, values != 0, step != 1)
-        wanted = "a position is the next one, or 0 where a sample begins"
+        wrong = np.where(begun, values != values[is_first][np.cumsum(is_first) - 1], step != 1)
+        wanted = "a position is the next one, or the first of the row where a sample begins"
     for i in np.flatnonzero(wrong)[:1]:
         row = int(rows[i])
         raise fault(row, f"holds {values[i]} at position {at[i] - told.offsets[row]}, and {wanted}")

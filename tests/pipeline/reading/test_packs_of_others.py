@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.options import PackOptions
 from pipeline.packing.setup import set_up
+from pipeline.reading.columns import Selection
+from pipeline.reading.files import InputFile
+from pipeline.reading.input_rows import DecodeTask, decode
 from tests.conftest import Run
 from tests.pipeline.reading.inputs import KINDS, Rows, as_arrow_file, as_parquet, stream
 from tests.pipeline.samples import random_rows, save, table, write_jsonl
@@ -36,6 +42,27 @@ TELLING: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+OTHER_NAMES: dict[str, list[Any]] = {
+    **{key: [0, 4, 7] for key in ("cu_seqlens", "cu_seq_lens_q")},
+    **{key: [[0, 4, 7]] for key in ("cu_seqlens ", "cu_seq_lens_q ")},
+    "seq_lens": [4, 3],
+    **{key: [0, 0, 0, 0, 1, 1, 1] for key in ("seq_idx", "sequence_id", "doc_ids")},
+    **{key: [1, 1, 1, 1, 2, 2, 2] for key in ("segment_ids", "decoder_segment_ids")},
+    "document_ids": [9, 9, 9, 9, 4, 4, 4],
+    "input_pos": [0, 1, 2, 3, 0, 1, 2],
+    "position_ids": [1, 2, 3, 4, 1, 2, 3],
+    "position_ids ": [[0, 1, 2, 3, 0, 1, 2]],
+    "position_ids  ": [[0, 1, 2, 3, 0, 1, 2]] * 3,
+}
+"""Other names, and lists in lists (a blank tells the keys apart)."""
+
+ONE_SEGMENT: dict[str, list[Any]] = {
+    "cu_seqlens": [0, 7],
+    "seq_lens": [7],
+    "position_ids": [[1, 2, 3, 4, 5, 6, 7]],
+    **{key: [3] * 7 for key in ("seq_idx", "sequence_id", "doc_ids", "segment_ids", "document_ids")},
+}
+
 PLAIN: dict[str, dict[str, Any]] = {
     "positions that never restart": ROW | {"position_ids": [0, 1, 2, 3, 4, 5, 6]},
     "positions of a row padded on the left": ROW
@@ -43,7 +70,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "a mask of 0 and 1": ROW | {"attention_mask": [0, 1, 1, 1, 1, 1, 0]},
     "one length": ROW | {"seq_lengths": [7]},
     "one start beside labels": ROW | {"seq_start_id": [0]},
-    "a column of another type": ROW | {"boundaries": "none", "seq_lengths": 7, "position_ids": [[0, 0]]},
+    "a column of another type": ROW | {"boundaries": "none", "seq_lengths": 7, "position_ids": [[0.5]]},
     "a null": ROW | {"seq_lengths": None},
 }
 
@@ -78,6 +105,55 @@ def test_refused_by_the_column_that_tells_or_unpacked(way: str, packer: str, run
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["config"]["unpack"] is True and manifest["inputs"][0]["rows"] == 2
     assert way != "arrow" or run("verify", tmp_path / "out", "--source", source).code == 0
+
+
+@pytest.mark.parametrize("way", ["parquet", "arrow", "jsonl"])
+def test_every_other_name_and_lists_in_lists(way: str, tmp_path: Path) -> None:
+    for number, (name, told) in enumerate(OTHER_NAMES.items()):
+        column = name.strip()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows = [ROW | {column: told}] * 2
+        source = folder / f"x.{way}"
+        if way == "jsonl":
+            write_jsonl(rows, source)
+        elif way == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), source)
+        else:
+            stream([], source, pa.Table.from_pylist(rows))
+        task = DecodeTask(
+            file=InputFile(
+                system=fsspec.filesystem("file"), path=str(source), format="json" if way == "jsonl" else way
+            ),
+            path=str(source),
+            selection=Selection(),
+            spool=folder / "spool.arrow",
+        )
+        with pytest.raises(DataError, match=rf"row 0: this is a packed dataset \(column '{column}' tells"):
+            decode(task, lambda _: None)
+        decode(replace(task, selection=Selection(unpack=True)), lambda _: None)
+        with pa.ipc.open_stream(str(task.spool)) as reader:
+            taken = reader.read_all().to_pylist()
+        assert [(row["input_ids"], row["labels"]) for row in taken] == [
+            (IDS[:4], LABELS[:4]),
+            (IDS[4:], LABELS[4:]),
+        ] * 2
+
+
+def test_one_segment_of_another_name_is_no_pack(run: Run, tmp_path: Path) -> None:
+    content = [ROW | {name: told} for name, told in ONE_SEGMENT.items()]
+    for number, row in enumerate(content):
+        write_jsonl([row], tmp_path / f"{number}.jsonl")
+    assert len(packed(run, f"{tmp_path}/*.jsonl", tmp_path / "out")) == len(content) == 8
+
+
+def test_padding_of_segment_ids_needs_a_mask(run: Run, tmp_path: Path) -> None:
+    row = ROW | {"segment_ids": [1, 1, 1, 1, 2, 0, 0]}
+    source = write_jsonl([row], tmp_path / "x.jsonl")
+    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 16, "--unpack")
+    assert ended.code == 3 and "holds 0 at position 5" in ended.err and "attention_mask" in ended.err
+    packs = packed(run, source, tmp_path / "out", "--unpack", "--column", "attention_mask=segment_ids")
+    assert [pack["input_ids"] for pack in packs] == [IDS[:4], IDS[4:5]]
 
 
 @pytest.mark.parametrize("name", PLAIN)
