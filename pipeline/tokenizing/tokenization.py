@@ -15,6 +15,7 @@ from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
+from pipeline.tokenizing.rows.messages import RESULTS
 from pipeline.tokenizing.rows.tree_columns import tree_format
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
@@ -47,7 +48,7 @@ class Tokenization:
             if has_template
             else None
         )
-        self._reader = turn_reader(options)
+        self._reader = turn_reader(options, self.template)
         self._template_file = template.name if template else None
         if options.append_eos and self.tokenizer.eos_id is None:
             raise ConfigError(
@@ -158,8 +159,11 @@ class Tokenization:
                     log.warning("--template-kwargs %s has no effect: %s does not read it", name, self.template.name)
 
 
-def turn_reader(options: TokenizeOptions) -> TurnReader:
-    """How turns are written, by `--keys` and `--roles`. Raises `ConfigError` for a speaker with two roles."""
+def turn_reader(options: TokenizeOptions, template: ChatTemplate | None) -> TurnReader:
+    """How turns are written, by `--keys` and `--roles`. Raises `ConfigError` for a speaker with two roles.
+
+    Where a template asks for the role `tool`, the other names of it that it does not ask for are read as `tool`.
+    """
     speakers: dict[str, str] = {}
     for role, names in options.roles.items():
         for name in names.split("|"):
@@ -171,6 +175,9 @@ def turn_reader(options: TokenizeOptions) -> TurnReader:
         content_key=options.keys.get("content"),
         speakers=speakers,
         reasoning_marks=(opening, closing),
+        results=frozenset(role for role in RESULTS if not template.asks_for(role))
+        if template is not None and template.asks_for("tool")
+        else frozenset(),
     )
 
 

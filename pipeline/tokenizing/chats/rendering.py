@@ -16,7 +16,7 @@ from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_in, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
-from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, with_text_arguments
+from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, who_is, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
@@ -115,6 +115,7 @@ class ChatRenderer:
                 turn["role"] == "assistant" and chat.marked(n) is False for n, turn in enumerate(chat.messages)
             )
             why = "; the data marks assistant turns as not trained" if is_marked else ""
+            why = why or who_is(turn["role"] for turn in chat.messages)
             raise RowFault("no_assistant_turn", f"it has no assistant turn to train (its roles are: {roles}{why})")
         notes, num_dropped = list(chat.notes), 0
         if self._marks.plain_roles(chat) is None:

@@ -118,6 +118,11 @@ class ChatTemplate:
             self._names[name] = re.search(rf"\b{re.escape(name)}\b", whole) is not None
         return self._names[name]
 
+    def asks_for(self, role: str) -> bool:
+        """Whether the role of a turn is compared with this one."""
+        whole = self._source + self._source_with_tools
+        return re.search(rf"""role['"\]]*\s*(?:==|in\b)[^%]*?['"]{re.escape(role)}['"]""", whole) is not None
+
     @property
     def prompt_reads_words(self) -> bool:
         """Whether its generation prompt may depend on the words of a chat, by its syntax."""

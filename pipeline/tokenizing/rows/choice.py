@@ -20,8 +20,8 @@ _REQUIRED = {
 }
 _OPTIONAL = {
     "messages": ("system", "tools", TEMPLATE_KWARGS),
-    "prompt-completion": ("system", "tools", TEMPLATE_KWARGS),
-    "instruction": ("system", "input", "history", TEMPLATE_KWARGS),
+    "prompt-completion": ("system", "history", "tools", TEMPLATE_KWARGS),
+    "instruction": ("system", "input", "history", "tools", TEMPLATE_KWARGS),
     "text": (),
 }
 _FIELDS = frozenset(field for of in (_REQUIRED, _OPTIONAL) for fields in of.values() for field in fields)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.base.words import listed
 from pipeline.tokenizing.rows.guards import has_question, preferences_in
-from pipeline.tokenizing.rows.messages import REASONING, ROLES, name_of, parsed
+from pipeline.tokenizing.rows.messages import EMPTY, REASONING, ROLES, name_of, parsed, roles_named
 from pipeline.tokenizing.rows.paths import value_at
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 
@@ -172,12 +172,7 @@ class FirstRows:
             contents = [key for key in texts if key != role_key]
             if contents and all(speaker.lower() in ROLES for speaker in speakers):
                 content_key = max(contents, key=lambda key: sum(map(len, texts[key])))
-                named: dict[str, str] = {}
-                for speaker in dict.fromkeys(speakers):
-                    role = ROLES[speaker.lower()]
-                    if speaker != role:
-                        named[role] = f"{named[role]}|{speaker}" if role in named else speaker
-                roles = ",".join(f"{role}={speaker}" for role, speaker in named.items())
+                roles = roles_named(speakers)
                 return f"--keys role={role_key},content={content_key}" + (f" --roles {roles}" if roles else "")
         return None
 
@@ -241,6 +236,16 @@ def not_a_chat(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return f": it {PLAIN_STRINGS}"
     return ""
+
+
+def pair_of(value: Any) -> list[str] | None:
+    """A question and its answer, given as a list or an object of the two; None for anything else."""
+    if isinstance(value, dict):
+        names = [next((name for name in of if name in value), "") for of in (_QUESTIONS, _ANSWERS)]
+        if any(one not in EMPTY for name, one in value.items() if name not in names):
+            return None
+        value = [value.get(name) for name in names]
+    return value if isinstance(value, list) and [*map(type, value)] == [str, str] else None
 
 
 def are_calls(value: Any) -> bool:

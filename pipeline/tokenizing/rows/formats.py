@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.base.words import listed
 from pipeline.format.options import TEMPLATE_KWARGS, TEMPLATE_OWN
-from pipeline.tokenizing.rows.detection import are_calls, not_a_chat
+from pipeline.tokenizing.rows.detection import are_calls, not_a_chat, pair_of
 from pipeline.tokenizing.rows.guards import refusal
 from pipeline.tokenizing.rows.messages import (
     EMPTY,
@@ -126,18 +126,26 @@ class Format:
             if isinstance(prompt, list) or isinstance(completion, list) or is_turn(completion, self.reader):
                 return self._pair_of_turns(row, prompt, completion)
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
-        system, earlier, tools = self._system(row), self._history(row), self._tools(row)
+        system, (earlier, marks), tools = self._system(row), self._history(row), self._tools(row)
         notes = ["history_column"] if earlier else []
         if as_chat:
             pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-            before = [*system, *earlier]
-            return Chat([*before, *pair], tools, num_prompt=len(before) + 1, notes=notes)
+            if not earlier:
+                return Chat([*system, *pair], tools, num_prompt=len(system) + 1)
+            chat = self._chat(system, [*earlier, *pair], [*marks, None, None], tools)
+            return replace(chat, num_prompt=len(chat.messages) - 1, notes=notes)
         if tools:
             names = ", ".join(str(name_of(tool)) for tool in tools)
             raise RowFault(
                 "no_template",
                 f"column {self.columns['tools']!r}: tools ({names}) need a chat template; give one with"
                 " --chat-template FILE",
+            )
+        if any(len(turn) > 2 for turn in earlier) or any(mark is not None for mark in marks):
+            raise RowFault(
+                "no_template",
+                f"column {self.columns['history']!r}: its turns are more than texts, which needs a chat template; give"
+                " one with --chat-template FILE",
             )
         if self.name == "instruction":
             prompt += "\n"
@@ -153,6 +161,9 @@ class Format:
     def _pair_of_turns(self, row: Mapping[str, Any], prompt: Any, completion: Any) -> Chat:
         asked, asked_marks = self._as_turns(prompt, "user", self.columns["prompt"])
         told, told_marks = self._as_turns(completion, "assistant", self.columns["completion"])
+        earlier, marks = self._history(row)
+        at = int(asked[0]["role"] == "system")
+        asked, asked_marks = [*asked[:at], *earlier, *asked[at:]], [*asked_marks[:at], *marks, *asked_marks[at:]]
         before = self._chat(self._system(row), asked, asked_marks, None)
         marks = [*(before.marks or [None] * len(before.messages)), *told_marks]
         return Chat(
@@ -160,6 +171,7 @@ class Format:
             self._tools(row),
             num_prompt=len(before.messages),
             marks=marks if any(mark is not None for mark in marks) else (),
+            notes=["history_column"] if earlier else [],
         )
 
     @cached_property
@@ -205,21 +217,25 @@ class Format:
             return completion
         return [{"role": "assistant", "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}]
 
-    def _history(self, row: Mapping[str, Any]) -> list[Message]:
-        """The earlier turns that a column of [question, answer] pairs gives."""
-        history = parsed(value_at(row, self.columns.get("history", "")))
+    def _history(self, row: Mapping[str, Any]) -> tuple[list[Message], list[Mark]]:
+        """The earlier turns that a column gives as questions with answers, or as turns. Raises `RowFault`."""
+        column = self.columns.get("history", "")
+        history = parsed(value_at(row, column))
         if not history:
-            return []
-        if not isinstance(history, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-            for pair in history
-        ):
-            raise RowFault("not_text", f"column {self.columns['history']!r} is no list of [question, answer] pairs")
-        return [
-            {"role": role, "content": text}
-            for pair in history
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+            return [], []
+        if isinstance(history, list) and all(is_turn(turn, self.reader) for turn in history):
+            return self._turns(history, column)
+        pairs = [pair_of(pair) for pair in history] if isinstance(history, list) else [None]
+        turns: list[Message] = []
+        for pair in pairs:
+            if pair is None:
+                raise RowFault(
+                    "not_text",
+                    f"column {column!r} is no list of [question, answer] pairs, nor of turns with role and content;"
+                    " write it as one of these, or drop the column",
+                )
+            turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        return turns, [None] * len(turns)
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         column = self.columns[name]

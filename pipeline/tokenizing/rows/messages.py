@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,16 @@ ROLES = {
 }
 """What speakers are called as roles."""
 
-TOOL_ROLES = ("tool", "function", "observation", "ipython")
+RESULTS = ("function", "observation", "tool_response", "function_response", "ipython")
+"""What the role `tool` is called otherwise; some templates know one of these."""
+
+TOOL_ROLES = ("tool", *RESULTS)
 """The roles of turns that are results of calls."""
 
 CALLERS = ("function_call", "tool_call")
 """Speakers that are the assistant calling a function; the text is the call."""
+
+_OTHER_ROLES = ("developer", *TOOL_ROLES, *CALLERS)
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """The keys under which templates look for reasoning; transformers copies them into one another."""
@@ -77,6 +83,28 @@ class RowFault(Exception):
         """row: of the file, where another is meant than the one that is read."""
         super().__init__(detail)
         self.reason, self.row = reason, row
+
+
+def who_is(speakers: Iterable[str]) -> str:
+    """What is said of a chat without an assistant who is only called otherwise; nothing of others."""
+    roles = roles_named(speakers)
+    return f"; --roles {roles} says who they are" if "assistant=" in roles else ""
+
+
+def roles_named(speakers: Iterable[str]) -> str:
+    """The roles of speakers who are called otherwise, as `--roles` has them.
+
+    Of names that are not known the first is the user's, unless someone else's is, and the next the assistant's.
+    """
+    roles = {speaker: ROLES.get(speaker.lower()) for speaker in speakers}
+    unknown = [speaker for speaker, role in roles.items() if role is None and speaker not in _OTHER_ROLES]
+    missing = [role for role in ("user", "assistant") if role not in roles.values()]
+    roles |= dict(zip(unknown, missing, strict=False))
+    named: dict[str, str] = {}
+    for speaker, role in roles.items():
+        if role is not None and role != speaker:
+            named[role] = f"{named[role]}|{speaker}" if role in named else speaker
+    return ",".join(f"{role}={names}" for role, names in named.items())
 
 
 def said_besides(turn: Message) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
@@ -33,6 +34,9 @@ from pipeline.tokenizing.rows.messages import (
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
+_CONTENTS = ("value", "text", "message")
+"""What the content of a turn is called otherwise."""
+
 _MEDIA = re.compile(r"(?:input_)?(image|audio|video)(?:_url)?")
 """The types of parts that are no text."""
 
@@ -51,6 +55,14 @@ class TurnReader:
 
     reasoning_marks: tuple[str, str] = ("<think>", "</think>")
     """Between which inline reasoning stands."""
+
+    results: frozenset[str] = frozenset()
+    """Other names of the role `tool` that the template does not know."""
+
+    @cached_property
+    def _read_otherwise(self) -> frozenset[str]:
+        """Roles that are not the template's."""
+        return self.results.union(CALLERS)
 
     @property
     def renames(self) -> bool:
@@ -82,7 +94,9 @@ class TurnReader:
         says_more = role == "assistant" and bool(said_besides(message))
         if content is None:
             if not says_more:
-                raise RowFault("null_content", f"{where} ({role}): its content is null or missing")
+                other = next((key for key in _CONTENTS if isinstance(message.get(key), str)), None)
+                way = f"; --keys content={other} reads its {other}" if other else ""
+                raise RowFault("null_content", f"{where} ({role}): its content is null or missing{way}")
         elif not isinstance(content, str):
             raise RowFault("not_text", f"{where} ({role}): its content is {kind_of(content)}; a text is needed")
         elif role in ("user", "assistant") and not says_more and not content.strip():
@@ -104,7 +118,7 @@ class TurnReader:
             len(turn) == 2
             and isinstance(role, str)
             and isinstance(content, str)
-            and role not in CALLERS
+            and role not in self._read_otherwise
             and not (self.renames or self.speakers)
             and not (content.isspace() or not content)
             and self.reasoning_marks[0] not in content
@@ -136,7 +150,8 @@ class TurnReader:
         speaker = speaker if isinstance(speaker, str) else repr(speaker)
         role = self.speakers.get(speaker)
         if role is None and is_from:
-            role = ROLES.get(speaker.lower()) or (speaker.lower() if speaker.lower() in CALLERS else None)
+            name = speaker.lower().replace("-", "_")
+            role = ROLES.get(name) or (name if name in CALLERS else None)
             if role is None:
                 known = ", ".join((*ROLES, *CALLERS))
                 raise RowFault(
@@ -144,7 +159,7 @@ class TurnReader:
                     f"{where}: from {speaker!r} is not known (known: {known}); name it with --roles, as in"
                     f" --roles user={speaker}",
                 )
-        role = role or speaker
+        role = role or ("tool" if speaker in self.results else speaker)
         named: Message = {"role": role}
         if role in CALLERS:
             if not is_blank(message.pop("tool_calls", None)):

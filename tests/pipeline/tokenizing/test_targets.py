@@ -39,7 +39,7 @@ def encoder(tokenizer: Path | TextTokenizer, source: str, tmp_path: Path, **opti
         Format(
             name="messages",
             columns={"messages": "messages", "tools": "tools"},
-            reader=turn_reader(tokenization.options),
+            reader=turn_reader(tokenization.options, tokenization.template),
         ),
         tokenization.options,
     )

@@ -76,6 +76,8 @@ def test_tools() -> None:
     tool = {"type": "function", "function": {"name": "add"}}
     for given in ([tool], '[{"type": "function", "function": {"name": "add"}}]'):
         assert read({"messages": chat("a", "b"), "tools": given}) == Chat(chat("a", "b"), tools=[tool])
+        row = {"instruction": "a", "output": "b", "tools": given}
+        assert read(row, as_chat=True) == Chat(chat("a", "b"), tools=[tool], num_prompt=1)
     assert read({"messages": chat("a", "b"), "tools": []}) == Chat(chat("a", "b"))
     with pytest.raises(RowFault, match="tool descriptions"):
         read({"messages": chat("a", "b"), "tools": "add"})
@@ -130,6 +132,7 @@ def test_forced_and_mapped_win_over_ambiguity() -> None:
         ({"messages": chat("p"), "chosen": "d"}, "preference", "with --map prompt=messages,completion=chosen"),
         ({"prompt": "p", "completion": {"a": "b"}}, "not_text", "a text is needed"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, "not_text", "[question, answer] pairs"),
+        ({"prompt": "i", "completion": "o", "history": [{"q": "a"}]}, "not_text", "[question, answer] pairs"),
         ({"messages": [{"role": "user", "content": None}]}, "null_content", "turn 0 (user)"),
         ({"messages": [{"role": "user", "content": 7}]}, "not_text", "a number"),
         ({"prompt": "p", "completion": None}, "null_content", "'completion' is null"),
@@ -142,6 +145,37 @@ def test_what_can_be_wrong_with_a_row(row: dict[str, Any], reason: str, told: st
     with pytest.raises(RowFault) as raised:
         read(row)
     assert (raised.value.reason, told in str(raised.value)) == (reason, True), raised.value
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        [["q", "a"]],
+        '[["q", "a"]]',
+        [{"question": "q", "answer": "a"}],
+        [{"user": "q", "assistant": "a", "id": None}],
+        chat("q", "a"),
+        [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+    ],
+)
+@pytest.mark.parametrize("asked", [{"instruction": "p", "output": "c"}, {"prompt": "p", "completion": "c"}])
+def test_earlier_turns_stand_in_a_history_column(asked: dict[str, Any], earlier: Any) -> None:
+    row = asked | {"history": earlier}
+    assert read(row, as_chat=True) == Chat(chat("q", "a", "p", "c"), num_prompt=3)
+    pair = detect(row).sample(row, as_chat=False)
+    assert isinstance(pair, Pair) and pair.prompt.startswith("q\na\np") and pair.notes == ["history_column"]
+
+
+def test_a_history_goes_before_a_prompt_of_turns_and_after_its_system_turn() -> None:
+    system = {"role": "system", "content": "s"}
+    row = {"prompt": [system, *chat("p")], "completion": "c", "history": [["q", "a"]]}
+    assert read(row) == Chat([system, *chat("q", "a", "p", "c")], num_prompt=4)
+    marked = {"prompt": "p", "completion": "c", "system": "s"}
+    marked["history"] = [system, chat("q")[0], {"role": "assistant", "content": "a", "weight": 0}]  # type: ignore[assignment]
+    whole = Chat([system, *chat("q", "a", "p", "c")], num_prompt=4, marks=[None, None, False, None, None])
+    assert read(marked, as_chat=True) == whole
+    with pytest.raises(RowFault, match="'history': its turns are more than texts"):
+        detect(marked).sample(marked, as_chat=False)
 
 
 def test_a_row_that_lacks_a_column() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 
 from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 from tests.pipeline.chats import TEMPLATES, chat, template
+from tests.pipeline.tokenizing.oracle import samples_of
 from tests.pipeline.tokenizing.test_targets import encode, encoder
 
 U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
@@ -78,6 +81,7 @@ def test_no_calls(key: str, none: Any) -> None:
         (A | {"train_detail": [{"begin": 0, "end": 1, "train": False}]}, "train_detail, which is not supported"),
         (A | {"function_call": CALL | {"arguments": "{a: 1}"}}, "of f begin as an object and are no JSON ('{a: 1}')"),
         (A | {"function_call": CALL | {"arguments": r'"{\"a\": 1"'}}, """no JSON ('{"a": 1')"""),
+        ({"role": "user", "value": "x"}, "--keys content=value"),
         (A | {"masked": True, "weight": 1}, "weight and masked contradict"),
         (U | {"masked": False}, "marked as trained"),
         (U | {"content": [{"type": "text", "text": "a", "image_url": "b"}]}, "part 0 has image_url beside its text"),
@@ -110,6 +114,46 @@ def test_arguments_that_are_no_object_are_warned_of(tokenizer_dir: Path, tmp_pat
     rows = [[U, A | {"function_call": CALL | {"arguments": told}}] for told in ("Oslo", "[1]", [1], '{"a": 1}', " ")]
     found = encode(encoder(tokenizer_dir, source, tmp_path), rows)
     assert (found.notes, found.faults) == ({"free_arguments": [0, 1, 2]}, [])
+
+
+RESULT_ROLES = ("tool_response", "observation", "function")
+
+
+@pytest.mark.parametrize("style", ["qwen3", "llama3_1", "glm4moe", "gptoss", "chatml_tools"])
+def test_results_are_the_tools_where_a_template_asks_for_tool_alone(
+    style: str, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    folder = TEMPLATES if style == "chatml_tools" else Path(str(trl.__file__)).parent / "chat_templates"
+    source = (folder / f"{style}.jinja").read_text(encoding="utf-8")
+    call = {"role": "assistant", "content": "", "function_call": CALL}
+    rows = [[U, call, {"role": role, "content": "r"}, A] for role in ("tool", *RESULT_ROLES)]
+    options = {"template_date": "2026-01-01", "turn_end": "none"}
+    block = encode(encoder(tokenizer_dir, source, tmp_path, **options), rows)
+    first, *others = (tuple(sample) for sample, _ in samples_of(block))
+    assert (others == [first] * 3) is (style != "chatml_tools") and not block.faults
+
+
+@pytest.mark.parametrize(
+    ("speakers", "flag"),
+    [
+        (("human", "gpt"), "--roles user=human,assistant=gpt "),
+        (("User", "Assistant"), "--roles user=User,assistant=Assistant "),
+        (("user", "model"), "--roles assistant=model "),
+        (("system", "customer", "bot"), "--roles user=customer,assistant=bot "),
+        (("customer", "agent"), "--roles user=customer,assistant=agent "),
+    ],
+)
+def test_speakers_called_otherwise_are_named(
+    speakers: tuple[str, ...], flag: str, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    row = [{"role": speaker, "content": "x"} for speaker in speakers]
+    (fault,) = encode(encoder(tokenizer_dir, template("chatml", marks=False), tmp_path), [row]).faults
+    assert flag in fault.detail
+
+
+def test_a_call_may_be_spelled_with_a_hyphen() -> None:
+    assert message({"from": "function-call", "value": json.dumps(CALL)})[0]["tool_calls"] == READ
+    assert message({"from": "tool-response", "value": "x"}) == ({"role": "tool", "content": "x"}, None)
 
 
 def test_masked_is_a_mark() -> None:
