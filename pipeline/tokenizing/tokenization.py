@@ -154,6 +154,15 @@ class Tokenization:
         if self.template is not None:
             if self.options.template_date and not self.template.may_read_clock:
                 log.warning("--template-date has no effect: %s does not read the clock", self.template.name)
+            ends = ["--append-eos"] if self.options.append_eos else []
+            ends += [] if self.options.turn_end == "error" else [f"--turn-end {self.options.turn_end}"]
+            if ends and self.template.has_marks and self.options.train_on != "all":
+                log.warning(
+                    "%s has no effect on chats: what the {%% generation %%} marks of %s go round is trained alone, so"
+                    " its ends, too, have to be inside them",
+                    ends[0],
+                    self.template.name,
+                )
             for name in self.options.template_kwargs:
                 if not self.template.reads(name):
                     log.warning("--template-kwargs %s has no effect: %s does not read it", name, self.template.name)

@@ -12,6 +12,7 @@ from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, TemplateRefusal
+from pipeline.tokenizing.chats.turns.ends import End, own_or_next, own_or_put
 from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_in, parts_of, shifted
@@ -307,35 +308,36 @@ class ChatRenderer:
             parts = list(turn.parts)
             if self._options.inserted == "train" and parts and turn.begin_least < parts[0][1][0]:
                 parts.insert(0, ("inserted", (turn.begin_least, parts[0][1][0])))
-            chosen = self._chosen(chat, number, parts, rendering.text, found)
-            end = turn.end
-            put, token = "", turn.end_tokens
+            targets += shifted(self._chosen(chat, number, parts, rendering.text, found), shift)
             if turn.goes_on:
-                targets += shifted(chosen, shift)
                 continue
-            if token is None and self._eos is not None:
-                put, token = self._eos, (end, end + len(self._eos))
-            elif token is None and self._options.turn_end == "next":
-                token = turn.opener
-                opener = self._turns.probes.user_opener
-                if token is None and opener is not None:
-                    end = len(rendering.text) if number == len(chat.messages) - 1 else end
-                    put, token = opener, (end, end + len(opener))
-            elif token is None and self._options.turn_end == "none" and "no_turn_end" not in rendering.notes:
-                rendering.notes.append("no_turn_end")
-            if token is None and self._options.turn_end != "none":
-                raise endless(turn, self._template, self._turns.probes.user_opener)
-            targets += shifted(chosen, shift)
-            if put and token is not None:
-                rendering.puts.append((token[0] + shift, token[1] + shift))
-                text = text[: end + shift] + put + text[end + shift :]
+            end = self._end(turn, rendering, is_last=number == len(chat.messages) - 1)
+            if end is None:
+                continue
+            if end.put is not None:
+                rendering.puts.append((end.put[0] + shift, end.put[1] + shift))
+                text = text[: end.put[0] + shift] + end.put_text + text[end.put[0] + shift :]
             marked = chat.parts_marked(number)
-            if token is not None and (marked is None or ends_trained(marked, chat.messages[number])):
-                token = token[0] + shift, token[1] + shift
-                targets.append(("end", token))
-                rendering.end_tokens.append(token)
-            shift += len(put)
+            if marked is None or ends_trained(marked, chat.messages[number]):
+                targets.append(("end", (min(turn.end, end.token[0]) + shift, end.token[1] + shift)))
+                rendering.end_tokens.append((end.token[0] + shift, end.token[1] + shift))
+            shift += len(end.put_text)
         rendering.text, rendering.targets = text, targets
+
+    def _end(self, turn: Turn, rendering: Rendering, *, is_last: bool) -> End | None:
+        """What ends a turn of a chat; None where none is wanted. Raises `RowFault` where it lacks."""
+        choice, opener = self._options.turn_end, self._turns.probes.user_opener
+        if self._eos is not None:
+            return own_or_put(turn, self._eos)
+        if choice == "next":
+            end = own_or_next(turn, rendering.text, opener, is_last=is_last)
+        else:
+            end = None if turn.end_tokens is None else End(turn.end_tokens)
+        if end is None and choice != "none":
+            raise endless(turn, self._template, None if opener is None else opener.text)
+        if end is None and "no_turn_end" not in rendering.notes:
+            rendering.notes.append("no_turn_end")
+        return end
 
 
 def _num_without_reasoning(renderings: Sequence[Rendering], first: int) -> int:

@@ -76,7 +76,7 @@ class Locator:
             end=at + end,
             end_tokens=(at + end, at + stop) if stop > end else None,
             opener=None if opener is None else (at + opener[0], at + opener[1]),
-            after=chat_text[at : at + len(own_tail)],
+            after=chat_text[at + (end if turn.kinds[-1] == "call" else 0) : at + len(own_tail)],
             begin_least=least,
             texts=[(kind, spans[slot]) for slot, kind in zip(turn.slots, turn.kinds, strict=True)],
             goes_on=turn.goes_on,

@@ -7,11 +7,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
-from pipeline.tokenizing.chats.turns.layout import CALL_ID, STAND_IN, common, layout_of, stand_in, with_stand_ins
+from pipeline.tokenizing.chats.turns.layout import (
+    CALL_ID,
+    STAND_IN,
+    common,
+    common_text,
+    layout_of,
+    stand_in,
+    with_stand_ins,
+)
 from pipeline.tokenizing.rows.messages import REASONING, Message
 
 _TOOL_NAME = "look_up_the_weather"
@@ -86,6 +94,15 @@ class Before:
     """Whether there is no text before it."""
 
 
+class Opener(NamedTuple):
+    """The special token that begins a turn."""
+
+    text: str
+
+    led: str
+    """With what stands in front of it, from where the turn before has ended."""
+
+
 class Probes:
     """A template's answers, remembered."""
 
@@ -106,7 +123,7 @@ class Probes:
         """Special tokens that stand at the end of some turn."""
 
         self.user_opener = self._user_opener()
-        """The special token that begins a user turn after an answer; None where there is none."""
+        """What begins a user turn after an answer; None where no special token does."""
 
         self.writes_tools = self._writes_tools()
         self._has_reasoning = {has_calls: self._writes_reasoning(has_calls=has_calls) for has_calls in (False, True)}
@@ -201,17 +218,28 @@ class Probes:
         for tools in (None, TOOLS):
             for chat in of_others:
                 found.update(self._closing(self._tail(chat, tools)))
-        found.difference_update(self._specials(self._make_context([last_user], None).before_answer)[-1:])
+        opener = self._specials(self._make_context([last_user], None).before_answer)[-1:]
+        found.difference_update(set(opener).difference(self._specials(self._between)[:1]))
         for tools in (None, TOOLS):
             for chat in of_assistant:
                 found.update(self._closing(self._tail(chat, tools)))
         return frozenset(found)
 
-    def _user_opener(self) -> str | None:
+    @cached_property
+    def _between(self) -> str:
+        """What stands between an answer and the user's next words; empty where that cannot be told."""
         whole = self._rendered([_USER, _ANSWER, _USER], None)
         pieces = [] if whole is None else layout_of(whole).pieces
-        between = self._specials(pieces[2]) if len(pieces) > 3 else []
-        return next((text for text in between if text not in self.endings), None)
+        return pieces[2] if len(pieces) > 3 else ""
+
+    def _user_opener(self) -> Opener | None:
+        specials = self._special_texts.finditer(self._between)
+        match = next((one for one in specials if one[0] not in self.endings), None)
+        if match is None:
+            return None
+        closed = self._tail([_USER, _ANSWER], None) or ""
+        written = common_text(self._between, closed, self._special_texts).rstrip()
+        return Opener(match[0], self._between[min(len(written), match.start()) : match.end()])
 
     def _writes_tools(self) -> bool:
         with_tools = self._rendered([_USER], TOOLS)
