@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedModel
 
@@ -27,7 +29,7 @@ from training.order import packs_of_step
 from training.packs import Costs, costs, extents
 from training.place import Place
 from training.plan import to_device
-from training.shapes import choose_shapes, pack_shapes
+from training.shapes import choose_shapes, layers_of, pack_shapes
 from training.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -88,8 +90,8 @@ def ahead(make: Callable[[int], Made], numbers: Iterable[int], device: torch.dev
         pool.shutdown(cancel_futures=True)
 
 
-def collator(options: TrainOptions, shards: Shards) -> PackedCollator:
-    """Rows of one length, and few shapes, where the model is compiled."""
+def collator(options: TrainOptions, shards: Shards, model: PreTrainedModel) -> PackedCollator:
+    """Rows of one length, and few shapes, where the model is compiled; and as many targets in each, if as a whole."""
     packs = options.packs_per_forward
     collate = PackedCollator(attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True)
     if not options.compile:
@@ -98,4 +100,11 @@ def collator(options: TrainOptions, shards: Shards) -> PackedCollator:
     of_packs = pack_shapes(*extents(boundaries, joint=options.attention == "joint"), shards.capacity)
     shapes = choose_shapes(*of_packs, packs_per_row=packs)
     log.info("compiled for %d shapes, from %s to %s", len(shapes), shapes[0], shapes[-1])
-    return dataclasses.replace(collate, pad_to=packs * shards.capacity, shapes=shapes)
+    max_targets = None if layers_of(model) else packs * _most_targets(shards)
+    return dataclasses.replace(collate, pad_to=packs * shards.capacity, shapes=shapes, max_targets=max_targets)
+
+
+def _most_targets(shards: Shards) -> int:
+    """The targets of the pack that has most."""
+    counts = shards.packs.column("target_counts").combine_chunks()
+    return int(np.bincount(pc.list_parent_indices(counts), pc.list_flatten(counts)).max())

@@ -56,7 +56,7 @@ class Loop:
         self._options, self._place, self._bare = options, place, model
         self._autocast = autocast_dtype(options.dtype, place.device)
         self._model = _wrapped(options, place, model)
-        self._feed = Feed(shards, model, collator(options, shards), place.device)
+        self._feed = Feed(shards, model, collator(options, shards, model), place.device)
         self._evaluation = None
         if eval_shards is not None:
             self._evaluation = Evaluation(options, place, eval_shards, model, self._autocast)

@@ -11,11 +11,13 @@ import torch
 
 from tests.conftest import Run
 from tests.training.runs import command, log_of
-from tests.training.samples import pack_of
+from tests.training.samples import pack_of, tiny
 from training import StepResult, train_step
+from training.options import TrainOptions
 from training.order import packs_of_step
-from training.running.feed import AHEAD, THREAD, ahead
+from training.running.feed import AHEAD, THREAD, ahead, collator
 from training.running.step_log import LATE
+from training.shards import open_shards
 
 
 def num_threads() -> int:
@@ -96,3 +98,19 @@ def test_packs_that_are_found_damaged_meanwhile_end_the_run(training: Run, tmp_p
     assert "target_counts and labels of a pack do not fit each other" in ended.err
     assert [line["step"] for line in log_of(tmp_path / "out")] == [1, 2, 3, 4]
     assert num_threads() == 0
+
+
+@pytest.mark.parametrize(("family", "is_whole"), [("llama", False), ("openai-gpt", True)])
+def test_what_is_compiled_is_given_few_shapes(family: str, is_whole: bool, shards: Path, tmp_path: Path) -> None:
+    """A model without layers is compiled as a whole, for each other number of targets again."""
+    options = TrainOptions(shards=str(shards), model="", output=tmp_path, steps=1, packs_per_forward=2, compile=True)
+    opened = open_shards(str(shards), None)
+    collate = collator(options, opened, tiny(family))
+    batches = [collate(opened.packs.table([number, number + 1])) for number in range(0, len(opened.packs) - 1, 2)]
+    assert len({each["input_ids"].shape for each in batches}) == 1
+    assert len({each["targets"].shape for each in batches}) == (1 if is_whole else len({*map(num_targets, batches)}))
+    assert len({*map(num_targets, batches)}) > 3
+
+
+def num_targets(batch: dict[str, Any]) -> int:
+    return int((batch["labels"] != -100).sum())
