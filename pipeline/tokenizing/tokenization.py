@@ -15,7 +15,7 @@ from pipeline.tokenizing.encoding import Encoder
 from pipeline.tokenizing.rows.choice import choose_format
 from pipeline.tokenizing.rows.detection import FirstRows
 from pipeline.tokenizing.rows.formats import Format
-from pipeline.tokenizing.rows.messages import RESULTS
+from pipeline.tokenizing.rows.messages import CALLERS, RESULTS
 from pipeline.tokenizing.rows.tree_columns import tree_format
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer, load_tokenizer
@@ -178,15 +178,16 @@ def turn_reader(options: TokenizeOptions, template: ChatTemplate | None) -> Turn
         for name in names.split("|"):
             if speakers.setdefault(name, role) != role:
                 raise ConfigError(f"--roles: {name} cannot be {speakers[name]} and {role}")
+    unknown: list[str] = []
+    if template is not None and template.asks_for("tool"):
+        unknown = [role for role in RESULTS if not template.asks_for(role)]
     opening, closing = options.reasoning_marks.split(",")
     return TurnReader(
         role_key=options.keys.get("role"),
         content_key=options.keys.get("content"),
         speakers=speakers,
         reasoning_marks=(opening, closing),
-        results=frozenset(role for role in RESULTS if not template.asks_for(role))
-        if template is not None and template.asks_for("tool")
-        else frozenset(),
+        read_otherwise=frozenset((*CALLERS, *unknown)),
     )
 
 

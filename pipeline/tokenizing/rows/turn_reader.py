@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from pipeline.base.words import listed
@@ -56,13 +55,8 @@ class TurnReader:
     reasoning_marks: tuple[str, str] = ("<think>", "</think>")
     """Between which inline reasoning stands."""
 
-    results: frozenset[str] = frozenset()
-    """Other names of the role `tool` that the template does not know."""
-
-    @cached_property
-    def _read_otherwise(self) -> frozenset[str]:
-        """Roles that are not the template's."""
-        return self.results.union(CALLERS)
+    read_otherwise: frozenset[str] = frozenset(CALLERS)
+    """Roles that are not the template's: calls, and the names of the role `tool` that it does not know."""
 
     @property
     def renames(self) -> bool:
@@ -118,7 +112,7 @@ class TurnReader:
             len(turn) == 2
             and isinstance(role, str)
             and isinstance(content, str)
-            and role not in self._read_otherwise
+            and role not in self.read_otherwise
             and not (self.renames or self.speakers)
             and not (content.isspace() or not content)
             and self.reasoning_marks[0] not in content
@@ -159,7 +153,9 @@ class TurnReader:
                     f"{where}: from {speaker!r} is not known (known: {known}); name it with --roles, as in"
                     f" --roles user={speaker}",
                 )
-        role = role or ("tool" if speaker in self.results else speaker)
+        role = role or speaker
+        if role in self.read_otherwise and role not in CALLERS:
+            role = "tool"
         named: Message = {"role": role}
         if role in CALLERS:
             if not is_blank(message.pop("tool_calls", None)):
