@@ -21,7 +21,9 @@ from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _MOST_TOLD = 256
 
-_READ = frozenset(("role", "content", *REASONING, "tool_calls", "function_calls", "functions", "name", "tool_call_id"))
+_READ = frozenset(
+    ("role", "content", *REASONING, "tool_calls", "function_calls", "functions", "tools", "name", "tool_call_id")
+)
 """The keys of turns that are read, or missed, whatever the template."""
 
 
@@ -62,7 +64,7 @@ class Renderer:
             key
             for turn in sample.messages[sample.num_shared :]
             for key, value in turn.items()
-            if key not in _READ and value not in EMPTY and not self._chats.template.reads(key)
+            if key not in _READ and value not in EMPTY and not self._chats.template.reads_of_turns(key)
         ]
 
     def together(self, samples: Sequence[Sample]) -> dict[int, Marked]:
@@ -105,17 +107,19 @@ class Renderer:
         return [rendering]
 
     def _with_functions(self, chat: Chat, chats: _ToldRenderers) -> Chat:
-        """A chat, noting tools under `functions` of a turn that the template does not read. Raises `RowFault`."""
-        if chat.plain_roles is not None or chats.template.reads("functions"):
+        """A chat, noting tools in a turn, under a key that the template does not read. Raises `RowFault`."""
+        if chat.plain_roles is not None:
             return chat
+        keys = [key for key in ("functions", "tools") if not chats.template.reads_of_turns(key)]
         for number, turn in enumerate(chat.messages):
-            if is_blank(turn.get("functions")):
+            key = next((key for key in keys if not is_blank(turn.get(key))), None)
+            if key is None:
                 continue
             if self._allows_unsaid:
                 return replace(chat, notes=[*chat.notes, "unsaid_tools"])
             raise RowFault(
                 "template_mismatch",
-                f"turn {number} ({turn['role']}): the template does not read its functions; give them in a column of"
+                f"turn {number} ({turn['role']}): the template does not read its {key}; give them in a column of"
                 " tools (--map tools=COLUMN), or allow it with --unsaid allow",
             )
         return chat

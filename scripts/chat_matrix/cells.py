@@ -49,6 +49,9 @@ class Cell:
     refusal: str
     """Why it is not taken, in words; empty where it is."""
 
+    is_unprompted: bool = False
+    """Whether a generation prompt has text that the chat, as it is written, has not."""
+
     faults: list[str] = field(default_factory=list)
     """What the oracles find wrong with it."""
 
@@ -103,7 +106,14 @@ class Bench:
         if block.kinds.total() != sum(sum(targets) for _, targets, _ in samples):
             faults.append("targets by kind do not sum up to the targets")
         faults += [f"TRL's marks: {told!r}" for told in self.judge.unexplained(by_marks)]
-        return Cell(ways=tuple(ways), num_samples=len(samples), refusal="", faults=faults, by_marks=by_marks)
+        return Cell(
+            ways=tuple(ways),
+            num_samples=len(samples),
+            refusal="",
+            is_unprompted="prompt_unwritten" in block.notes,
+            faults=faults,
+            by_marks=by_marks,
+        )
 
     def _others(self, block: EncodedBlock, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What else the messages to a row that is taken propose, which has to be right as well."""

@@ -34,7 +34,8 @@ def words_of(cell: Cell) -> str:
     if cell.refusal:
         return f"refused: {cell.refusal}"
     several = f"{cell.num_samples} samples" if cell.num_samples > 1 else ""
-    return ", ".join(filter(None, (*(SHORT[way] for way in cell.ways), several))) or "exact"
+    told = ", ".join(filter(None, (*(SHORT[way] for way in cell.ways), several))) or "exact"
+    return f"{told}, prompt" if cell.is_unprompted else told
 
 
 def told_in(page: str) -> dict[str, dict[str, str]]:
@@ -134,6 +135,9 @@ where there are several:
 - **none**: `--turn-end none`, because the template ends no turn but the last; `--append-eos`, which puts the end token
   there, is checked too.
 - **unsaid**: `--unsaid allow`, because the template leaves out the tools or the developer's turn.
+- **prompt**: warned of, because the template's generation prompt opens an answer with text, such as `<think>`, that it
+  does not write into the chat itself (or into its earlier turns), so the answer is trained after other text than it is
+  generated after.
 - a letter: it is refused, for the reason below. It is the template that leaves something out or forbids it.
 
 Where only what the template itself inserts is gone once a turn is history, such as an empty think block, or tools that

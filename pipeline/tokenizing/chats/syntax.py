@@ -62,10 +62,25 @@ def prompt_reads_words(source: str) -> bool:
     Whether a key is there, or blank, is its shape.
     """
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(_GENERATION.sub("", source))
+        tree = parsed(source)
     except TemplateSyntaxError:
         return True
     return any(_Flow(tree).prompt_words())
+
+
+def parsed(source: str) -> nodes.Template:
+    """The syntax of a template, without its generation marks. Raises jinja2's `TemplateSyntaxError`."""
+    return Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(_GENERATION.sub("", source))
+
+
+def text_of(node: nodes.Node) -> str | None:
+    """The text that a node is; None if it is another."""
+    return node.value if isinstance(node, nodes.Const) and isinstance(node.value, str) else None
+
+
+def name_of(node: nodes.Node) -> str:
+    """The name of the variable that a node is; empty if it is another."""
+    return node.name if isinstance(node, nodes.Name) else ""
 
 
 class _Flow:
@@ -85,7 +100,7 @@ class _Flow:
         self._walk(tree, ())
         params = [(macro.name, param.name) for macro in tree.find_all(nodes.Macro) for param in macro.args]
         for call in tree.find_all(nodes.Call):
-            for param in (param for macro, param in params if macro == _name(call.node)):
+            for param in (param for macro, param in params if macro == name_of(call.node)):
                 self._add(param, _values([*call.args, *(told.value for told in call.kwargs)]))
 
     def prompt_words(self) -> Iterator[bool]:
@@ -152,17 +167,17 @@ class _Flow:
                 self._walk(child, control)
 
     def _assign(self, target: nodes.Node, value: nodes.Node, control: _Deciders) -> None:
-        if isinstance(value, nodes.Call) and _name(value.node) == "namespace":
-            self._spaces.add(_name(target))
+        if isinstance(value, nodes.Call) and name_of(value.node) == "namespace":
+            self._spaces.add(name_of(target))
             for told in value.kwargs:
-                self._add(f"{_name(target)}.{told.key}", (*_values([told.value]), *control))
+                self._add(f"{name_of(target)}.{told.key}", (*_values([told.value]), *control))
             self._set(target, (*_values(value.args), *control))
         else:
             self._set(target, (*_values([value]), *control))
 
     def _set(self, target: nodes.Node, decided: _Deciders) -> None:
         for each in target.items if isinstance(target, nodes.Tuple) else [target]:
-            self._add(f"{each.name}.{each.attr}" if isinstance(each, nodes.NSRef) else _name(each), decided)
+            self._add(f"{each.name}.{each.attr}" if isinstance(each, nodes.NSRef) else name_of(each), decided)
 
     def _add(self, name: str, decided: _Deciders) -> None:
         self._sources.setdefault(name, []).extend(decided)
@@ -193,7 +208,7 @@ class _Flow:
         if asked is not None and self._key(asked) is not None:
             return self._reads_words(asked, is_test=True)
         if isinstance(node, nodes.Filter):
-            by = {_text(each) for each in (*node.args[:1], *(told.value for told in node.kwargs))}
+            by = {text_of(each) for each in (*node.args[:1], *(told.value for told in node.kwargs))}
             if node.name in _WHOLE or (node.name in _BY_ATTRIBUTE and by & _WORDS):
                 return True
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):  # of a method
@@ -204,20 +219,20 @@ class _Flow:
     def _key(self, node: Any) -> str | None:
         """The key by which something of a value is read, "" where only a rendering tells it; None if by none."""
         if isinstance(node, nodes.Getattr):
-            return None if _name(node.node) in self._spaces else str(node.attr)
-        if isinstance(node, nodes.Getitem) and (text := _text(node.arg)) is not None:
+            return None if name_of(node.node) in self._spaces else str(node.attr)
+        if isinstance(node, nodes.Getitem) and (text := text_of(node.arg)) is not None:
             return text
         if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Name):
-            return None if "messages" in _name(node.node) else ""
+            return None if "messages" in name_of(node.node) else ""
         is_get = isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr == "get"
-        return (_text(node.args[0]) or "") if is_get and node.args else None
+        return (text_of(node.args[0]) or "") if is_get and node.args else None
 
 
 def _but_for_prompt(test: nodes.Node) -> nodes.Node:
     """A condition without that no prompt is asked for: with one, all is as where the rest of it does not hold."""
     if isinstance(test, nodes.And):
         for this, other in ((test.left, test.right), (test.right, test.left)):
-            if isinstance(this, nodes.Not) and _name(this.node) == PROMPT:
+            if isinstance(this, nodes.Not) and name_of(this.node) == PROMPT:
                 return other
     return test
 
@@ -243,11 +258,3 @@ def _values(found: Iterable[nodes.Node]) -> _Deciders:
 
 def _tests(found: Iterable[nodes.Node]) -> _Deciders:
     return tuple(_Decider(node, is_test=True) for node in found)
-
-
-def _text(node: nodes.Node) -> str | None:
-    return node.value if isinstance(node, nodes.Const) and isinstance(node.value, str) else None
-
-
-def _name(node: nodes.Node) -> str:
-    return node.name if isinstance(node, nodes.Name) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import datetime
 import json
@@ -15,6 +16,7 @@ from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
 from pipeline.tokenizing.chats.syntax import prompt_reads_words
+from pipeline.tokenizing.chats.turn_keys import keys_of_turns
 from pipeline.tokenizing.rows.messages import Message, RowFault
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
@@ -123,6 +125,11 @@ class ChatTemplate:
         whole = self._source + self._source_with_tools
         return re.search(rf"""role['"\]]*\s*(?:==|in\b)[^%]*?['"]{re.escape(role)}['"]""", whole) is not None
 
+    def reads_of_turns(self, key: str) -> bool:
+        """Whether the template may read a key of turns, by its syntax."""
+        keys = [keys_of_turns(source) for source in (self._source, self._source_with_tools)]
+        return any(self.reads(key) if own is None else key in own for own in keys)
+
     @property
     def prompt_reads_words(self) -> bool:
         """Whether its generation prompt may depend on the words of a chat, by its syntax."""
@@ -198,17 +205,38 @@ def _in_parts(messages: Sequence[Message]) -> list[Message]:
 def _sources(tokenizer: TextTokenizer, path: Path | None) -> tuple[str, str]:
     """The template for chats without and with tools."""
     if path is not None:
-        try:
-            source = path.read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(f"--chat-template {path}: {reason}") from None
-        source = source.removeprefix("\ufeff")
-        return _of_json(source, path) if source.lstrip().startswith("{") else (source, source)
+        source = _read(path)
+        return _of_json(source, path) if source.lstrip().startswith(("{", '"')) else (source, source)
     own = tokenizer.whole.chat_template
     if not own:
         raise ConfigError(f"{tokenizer.name} has no chat template; give one with --chat-template FILE")
     return _by_purpose(own, tokenizer.name)
+
+
+def _read(path: Path) -> str:
+    """The text of a template's file. Raises `ConfigError` for a file that is something else."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"--chat-template {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]
+        what = "it is UTF-16; save it as UTF-8" if is_wide else "not UTF-8"
+        raise ConfigError(f"--chat-template {path}: {what}") from None
+    start = text.lstrip()[:100].lower()
+    what = ""
+    if not start:
+        what = "it is empty; a Jinja template is needed"
+    elif "\0" in text[:2]:
+        what = "it is UTF-16; save it as UTF-8"
+    elif start.startswith("version https://git-lfs"):
+        what = "it is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
+    elif start.startswith(("<!doctype html", "<html")):
+        what = "it is an HTML page, not a Jinja template; a site's raw link gives the file itself"
+    if what:
+        raise ConfigError(f"--chat-template {path}: {what}")
+    return text
 
 
 def _as_of(date: str, source: str, name: str) -> str:
@@ -221,11 +249,13 @@ def _as_of(date: str, source: str, name: str) -> str:
 
 
 def _of_json(text: str, path: Path) -> tuple[str, str]:
-    """The templates of a chat_template.json, or a tokenizer_config.json."""
+    """The templates of a chat_template.json, or a tokenizer_config.json; a template as JSON text is one itself."""
     try:
         value = json.loads(text)
     except ValueError:
         return text, text  # a template begins with a brace, too
+    if isinstance(value, str):
+        return value, value
     own = value.get("chat_template") if isinstance(value, dict) else None
     if isinstance(own, list) and all(isinstance(one, dict) for one in own):
         own = {str(one.get("name")): one.get("template") for one in own}

@@ -198,7 +198,7 @@ def test_a_turn_left_out_is_refused_though_no_turn_can_be_located(tok: Path, tmp
         assert "leaves out turn 0 (system)" in fault.detail
 
 
-@pytest.mark.parametrize("form", ["mark", "text", "list", "by name"])
+@pytest.mark.parametrize("form", ["mark", "text", "list", "by name", "string"])
 def test_template_files_as_people_have_them(tok: Path, tmp_path: Path, form: str) -> None:
     source = (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8")
     text = {
@@ -206,6 +206,7 @@ def test_template_files_as_people_have_them(tok: Path, tmp_path: Path, form: str
         "text": json.dumps({"chat_template": source}),
         "list": json.dumps({"chat_template": [{"name": "default", "template": source}]}, indent=2),
         "by name": json.dumps({"chat_template": {"default": source}}),
+        "string": json.dumps(source),
     }[form]
     assert told(tok, text, tmp_path, PLAIN)[1] == told(tok, source, tmp_path, PLAIN)[1]
 

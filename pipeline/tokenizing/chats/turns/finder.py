@@ -140,6 +140,7 @@ class TurnFinder:
         turns: dict[int, TurnShape] = {}
         unbegun: dict[int, TurnShape] = {}
         untold: dict[int, str] = {}
+        unprompted: set[int] = set()
         slots_of = self._slots_of(layout, leaves)
         times = Counter(layout.slots)
         for number in range(first, len(messages)):
@@ -168,6 +169,8 @@ class TurnFinder:
                 context = self.probes.context(before.messages, has_tools=has_tools)
                 thinks = leaves[own[0]].kind == "reasoning"
                 begins = self.probes.begins(before, context, thinks=thinks, has_tools=has_tools)
+                if not isinstance(begins, str) and not before.piece[: begins[0]].endswith(context.prompt):
+                    unprompted.add(number)
             closed = self.probes.context(messages[: number + 1], has_tools=has_tools).closed or ""
             is_call = leaves[own[-1]].kind == "call"
             end, end_tokens, opener = self._locator.ending(layout.pieces[slots[-1] + 1], closed, is_call=is_call)
@@ -180,7 +183,7 @@ class TurnFinder:
         written = set(layout.slots)
         missing = [number for number in range(len(leaves)) if number not in written]
         lost = frozenset(leaves[number].message for number in missing if leaves[number].kind == "reasoning")
-        return Shape(layout, turns, untold, missing, lost, unbegun, self._prompts.by_words)
+        return Shape(layout, turns, untold, missing, lost, unbegun, self._prompts.by_words, frozenset(unprompted))
 
     def _slots_of(self, layout: Layout, leaves: list[Leaf]) -> dict[int, list[int]]:
         """The slots of each message: where each of its texts stands first, and a call's name again before its end."""
@@ -212,7 +215,9 @@ class TurnFinder:
             number: self._locator.turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()
         }
         missing = [leaves[number] for number in shape.missing]
-        found = FoundTurns(turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True)
+        found = FoundTurns(
+            turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True, unprompted=shape.unprompted
+        )
         if shape.by_words is not False:
             self._begin_by_prompts(found, chat, shape, layout, chat_text)
         return found
@@ -228,6 +233,7 @@ class TurnFinder:
         if not begins:
             return
         found.untold = {number: why for number, why in found.untold.items() if number not in begins}
+        found.unprompted -= begins.keys()
         for number, (begin, context) in begins.items():
             if isinstance(begin, str):
                 found.turns.pop(number, None)

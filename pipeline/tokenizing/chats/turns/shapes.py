@@ -94,6 +94,9 @@ class Shape:
     by_words: bool | None
     """Whether turns begin elsewhere by the words of a chat; None until one was held against its prompts."""
 
+    unprompted: frozenset[int]
+    """Turns before which something of the generation prompt is not written."""
+
     rewritten: list[Rewriting] | None = None
     """None until somebody asked."""
 
@@ -172,7 +175,7 @@ class FoundTurns:
     """Whether the leaves are also of others than the assistant."""
 
     unprompted: frozenset[int] = frozenset()
-    """Turns before which something of the prompt that their chat's words give is not written."""
+    """As of a shape, or of the prompt that their chat's words give."""
 
 
 def parts_of(chat: Chat, found: FoundTurns, puts: Sequence[Span]) -> Parts:

@@ -158,3 +158,11 @@ def test_a_prompt_that_the_chat_does_not_have_is_told(tok: Path, tmp_path: Path)
     whole: Any = AutoTokenizer.from_pretrained(tok)
     runs = [str(whole.decode(run)) for sample in samples_of(found) for run in trained_runs(*sample)]
     assert runs == ["Yo<|im_end|>", "Ciao<|im_end|>"] * 3
+
+
+@pytest.mark.parametrize(("opens", "wanted"), [("<think>\\n", [0, 1]), ("", None)])
+def test_a_prompt_that_no_chat_has_is_told(tok: Path, tmp_path: Path, opens: str, wanted: list[int] | None) -> None:
+    """As R1's template opens reasoning that the chats do not have."""
+    prompt = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n" + opens + "' }}{%- endif %}"
+    found = encode(encoder(tok, TURNS.replace("THOUGHT", "") + prompt, tmp_path), [PLAIN, SYSTEM])
+    assert (found.faults, found.notes.get("prompt_unwritten")) == ([], wanted)

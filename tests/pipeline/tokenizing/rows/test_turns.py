@@ -214,7 +214,7 @@ def test_keys_that_are_not_read_are_counted(tokenizer_dir: Path, tmp_path: Path)
     row = [S, U, A | {"refusal": "no", "thought": "", "annotations": []}, U | {"thought": "t"}, A | {"refusal": "n"}]
     found = encode(encoder(tokenizer_dir, source, tmp_path), [row])
     assert (found.unread_keys, found.faults) == ({"refusal": 2, "thought": 1}, [])
-    reads = encode(encoder(tokenizer_dir, source + "{# refusal #}", tmp_path), [row])
+    reads = encode(encoder(tokenizer_dir, source + "{{ messages[0].refusal }}", tmp_path), [row])
     assert reads.unread_keys == {"thought": 1}
     named = encode(
         encoder(tokenizer_dir, source, tmp_path, keys={"content": "text"}), [[U | {"text": "a"}, A | {"text": "x"}]]
