@@ -24,7 +24,7 @@ FILES = {
     "humaneval": ("humaneval/HumanEval.jsonl", ["prompt"], "canonical_solution"),
 }
 
-MANY = 5000
+MANY = 1000
 
 pytestmark = pytest.mark.slow
 
