@@ -127,7 +127,7 @@ def test_the_command_line(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert ended.value.code == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_runs_and_trains_where_packages_are_missing(tmp_path: Path) -> None:
     """In a process of its own, and in torchrun's, on an image without what is listed."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)

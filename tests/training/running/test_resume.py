@@ -95,7 +95,7 @@ def test_two_runs_do_not_write_one_output(training: Run, shards: Path, tmp_path:
     assert (output / "model/model.safetensors").stat().st_mode & 0o777 == (output / "log.jsonl").stat().st_mode & 0o777
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     training: Run, shards: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
@@ -169,6 +169,7 @@ def test_a_rank_that_is_left_alone_says_so(shards: Path, tmp_path: Path) -> None
     assert "rank 1: another rank has ended, and says why" in ended[1][2]
 
 
+@pytest.mark.soak
 def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for rank in two_ranks(tmp_path, *command(shards, tmp_path, whole, steps=60)):
@@ -195,6 +196,7 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_
     assert equal(whole, stopped)
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_with_another_number_of_ranks(
     training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
