@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.words import first_line
-from training.packs import segment_lengths, tokens_per_pack
+from training.packs import Integers, extents, segment_lengths, tokens_per_pack
 
 if TYPE_CHECKING:
     from pipeline.format.manifest import PackManifest
@@ -97,6 +97,10 @@ class Shards:
 
     manifest: PackManifest | None
     """What the run that wrote them says of them; None where it is not there."""
+
+    def extents(self, *, joint: bool) -> tuple[Integers, Integers, Integers]:
+        """As `packs.extents`, of all packs.  # shapes: (num_packs,)"""
+        return extents(pa.table({"boundaries": self.packs.column("boundaries")}), joint=joint)
 
 
 def open_shards(path: str, split: str | None = None) -> Shards:

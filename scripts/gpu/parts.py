@@ -31,7 +31,7 @@ class Asked:
     """What the command line asks for."""
 
     backends: Sequence[str]
-    """None asks for all that run."""
+    """Empty for all that run."""
 
     layouts: Sequence[str]
     rounds: int

@@ -166,7 +166,7 @@ def _under_torchrun(report: Report, name: str, runs: Runs, device: torch.device)
         )
         return
     difference = runs.difference("torchrun", "plain")
-    report.check(f"{name}", difference <= MOST_DIFFERENCE, difference, f"at most {MOST_DIFFERENCE}, by {library}")
+    report.check(name, difference <= MOST_DIFFERENCE, difference, f"at most {MOST_DIFFERENCE}, by {library}")
 
 
 @contextmanager

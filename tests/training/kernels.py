@@ -87,8 +87,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad.dtype == q.dtype, "gradients are of one dtype with queries"
     CALLS[f"{asked.kernel} {'deterministic ' if deterministic else ''}backward"] += 1
-    NUMBERS.add(q.shape[1] * -(-q.shape[2] // 32) * 32)
-    assert (len(q) + 128 * (len(cu_seqlens) - 1)) * max(NUMBERS) < 2**31, "its numbers overflow"
+    numbers = q.shape[1] * -(-q.shape[2] // 32) * 32
+    NUMBERS.add(numbers)
+    assert (len(q) + 128 * (len(cu_seqlens) - 1)) * numbers < 2**31, "its numbers overflow"
     groups = q.shape[1] // k.shape[1]
     found = tuple(torch.zeros(each.shape, dtype=torch.float32) for each in (q, k, v))
     for at in _segments(cu_seqlens):

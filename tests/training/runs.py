@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests.training.forked import Forked
 from tests.training.samples import config_file
 from training import StepResult, train_step
 
@@ -53,6 +55,15 @@ def on_two_ranks(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def terminate(ranks: list[Forked], output: Path, after: int) -> None:
+    """Send ranks SIGTERM, as torchrun does, once their log has so many lines."""
+    while not (output / "log.jsonl").exists() or len(log_of_complete(output)) < after:
+        assert all(rank.is_alive for rank in ranks)
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send(signal.SIGTERM)
 
 
 def stopping(after: int) -> Callable[..., StepResult]:

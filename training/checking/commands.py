@@ -68,7 +68,7 @@ def run_parity(options: ParityOptions) -> ParityResult:
     check_fits(shards, model, joint=False)
     autocast = autocast_dtype(options.dtype, model.device)
     backend = resolve_backend(model, options.backend, autocast)
-    check_segments(shards, model, backend, shards.most_segments)
+    check_segments(shards, model, backend, packs_per_forward=1)
     packs = shards.packs.select(packs_to_compare(shards, options.packs, options.seed))
     check_packs(packs.table(range(len(packs))), model, shards)
     rows = [packs[number] for number in range(len(packs))]

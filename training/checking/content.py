@@ -17,6 +17,7 @@ from pipeline.format.labels import IGNORE
 from training.attention.limits import most_segments, numbers_per_token
 from training.order import pack_order
 from training.packs import segment_lengths, tokens_per_pack
+from training.shapes import pack_shapes
 from training.shards import COLUMNS, SEE_VERIFY, Shards, damaged_packs
 
 log = logging.getLogger(__name__)
@@ -37,13 +38,22 @@ def check_fits(shards: Shards, model: PreTrainedModel, *, joint: bool) -> None:
 
 
 def check_segments(
-    shards: Shards, model: PreTrainedModel, backend: str, segments: int, packs_per_forward: int = 1
+    shards: Shards,
+    model: PreTrainedModel,
+    backend: str,
+    packs_per_forward: int,
+    *,
+    joint: bool = False,
+    is_static: bool = False,
 ) -> None:
     """Raise `DataError` for forward passes of more segments than FlashAttention's kernels can go back through.
 
     backend: with one that does not run them it is only a warning.
-    segments: of a pack at most, padding included.
+    joint: whether a pack attends as one segment; is_static: whether rows are padded, and padding is segments, too.
     """
+    segments = 1 if joint else shards.most_segments
+    if is_static:
+        segments = int(pack_shapes(*shards.extents(joint=joint), shards.capacity)[1].max())
     tokens = packs_per_forward * shards.capacity
     most = most_segments(model.config, tokens)
     if packs_per_forward * segments <= most:

@@ -13,7 +13,7 @@ from training.measuring.bench import bench
 from training.measuring.lanes import Measurement
 from training.measuring.versions import machine
 from training.models.pretrained import load_on_device
-from training.options import BenchOptions
+from training.options import STATIC, BenchOptions
 from training.order import packs_of_step
 from training.shards import open_shards
 from training.step import autocast_dtype
@@ -31,7 +31,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
     check_fits(shards, model, joint=False)
     autocast = autocast_dtype(options.dtype, model.device)
     backend = resolve_backend(model, options.backend, autocast)
-    check_segments(shards, model, backend, shards.most_segments, per_step)
+    check_segments(shards, model, backend, per_step, is_static=STATIC in options.layouts)
     measured = min(options.steps, num_packs // per_step) * per_step
     packs = shards.packs.select(packs_of_step(num_packs, 0, measured, options.seed))
     check_packs(packs.table(range(len(packs))), model, shards)

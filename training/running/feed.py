@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedModel
@@ -26,7 +25,7 @@ from training.checking.content import check_packs
 from training.collator import PackedCollator
 from training.options import TrainOptions
 from training.order import packs_of_step
-from training.packs import Costs, costs, extents
+from training.packs import Costs, costs
 from training.place import Place
 from training.plan import to_device
 from training.shapes import choose_shapes, layers_of, pack_shapes
@@ -96,8 +95,7 @@ def collator(options: TrainOptions, shards: Shards, model: PreTrainedModel) -> P
     collate = PackedCollator(attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True)
     if not options.compile:
         return collate
-    boundaries = pa.table({"boundaries": shards.packs.column("boundaries")})
-    of_packs = pack_shapes(*extents(boundaries, joint=options.attention == "joint"), shards.capacity)
+    of_packs = pack_shapes(*shards.extents(joint=options.attention == "joint"), shards.capacity)
     shapes = choose_shapes(*of_packs, packs_per_row=packs)
     log.info("compiled for %d shapes, from %s to %s", len(shapes), shapes[0], shapes[-1])
     max_targets = None if layers_of(model) else packs * _most_targets(shards)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
@@ -23,7 +22,6 @@ from training.models.adapters import add_lora, trained_state
 from training.models.fsdp import divide, gathered
 from training.models.pretrained import load_model, save_model
 from training.options import TrainOptions
-from training.packs import extents
 from training.place import Place, joined
 from training.running import checkpoint, output
 from training.running.determinism import deterministic_algorithms
@@ -31,7 +29,6 @@ from training.running.identity import run_identity
 from training.running.loop import Loop
 from training.running.output import TrainResult
 from training.running.signals import deferred_signals
-from training.shapes import pack_shapes
 from training.shards import Shards, open_shards
 from training.step import autocast_dtype
 
@@ -118,11 +115,7 @@ def _check(
     joint = options.attention == "joint"
     for each in (shards, *evaluated):
         check_fits(each, model, joint=joint)
-    segments = 1 if joint else shards.most_segments
-    if options.compile:  # padding is segments, too
-        boundaries = pa.table({"boundaries": shards.packs.column("boundaries")})
-        segments = int(pack_shapes(*extents(boundaries, joint=joint), shards.capacity)[1].max())
-    check_segments(shards, model, backend, segments, options.packs_per_forward)
+    check_segments(shards, model, backend, options.packs_per_forward, joint=joint, is_static=options.compile)
     if not options.check:
         log.warning("neither checksums nor whether samples see each other are checked")
         return

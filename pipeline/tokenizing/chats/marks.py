@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Targets, Turn
 from pipeline.tokenizing.rows.messages import Message, PartMarks, calls_of
+from pipeline.tokenizing.tokens.places import Span
 
 
 def owners_of(marks: list[Span], answers: list[int], found: FoundTurns) -> list[int | None]:

@@ -11,7 +11,7 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.template import ChatTemplate, Marked, Span, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, Marked, TemplateRefusal
 from pipeline.tokenizing.chats.turns.ends import End, own_or_next, own_or_put
 from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
@@ -20,6 +20,7 @@ from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, who_is, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
+from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 

@@ -36,10 +36,12 @@ _WORDS = frozenset(
 )
 """Keys whose values are not in the shape of a chat; see `layout.with_stand_ins`."""
 
-_WHOLE = frozenset(("items", "values", "dictsort", "string", "tojson", "pprint", "join", "format", "xmlattr"))
+WHOLE = frozenset(("items", "values", "dictsort", "string", "tojson", "pprint", "join", "format", "xmlattr"))
 """Methods and filters that give all that is in a value."""
 
-_BY_ATTRIBUTE = frozenset(("selectattr", "rejectattr", "map", "groupby", "sort", "unique", "sum", "min", "max", "attr"))
+BY_ATTRIBUTE = frozenset(("selectattr", "rejectattr", "map", "groupby", "sort", "unique", "sum", "min", "max", "attr"))
+"""Filters that are told a key of the values."""
+
 _KINDS = frozenset(("defined", "undefined", "none", "string", "mapping", "sequence", "iterable", "boolean", "number"))
 """Tests of what a value is, whatever it says."""
 
@@ -209,11 +211,11 @@ class _Flow:
             return self._reads_words(asked, is_test=True)
         if isinstance(node, nodes.Filter):
             by = {text_of(each) for each in (*node.args[:1], *(told.value for told in node.kwargs))}
-            if node.name in _WHOLE or (node.name in _BY_ATTRIBUTE and by & _WORDS):
+            if node.name in WHOLE or (node.name in BY_ATTRIBUTE and by & _WORDS):
                 return True
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):  # of a method
             children = [node.node.node, *node.args, *(told.value for told in node.kwargs)]
-            return node.node.attr in _WHOLE or any(map(self._reads_words, children))
+            return node.node.attr in WHOLE or any(map(self._reads_words, children))
         return any(map(self._reads_words, node.iter_child_nodes()))
 
     def _key(self, node: Any) -> str | None:

@@ -18,10 +18,8 @@ from pipeline.base.words import in_one_line
 from pipeline.tokenizing.chats.syntax import prompt_reads_words
 from pipeline.tokenizing.chats.turn_keys import keys_of_turns
 from pipeline.tokenizing.rows.messages import Message, RowFault
+from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
-
-Span = tuple[int, int]
-"""Characters from..to-1 of a rendered text."""
 
 Marked = tuple[str, list[Span]]
 """The text of a chat, and what stands in it inside generation marks."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError, nodes
 
-from pipeline.tokenizing.chats.syntax import name_of, parsed, text_of
+from pipeline.tokenizing.chats.syntax import BY_ATTRIBUTE, WHOLE, name_of, parsed, text_of
 
 _TURN, _TURNS = "turn", "turns"
 
@@ -23,10 +23,6 @@ _KEEPS = frozenset(
     ("default", "d", "list", "reverse", "select", "reject", "selectattr", "rejectattr", "sort", "unique")
 )
 """Filters that give what they are given, or some of it."""
-
-_BY_KEY = frozenset(("selectattr", "rejectattr", "map", "groupby", "sort", "unique", "sum", "min", "max", "attr"))
-_WHOLE = frozenset(("items", "values", "dictsort", "string", "tojson", "pprint", "xmlattr"))
-"""Methods and filters that give all that is in a value."""
 
 _OF_NONE = frozenset(("get", "keys"))
 """Methods of a turn that by themselves give nothing of its content."""
@@ -89,7 +85,7 @@ class _Reads:
     def _read(self, node: Any) -> Iterator[str | None]:
         """The keys that an expression itself reads of a turn; None for any."""
         if isinstance(node, nodes.Getattr) and _TURN in self._kinds(node.node):
-            yield from () if node.attr in _OF_NONE else (None if node.attr in _WHOLE else node.attr,)
+            yield from () if node.attr in _OF_NONE else (None if node.attr in WHOLE else node.attr,)
         elif isinstance(node, nodes.Getitem) and _TURN in self._kinds(node.node):
             if text_of(node.arg) is not None or _TURNS not in self._kinds(node.node):  # else one of several is taken
                 yield text_of(node.arg)
@@ -97,9 +93,9 @@ class _Reads:
             if node.args and _TURN in self._kinds(node.node.node):
                 yield text_of(node.args[0])
         elif isinstance(node, nodes.Filter) and self._kinds(node.node):
-            if node.name in _WHOLE:
+            if node.name in WHOLE:
                 yield None
-            elif node.name in _BY_KEY:
+            elif node.name in BY_ATTRIBUTE:
                 yield from filter(None, map(text_of, (*node.args, *(told.value for told in node.kwargs))))
         elif isinstance(node, nodes.Compare) and (key := text_of(node.expr)) is not None:
             if any(each.op in ("in", "notin") and _TURN in self._kinds(each.expr) for each in node.ops):

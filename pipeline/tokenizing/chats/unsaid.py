@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
 from pipeline.tokenizing.chats.turns.layout import CALL_ID, Leaf, stand_in
 from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns
@@ -26,6 +26,7 @@ from pipeline.tokenizing.rows.messages import (
     reasoning_of,
 )
 from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.tokens.places import Span
 
 
 class Unsaid:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from pipeline.base.errors import ConfigError
 from tests.conftest import Run, left_behind
 from tests.training.forked import free_port, two_ranks
-from tests.training.runs import command, log_of, log_of_complete, stopping, weights
+from tests.training.runs import command, log_of, stopping, terminate, weights
 from tests.training.samples import config_file, packed_shards, tiny
 from training.models.fsdp import divide
 from training.place import Place
@@ -50,11 +48,7 @@ def test_a_divided_run_goes_on_as_one_rank_and_ends_as_it_would_have_without(
     arguments = command(shards, tmp_path, moved, *more, steps=STEPS)
     divided = [*arguments, "--fsdp", "--gradient-checkpointing", "--no-check"]
     ranks = two_ranks(tmp_path, *divided)
-    while not (moved / "log.jsonl").exists() or len(log_of_complete(moved)) < 2:
-        assert all(rank.is_alive for rank in ranks)
-        time.sleep(0.01)
-    for rank in ranks:
-        rank.send(signal.SIGTERM)
+    terminate(ranks, moved, after=2)
     assert [rank.wait()[0] for rank in ranks] == [143, 143]
     checkpoint = torch.load(moved / "checkpoint.pt", weights_only=True)
     assert 2 <= checkpoint["step"] < STEPS - 3

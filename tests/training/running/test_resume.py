@@ -22,6 +22,7 @@ from tests.training.runs import (
     log_of_complete,
     on_two_ranks,
     stopping,
+    terminate,
     weights,
 )
 from tests.training.samples import config_file, packed_shards
@@ -176,11 +177,7 @@ def test_two_ranks_that_are_stopped_go_on_to_the_same_weights(shards: Path, tmp_
         code, _, said = rank.wait()
         assert code == 0, said
     ranks = two_ranks(tmp_path, *command(shards, tmp_path, stopped, steps=60))
-    while not (stopped / "log.jsonl").exists() or len(log_of_complete(stopped)) < 5:
-        assert all(rank.is_alive for rank in ranks)
-        time.sleep(0.01)
-    for rank in ranks:  # as torchrun does
-        rank.send(signal.SIGTERM)
+    terminate(ranks, stopped, after=5)
     for number, rank in enumerate(ranks):
         code, _, said = rank.wait()
         assert code == 143
@@ -206,11 +203,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert training(*command(shards, tmp_path, whole, *arguments, steps=60)).code == 0
     arguments = command(shards, tmp_path, moved, *arguments, steps=60)
     ranks = two_ranks(tmp_path, *arguments)
-    while not (moved / "log.jsonl").exists() or len(log_of_complete(moved)) < 5:
-        assert all(rank.is_alive for rank in ranks)
-        time.sleep(0.01)
-    for rank in ranks:
-        rank.send(signal.SIGTERM)
+    terminate(ranks, moved, after=5)
     assert [rank.wait()[0] for rank in ranks] == [143, 143]
     first = torch.load(moved / "checkpoint.pt", weights_only=True)["step"]
     assert 5 <= first < 57

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.chats.turns.probes import Opener
 from pipeline.tokenizing.chats.turns.shapes import Turn
+from pipeline.tokenizing.tokens.places import Span
 
 
 class End(NamedTuple):

@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import replace
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.template import ChatTemplate, Span, TemplateRefusal
+from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
 from pipeline.tokenizing.chats.turns.history import last_run, rewritten
 from pipeline.tokenizing.chats.turns.layout import STAND_IN, Layout, Leaf, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.turns.locating import Locator
@@ -31,6 +31,7 @@ from pipeline.tokenizing.chats.turns.prompts import Prompts, before_turn
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Rewriting, Shape, TurnShape
 from pipeline.tokenizing.rows.messages import Message
 from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 _MOST_SHAPES = 4096

@@ -17,8 +17,8 @@ from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.rows.messages import REASONING, Message, calls_of, function_of
+from pipeline.tokenizing.tokens.places import Span
 
 LeafKind = Literal["content", "reasoning", "call", "name"]
 STAND_IN = re.compile("\ue000([0-9]+)\ue001")  # private use: no text of anybody's language

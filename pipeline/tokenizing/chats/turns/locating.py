@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.chats.turns.layout import Layout, common, common_text
 from pipeline.tokenizing.chats.turns.probes import Probes
 from pipeline.tokenizing.chats.turns.shapes import KINDS, Kind, Shape, Turn, TurnShape
+from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
-from pipeline.tokenizing.chats.template import Span
 from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, LeafKind, common
 from pipeline.tokenizing.rows.samples import Chat
+from pipeline.tokenizing.tokens.places import Span
 
 Kind = Literal["answer", "reasoning", "call", "inserted", "end"]
 """What a target is: of a text that somebody said, of what the template inserts, or of a turn's end."""
