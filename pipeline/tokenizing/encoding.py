@@ -280,7 +280,7 @@ class Encoder:
 
     def _is_unfinished(self, sample: Rendering, tokens: list[int]) -> bool:
         """Whether something trained ends without a special token (and white space), as far as nobody looked yet."""
-        if sample.end_tokens or (self._is_chat and sample.targets is None):
+        if sample.end_tokens or "no_turn_end" in sample.notes or (self._is_chat and sample.targets is None):
             return False
         if not self._is_chat and tokens[-1] in self._special_ids:
             return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +124,16 @@ def refuse_foreign_text(head: bytes, where: str) -> None:
 
 
 def refuse_wrapped_rows(row: dict[str, object], known: frozenset[str], where: str) -> None:
-    """Look at the only row of a file. Raises `DataError` where the rows stand in a list under one of its keys.
+    """Look at the only row of a file. Raises `DataError` where the rows stand in a list under one of its keys, or where
+    it has a list for each column.
 
     known: columns that make an object a row.
     """
+    if _has_columns(row, known):
+        raise DataError(
+            f"{where}: one JSON object, which has columns in place of rows; write one row a line with"
+            " pandas.read_json(FILE).to_json('rows.jsonl', orient='records', lines=True)"
+        )
     if known & row.keys():
         return
     for key, value in row.items():
@@ -138,6 +145,25 @@ def refuse_wrapped_rows(row: dict[str, object], known: frozenset[str], where: st
                 f"{where}: one JSON object, whose rows stand in a list under the key {key!r};"
                 f" write one row a line with jq -c '.{key}[]' FILE"
             )
+
+
+def _has_columns(row: Mapping[str, object], known: frozenset[str]) -> bool:
+    """Whether an object holds a list of several rows' values, or one by their numbers, under each of its keys."""
+    if not known & row.keys():
+        return False
+    if all(map(_is_numbered, row.values())):
+        return True
+    values = [value for value in row.values() if isinstance(value, list)]
+    if len(values) < len(row) or len({len(column) for column in values}) != 1:
+        return False
+    first = [column[0] for column in values if column]
+    is_of_chats = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in first)
+    return is_of_chats or (len(first) > 1 and all(isinstance(value, str) for value in first))
+
+
+def _is_numbered(value: object) -> bool:
+    """Whether an object's keys are the numbers from 0 on, as pandas writes a column."""
+    return isinstance(value, dict) and bool(value) and list(value) == [str(i) for i in range(len(value))]
 
 
 def _kind_of(head: bytes) -> _Kind | None:

@@ -79,6 +79,17 @@ FOREIGN: dict[str, tuple[str, bytes | Callable[[Path], bytes], list[str]]] = {
     "pretty objects in jsonl": ("x.jsonl", BOM + PRETTY + b"\n" + PRETTY, ["over several lines", "jq -c ."]),
     "pretty object longer than what is looked at": ("x.json", LONG, ["over several lines"]),
     "pretty object with CRLF in gz": ("x.json.gz", gzip.compress(PRETTY.replace(b"\n", b"\r\n")), ["several lines"]),
+    "columns of texts": ("x.json", b'{"prompt": ["a", "b"], "completion": ["c", "d"]}', ["columns in place of rows"]),
+    "columns of pandas": (
+        "x.json",
+        b'{"text": {"0": "a", "1": "b"}}',
+        ["columns in place of rows"],
+    ),
+    "a column of chats": (
+        "x.json",
+        b'{"messages": [[{"role": "user", "content": "a"}]]}',
+        ["columns in place of rows"],
+    ),
     "rows under a key": ("x.json", ENVELOPE, ["under the key 'data'", "jq -c '.data[]'"]),
     "gzip as jsonl": ("x.jsonl", gzip.compress(LINES), ["gzip", "not JSON text", ".jsonl.gz"]),
     "zstd as jsonl": ("x.jsonl", zstandard.compress(LINES), ["Zstandard", "not JSON text", ".jsonl.zst"]),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import Ended, Run
 from tests.pipeline.oracle import assert_packed, expect
 from tests.pipeline.reading.inputs import KINDS, LONGEST, ROWS, Rows, as_fixed_size, json_lines, stream, write
 from tests.pipeline.samples import save, table
@@ -115,3 +115,28 @@ def test_a_cache_that_cannot_be_written_is_said_once(run: Run, tmp_path: Path, m
     ended = run("pack", *sources, "--output", tmp_path / "out", *flags)
     assert ended.code == 0, ended.err
     assert ended.err.count("not remembered") == 1
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet", "jsonl"])
+def test_columns_beside_the_tokens_are_told_or_refused(run: Run, tmp_path: Path, kind: str) -> None:
+    def packed(columns: dict[str, pa.Array]) -> Ended:
+        content = pa.table({"input_ids": [[1, 2], [3, 4, 5], [6]]} | columns)
+        source = tmp_path / f"x.{kind}"
+        if kind == "arrow":
+            stream([], source, content)
+        elif kind == "parquet":
+            pq.write_table(content, source)
+        else:
+            write(source, json_lines(content.to_pylist()))
+        return run("pack", source, "--output", tmp_path / "out", "--max-length", 8, "--overwrite")
+
+    nothing = pa.nulls(3, pa.list_(pa.float32()))
+    told = packed({"topic": pa.array(["a", "", "b"]), "pixel_values": nothing, "loss_weights": nothing})
+    assert told.code == 0
+    assert "columns that are not read: topic (1 file)" in told.err
+    refused = packed({"loss_weights": pa.array([None, [0.5, 1.0, 1.0], None])})
+    assert refused.code == 3
+    assert f"x.{kind}, row 1: column 'loss_weights' has content" in refused.err
+    pictures = packed({"pixel_values": pa.array([[], [], [0.5]], pa.list_(pa.float32()))})
+    assert pictures.code == 3
+    assert f"x.{kind}, row 2: column 'pixel_values' has content" in pictures.err
