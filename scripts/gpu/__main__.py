@@ -56,6 +56,8 @@ def main(
     Exits with 4 if a check fails, a planned figure is absent, or one is beyond its bar; with 2 where there is no GPU
     (unless --small). Each part has a process of its own, and eight minutes at most.
     """
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"there is no directory {path.parent}", param_hint="--json")
     asked = {"backends": backend, "layouts": layouts or LAYOUTS, "rounds": rounds, "small": small}
     report = Report(path, {})
     for part in only or PARTS:
@@ -94,7 +96,8 @@ def _merge(report: Report, part: str, found: dict[str, Any], ended: str) -> None
     """Take over what a part has found, and what it planned and did not come to."""
     known = {each.name for each in report.checks}
     checks = [Check(**each) for each in found.pop("checks", [])]
-    report.checks += [each for each in checks if each.name not in known]
+    # That a backend runs is found out in every part, and told once; a failure is told by the part's name, too.
+    report.checks += [each for each in checks if each.name not in known or each.outcome == "failed"]
     missing = found.pop("planned", []) + ([] if part in {each.name for each in checks} else [part])
     for name in missing:
         report.absent(name, ended)

@@ -86,6 +86,7 @@ def check_train(report: Report, backend: str, device: torch.device, folder: Path
         "parameters stay in float32": _stays_float32,
         "gradient checkpointing": _checkpoints,
         "torchrun": _under_torchrun,
+        "torchrun --fsdp": _divided,
     }
     report.plan(f"train: {name}" for name in checks)
     if device.type == "cuda":
@@ -146,13 +147,22 @@ def _checkpoints(report: Report, name: str, runs: Runs, device: torch.device) ->
 
 def _under_torchrun(report: Report, name: str, runs: Runs, device: torch.device) -> None:
     """As the only rank, which exchanges its gradients with nobody, by the library that would."""
-    options = runs.options("torchrun")
+    _launch(report, name, runs, device, "torchrun")
+
+
+def _divided(report: Report, name: str, runs: Runs, device: torch.device) -> None:
+    """Divided over one rank: every weight is gathered and every gradient scattered, as among many."""
+    _launch(report, name, runs, device, "fsdp", "--fsdp")
+
+
+def _launch(report: Report, name: str, runs: Runs, device: torch.device, output: str, *more: str) -> None:
+    options = runs.options(output)
     launched = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "training", "train"]
     flags = []
     for field in ("shards", "model", "output", "steps", "packs_per_step", "learning_rate", "backend", "dtype"):
         flags += [f"--{field.replace('_', '-')}", str(getattr(options, field))]
     done = subprocess.run(
-        [sys.executable, *launched, *flags, "--deterministic", "--no-check"],
+        [sys.executable, *launched, *flags, "--deterministic", "--no-check", *more],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
@@ -160,12 +170,11 @@ def _under_torchrun(report: Report, name: str, runs: Runs, device: torch.device)
     )
     library = "nccl" if device.type == "cuda" else "gloo"
     if done.returncode != 0 or library not in done.stderr:
-        last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        report.check(
-            name, False, reason=f"it ended with {done.returncode}, without {library} perhaps, and said {last[0]}"
-        )
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        said = (errors or done.stderr.strip().splitlines()[-1:] or ["nothing"])[0]
+        report.check(name, False, reason=f"it ended with {done.returncode}, without {library} perhaps, and said {said}")
         return
-    difference = runs.difference("torchrun", "plain")
+    difference = runs.difference(output, "plain")
     report.check(name, difference <= MOST_DIFFERENCE, difference, f"at most {MOST_DIFFERENCE}, by {library}")
 
 

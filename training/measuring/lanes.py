@@ -84,8 +84,10 @@ class Lane:
                 self._divide(first_line(error))
             except Exception as error:  # whatever it is, it is this layout's, and the others are measured
                 self.failed = f"{type(error).__name__}: {first_line(error)}"
-            finally:
+            try:  # after the error, whose frames hold what the step had computed
                 self._leave()
+            except Exception as error:
+                self.failed = self.failed or f"{type(error).__name__}: {first_line(error)}"
 
     def _divide(self, said: str) -> None:
         """Go on with smaller pieces, if there are any; what was measured in others is no round of the same."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.training.kernels import flash_attn_varlen_func, stand_in
+from tests.training.kernels import CALLS, flash_attn_varlen_func, stand_in
 from tests.training.runs import ROOT
 from training.attention.backends import BACKENDS
 from training.options import DENSE, FLATTENED, FLATTENING, LAYOUTS, PACKED, PADDED
@@ -107,8 +107,19 @@ def test_a_backend_that_was_asked_for_and_does_not_run_has_failed(gpu: Any, tmp_
     assert told == ["flash-attn runs: its kernels need CUDA, not cpu", "kernels: RuntimeError: no backend runs"]
 
 
+def test_a_part_in_which_a_backend_stopped_running_has_failed(gpu: Any, tmp_path: Path) -> None:
+    """What a part before found out is told once; that it is so no more is not dropped for that."""
+    ran, stopped = ({"name": "flash-attn runs", "outcome": each} for each in ("passed", "failed"))
+    report = gpu.report.Report(tmp_path / "found.json", {})
+    for part, found in (("kernels", ran), ("probe", ran), ("bench", stopped | {"reason": "no memory"})):
+        gpu.main._merge(report, part, {"checks": [found, {"name": part, "outcome": "passed"}]}, "")
+    assert report.failed() == ["flash-attn runs: no memory"]
+    assert [each.name for each in report.checks].count("flash-attn runs") == 2
+
+
 def test_the_command_line(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in (["--only", "tests"], ["--layouts", "padding"], ["--backend", "flash"]):
+    nowhere = ["--json", str(tmp_path / "nowhere" / "found.json")]
+    for wrong in (["--only", "tests"], ["--layouts", "padding"], ["--backend", "flash"], nowhere):
         refused = CliRunner().invoke(gpu.main.main, ["--small", *wrong])
         assert refused.exit_code == 2
         assert "there is no" in refused.output
@@ -128,6 +139,19 @@ def test_the_command_line(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.soak
+def test_it_trains_under_kernels(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but what torchrun starts, where there are no stand-ins."""
+    stand_in(monkeypatch, "flash-attn")
+    monkeypatch.setattr(gpu.running, "_launch", lambda *_: None)
+    report = gpu.report.Report(None, {}, judged=False)
+    gpu.running.check_train(report, "flash-attn", CPU, tmp_path, small=True)
+    assert report.failed() == [
+        f"train: {name}: absent: it was not measured" for name in ("torchrun", "torchrun --fsdp")
+    ]
+    assert CALLS["flash-attn deterministic backward"] > 100
+
+
+@pytest.mark.soak
 def test_it_runs_and_trains_where_packages_are_missing(tmp_path: Path) -> None:
     """In a process of its own, and in torchrun's, on an image without what is listed."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
@@ -141,7 +165,8 @@ def test_it_runs_and_trains_where_packages_are_missing(tmp_path: Path) -> None:
     assert found["failed"] == []
     assert found["versions"]["torch"] == torch.__version__
     outcomes = {each["name"]: each["outcome"] for each in found["checks"]}
-    assert {"train: torchrun", "train: goes on after it was stopped", "train"} < outcomes.keys()
+    launched = {"train: torchrun", "train: torchrun --fsdp"}
+    assert {*launched, "train: goes on after it was stopped", "train"} < outcomes.keys()
     assert set(outcomes.values()) == {"passed"}
     assert found["train"]["stopped"] == sorted(found["train"]["stopped"], key=lambda line: line["step"])
     assert [line["loss"] for line in found["train"]["stopped"]] == [line["loss"] for line in found["train"]["plain"]]

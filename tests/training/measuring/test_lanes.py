@@ -82,6 +82,21 @@ def test_a_layout_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["layouts"][PACKED]["tokens_per_second"] > 0
 
 
+def test_what_fails_when_a_layout_is_left_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access whatever is asked of a GPU raises, giving memory back, too."""
+
+    def broken(layer: Any) -> None:
+        leave(layer)
+        if layer.layout == PADDED:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    leave = lanes.Lane._leave
+    monkeypatch.setattr(lanes.Lane, "_leave", broken)
+    found = measured(PADDED, PACKED)
+    assert found["layouts"][PADDED]["failed"].startswith("RuntimeError: CUDA error")
+    assert found["layouts"][PACKED]["tokens_per_second"] > 0
+
+
 def test_adam_is_warm_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     warm: list[int] = []
     timed = lanes.timed
