@@ -44,6 +44,9 @@ class Program:
     extras: Mapping[str, str]
     """Module -> the extra that installs it; other modules come with every installation."""
 
+    fault: Callable[[Exception], str | None] | None = None
+    """What to say of an error that is neither one of ours nor a bug, such as too little memory; None of others."""
+
     rank: int | None = None
     """The number of this process among those that torchrun started, if it did. The first alone prints results."""
 
@@ -235,7 +238,8 @@ def _ending(error: Exception | KeyboardInterrupt, program: Program) -> tuple[str
     if isinstance(error, OSError):
         told = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return told, ExitCode.STORAGE
-    return _report_bug(error), ExitCode.BUG
+    fault = program.fault(error) if program.fault is not None else None
+    return (_report_bug(error), ExitCode.BUG) if fault is None else (fault, ExitCode.USAGE)
 
 
 def _report_bug(error: Exception) -> str:

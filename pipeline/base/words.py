@@ -18,8 +18,9 @@ def listed(names: Iterable[str], word: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an exception says, in one line: its first, and the next where that only announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def in_one_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from training.attention.interface import attention_alone, model_inputs, use_backend
 from training.checking.exact import exact_float32
 from training.checking.kernels import MOST_KERNEL, compared_with_reference
+from training.checking.refusals import refusals_told
 from training.collator import PackedCollator
 from training.loss import target_losses, targets_of
 from training.plan import precision, to_device
@@ -175,7 +176,7 @@ def _run(
     for cpu_batch in batches:
         batch, targets = to_device(cpu_batch, device), targets_of(cpu_batch).to(device)
         plain = {name: batch[name] for name in ("input_ids", "position_ids")}
-        with precision(device, dtype):
+        with refusals_told(model), precision(device, dtype):
             logits = model(
                 **model_inputs(model, {**batch, "logits_to_keep": targets - 1} if as_trained else plain)
             ).logits

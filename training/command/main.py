@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from pipeline.base.harness import Program, run
+from pipeline.base.words import first_line
 from training.command.bench import bench
 from training.command.parity import parity
 from training.command.probe import probe
@@ -24,8 +25,22 @@ for _command in (train, probe, parity, bench):
     commands.add_command(_command)
 
 
+def _too_little_memory(error: Exception) -> str | None:
+    """What to say where memory did not suffice; torch, which says so, is not imported for that."""
+    if type(error).__name__ not in ("OutOfMemoryError", "MemoryError") and "DefaultCPUAllocator" not in str(error):
+        return None
+    ways = "in train, take fewer --packs-per-forward, --gradient-checkpointing, or --fsdp on several GPUs"
+    return f"memory does not suffice ({first_line(error)}): {ways}; or pack with a smaller --max-length"
+
+
 def main() -> NoReturn:
     """Run a command; every way in which it can end has its exit code."""
     rank = os.environ.get("RANK")  # torchrun tells its processes
     extras = {"torch": "train", "transformers": "train", "peft": "lora"}
-    run(commands, Program(name="python -m training", extras=extras, rank=None if rank is None else int(rank)))
+    program = Program(
+        name="python -m training",
+        extras=extras,
+        fault=_too_little_memory,
+        rank=None if rank is None else int(rank),
+    )
+    run(commands, program)

@@ -69,11 +69,11 @@ def layout_steps(
     num_steps = len(packs) // packs_per_forward
     packs = packs[: num_steps * packs_per_forward]
     if layout in (PACKED, STATIC, DENSE):
-        collate = PackedCollator(targets=True, attention="joint" if layout == DENSE else "isolated")
+        collate = PackedCollator(targets=True, seq_idx=True, attention="joint" if layout == DENSE else "isolated")
         if layout == STATIC:
             packs_per_row = -(-packs_per_forward // parts)
             shapes = _shapes(packs, packs_per_row, capacity)
-            collate = PackedCollator(targets=True, pad_to=packs_per_row * capacity, shapes=shapes)
+            collate = PackedCollator(targets=True, seq_idx=True, pad_to=packs_per_row * capacity, shapes=shapes)
         steps = [packs[at : at + packs_per_forward] for at in range(0, len(packs), packs_per_forward)]
         return [_step([collate(part) for part in _dealt(each, parts)], samples_of(each)) for each in steps]
     samples = samples_of(packs)
@@ -120,7 +120,7 @@ def _step(micro_batches: list[dict[str, Any]], samples: Sequence[Sample]) -> Lay
 
 def _flattened(samples: Sequence[Sample]) -> dict[str, Any]:
     lengths = [len(each["input_ids"]) for each in samples]
-    return PackedCollator()(
+    return PackedCollator(seq_idx=True)(
         [
             {
                 "input_ids": np.concatenate([each["input_ids"] for each in samples]),

@@ -67,6 +67,7 @@ def add_lora(model: PreTrainedModel, lora: LoraOptions, *, base: str, seed: int)
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=_targets(model, lora),
+        exclude_modules=sorted(_no_products(model)) if list(lora.targets) == [ALL_LINEAR] else None,
     )
     torch.manual_seed(seed)
     try:
@@ -123,4 +124,23 @@ def _targets(model: PreTrainedModel, lora: LoraOptions) -> list[str] | str:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             linear = {name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)}
             raise ConfigError(f"--lora targets: the model has no layer {target!r}, but {', '.join(sorted(linear))}")
+        routers = [name for name in _no_products(model) if name == target or name.endswith(f".{target}")]
+        if routers:
+            raise ConfigError(f"--lora targets: {routers[0]} computes more than a product, so it takes no adapter")
     return list(lora.targets)
+
+
+def _no_products(model: PreTrainedModel) -> list[str]:
+    """Layers with the matrix of a linear one that compute more than a product, as some routers of experts (llama4)."""
+    own = [
+        (name, each)
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Linear) and type(each).__module__.startswith("transformers.models.")
+    ]
+    return [name for name, each in own if not _is_product(each)]
+
+
+def _is_product(layer: nn.Linear) -> bool:
+    """Whether what a layer makes of a token is one tensor, as falcon's does, which is a class of its own, too."""
+    with torch.no_grad():
+        return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from training.collator import PackedCollator
 from training.options import TrainOptions
 from training.packs import Costs
 from training.place import Place
 from training.plan import losses_of, micro_batch_of
-from training.running.feed import Feed, ahead
+from training.running.feed import Feed, ahead, plain_collator
 from training.running.output import Scores, finite
 from training.shards import Shards
 
@@ -29,8 +28,7 @@ class Evaluation:
         self, options: TrainOptions, place: Place, shards: Shards, model: PreTrainedModel, autocast: torch.dtype | None
     ) -> None:
         """model: bare, with its attention set."""
-        collate = PackedCollator(attention=options.attention, sample_mean=True, targets=True)
-        self._feed = Feed(shards, model, collate, place.device)
+        self._feed = Feed(shards, model, plain_collator(options, sample_mean=True), place.device)
         self._place, self._autocast, self._is_divided = place, autocast, options.fsdp
         self._num_packs, self._packs_per_forward = len(shards.packs), options.packs_per_forward
 

@@ -92,7 +92,7 @@ def ahead(make: Callable[[int], Made], numbers: Iterable[int], device: torch.dev
 def collator(options: TrainOptions, shards: Shards, model: PreTrainedModel) -> PackedCollator:
     """Rows of one length, and few shapes, where the model is compiled; and as many targets in each, if as a whole."""
     packs = options.packs_per_forward
-    collate = PackedCollator(attention=options.attention, sample_mean=options.loss == "sample-mean", targets=True)
+    collate = plain_collator(options, sample_mean=options.loss == "sample-mean")
     if not options.compile:
         return collate
     of_packs = pack_shapes(*shards.extents(joint=options.attention == "joint"), shards.capacity)
@@ -100,6 +100,12 @@ def collator(options: TrainOptions, shards: Shards, model: PreTrainedModel) -> P
     log.info("compiled for %d shapes, from %s to %s", len(shapes), shapes[0], shapes[-1])
     max_targets = None if layers_of(model) else packs * _most_targets(shards)
     return dataclasses.replace(collate, pad_to=packs * shards.capacity, shapes=shapes, max_targets=max_targets)
+
+
+def plain_collator(options: TrainOptions, *, sample_mean: bool) -> PackedCollator:
+    """Rows as long as their packs. Segments are numbered, as they are for `probe`, unless a row is one."""
+    has_several = options.attention == "isolated" or options.packs_per_forward > 1
+    return PackedCollator(attention=options.attention, sample_mean=sample_mean, targets=True, seq_idx=has_several)
 
 
 def _most_targets(shards: Shards) -> int:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from pipeline.base.errors import CheckError, ConfigError, Termination
 from pipeline.base.words import counted, first_line
+from training.checking.refusals import refusals_told
 from training.measuring.metrics import why_no_mfu
 from training.models.adapters import load_trained_state, trained_state
 from training.models.fsdp import gathered, own_part, part_of
@@ -106,14 +107,15 @@ class Loop:
     def _step(self, micro_batches: list[dict[str, Any]]) -> StepResult:
         options = self._options
         try:
-            return train_step(
-                self._model,
-                micro_batches,
-                self._optimizer,
-                scheduler=self._scheduler,
-                max_grad_norm=options.max_grad_norm,
-                autocast=self._autocast,
-            )
+            with refusals_told(self._bare):
+                return train_step(
+                    self._model,
+                    micro_batches,
+                    self._optimizer,
+                    scheduler=self._scheduler,
+                    max_grad_norm=options.max_grad_norm,
+                    autocast=self._autocast,
+                )
         except RuntimeError as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise ConfigError(f"--compile: the model does not compile here: {first_line(error)}") from error

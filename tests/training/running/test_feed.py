@@ -13,6 +13,8 @@ from tests.conftest import Run
 from tests.training.runs import command, log_of
 from tests.training.samples import pack_of, tiny
 from training import StepResult, train_step
+from training.attention.interface import model_inputs
+from training.checking.probe import probe
 from training.options import TrainOptions
 from training.order import packs_of_step
 from training.running.feed import AHEAD, THREAD, ahead, collator
@@ -110,6 +112,24 @@ def test_what_is_compiled_is_given_few_shapes(family: str, is_whole: bool, shard
     assert len({each["input_ids"].shape for each in batches}) == 1
     assert len({each["targets"].shape for each in batches}) == (1 if is_whole else len({*map(num_targets, batches)}))
     assert len({*map(num_targets, batches)}) > 3
+
+
+@pytest.mark.parametrize("more", [{}, {"attention": "joint", "packs_per_forward": 2}, {"attention": "joint"}])
+def test_a_model_is_trained_by_what_it_is_probed_by(more: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    """Some hybrid models keep samples apart by the numbers of segments alone."""
+    probed, opened = _inputs_of_probe(), open_shards(str(shards), None)
+    options = TrainOptions(shards=str(shards), model="", output=tmp_path, steps=1, **more)
+    batch = collator(options, opened, tiny())(opened.packs.table([0, 1][: options.packs_per_forward]))
+    is_one = len(batch["cu_seq_lens_q"]) == 2
+    assert is_one == (more == {"attention": "joint"})
+    assert set(model_inputs(tiny(), batch)) == probed - ({"seq_idx"} if is_one else set())
+
+
+def _inputs_of_probe() -> set[str]:
+    model, given = tiny(), []
+    model.register_forward_pre_hook(lambda _, __, named: given.append(set(named)), with_kwargs=True)
+    assert probe(model.eval(), "sdpa").verdict == "clean"
+    return set.union(*given)
 
 
 def num_targets(batch: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.base.errors import ConfigError
 from tests.conftest import Run, left_behind
 from tests.training.runs import log_of
 from tests.training.samples import config_file, tiny
@@ -111,6 +112,18 @@ def test_the_probe_sees_through_a_fresh_adapter(family: str, verdict: str) -> No
     assert finding.verdict == verdict
     assert finding.gradient is not None
     assert (finding.gradient > 0.1) == (verdict == "leaks")
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
+def test_routers_that_are_no_products_take_no_adapter(family: str) -> None:
+    model = tiny(family)
+    add_lora(model, LoraOptions(r=2), base=family, seed=0)
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora" in name}
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= adapted
+    assert "router" not in adapted
+    assert probe(model.eval(), "sdpa").verdict == "clean"
+    with pytest.raises(ConfigError, match="router computes more than a product"):
+        add_lora(tiny(family), LoraOptions(r=2, targets=("q_proj", "router")), base=family, seed=0)
 
 
 def test_an_adapter_that_cannot_be_is_one_message(training: Run, shards: Path, base: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from pipeline.base.errors import ConfigError
 from tests.conftest import Run, left_behind
@@ -205,10 +207,35 @@ def test_a_model_that_refuses_packs_is_refused(training: Run, shards: Path, tmp_
         ended = training(*arguments)
         assert ended.code == 4
         assert "NemotronAttention is not told where segments begin" in ended.err + ended.out
+    # Layers that know where segments begin, and have no kernels that keep them apart.
+    hybrid = ["--shards", shards, "--model", config_file(tmp_path, "qwen3_next")]
+    for arguments in (["train", *hybrid, *train[-4:], "--no-check"], ["parity", *hybrid]):
+        ended = training(*arguments)
+        assert ended.code == 4
+        assert "Qwen3NextForCausalLM refuses packs: " in ended.err
     ended = training("bench", *given, "--layouts", "padded,packed", "--rounds", 1, "--json")
     assert ended.code == 0
     assert "is not told where segments begin" in ended.json["layouts"]["packed"]["failed"]
     assert ended.json["layouts"]["padded"]["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_no_bug(
+    error: Exception, training: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("training.running.loop.train_step", step)
+    ended = training(*command(shards, tmp_path, tmp_path / "out", "--no-check"))
+    assert ended.code == 2
+    assert f"memory does not suffice ({str(error).splitlines()[0]}): in train, take fewer --packs-per" in ended.err
 
 
 @pytest.mark.parametrize(
