@@ -66,7 +66,7 @@ def _tally_rows(counts: Tally) -> list[Row]:
     share = counts.targets / max(1, counts.tokens)
     rows = [("tokenised", f"{counts.samples:,} {_of_rows(counts)}, {counts.tokens:,} tokens")]
     if counts.turns:
-        rows.append(("turns", f"{counts.turns_trained:,} of {counts.turns:,} are trained"))
+        rows.append(("turns", f"{counts.turns_trained:,} trained, of {counts.turns:,} in all"))
     rows.append(("targets", f"{counts.targets:,}, {share:.1%} of the tokens are trained"))
     rows += [
         (f"  {kind}", f"{number:,} ({number / counts.targets:.1%})") for kind, number in counts.targets_by_kind.items()

@@ -19,7 +19,8 @@ ROLES = (TOKENS, *TARGETS, ATTENTION)
 
 TEMPLATE_KWARGS = "chat_template_kwargs"
 FIELDS = (
-    *("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history", "text"),
+    *("messages", "tools", "prompt", "completion", "instruction", "input", "output", "system", "history"),
+    *("reasoning", "text"),
     TEMPLATE_KWARGS,
     *("id", "parent", "role", "rank", "deleted"),
 )

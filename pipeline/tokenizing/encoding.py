@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
 from pipeline.reading.decoding.raw import RawBlock
-from pipeline.tokenizing.chats.rendering import Rendering
+from pipeline.tokenizing.chats.rendered import Rendering
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.chats.turns.shapes import Parts
 from pipeline.tokenizing.faults import Fault, Unused

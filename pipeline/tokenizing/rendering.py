@@ -9,7 +9,8 @@ from functools import partial
 
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
-from pipeline.tokenizing.chats.rendering import ChatRenderer, Rendering
+from pipeline.tokenizing.chats.rendered import Rendering
+from pipeline.tokenizing.chats.rendering import ChatRenderer
 from pipeline.tokenizing.chats.tags import OwnTags
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked
 from pipeline.tokenizing.chats.turns.shapes import Targets

@@ -36,8 +36,9 @@ NOTES = {
     " a sample of each answer as it is at inference",
     "history_left_out": "the template leaves out the reasoning of earlier turns",
     "prompt_unwritten": "the template opens an answer with text, such as <think> or an empty thought, that it does not"
-    " write into the chat itself, so the answer is trained after other text than it is generated after; a template that"
-    " writes it (--chat-template FILE), or is told not to open it (--template-kwargs), makes them agree",
+    " write into the chat itself, so the answer is trained after other text than it is generated after; --history"
+    " expand (of earlier turns), a template that writes it (--chat-template FILE), or one that is told not to open it"
+    " (--template-kwargs) makes them agree",
     "history_column": "their earlier turns were taken from the history column",
     "reasoning_dropped": "their reasoning was taken out before rendering, as asked",
     "result_tags": "the tags <tool_response> round their results were taken off, as the template writes them itself",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 
 from pipeline.base.words import counted
@@ -11,63 +10,18 @@ from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.hiding import looked_at, require_same
 from pipeline.tokenizing.chats.marks import ends_trained, owners_of, untrained, within, without
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
+from pipeline.tokenizing.chats.rendered import Rendering, num_without_reasoning
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked, TemplateRefusal
 from pipeline.tokenizing.chats.turns.ends import End, own_or_next, own_or_put
 from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
-from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Parts, Shape, Targets, Turn, parts_in, parts_of, shifted
+from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Shape, Targets, Turn, parts_in, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
 from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, who_is, with_text_arguments
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
-
-
-@dataclass(slots=True, kw_only=True)
-class Rendering:
-    """A sample as text."""
-
-    text: str
-    """With special tokens of people's own words hidden, if `hides`; see `OwnWords`."""
-
-    targets: Targets | None
-    """Characters to be trained, in order; None trains every token."""
-
-    end_tokens: list[Span] = field(default_factory=list)
-    """Characters of special tokens that end a trained turn."""
-
-    prompt: str
-    """What the user said, to embed the sample by; all of a plain text. Of a chat empty unless it is to be kept."""
-
-    notes: list[str]
-    """What is to be said about it; see `tally.NOTES`."""
-
-    source_turn: int = 0
-    """The last turn of its row that it has."""
-
-    source_row: int | None = None
-    """The row of the file that this turn is, where it is one."""
-
-    without_reasoning: frozenset[int] = frozenset()
-    """The turns whose reasoning the template leaves out of it."""
-
-    turns: Mapping[str, int] = field(default_factory=dict)
-    """Turns by what `Tally` counts of them; the first sample of a row has those of all."""
-
-    parts: Callable[[], Parts] = list
-    """What each piece of the text is, trained or not; made where it is asked for."""
-
-    around: str = "inserted"
-    """What the rest of the text is."""
-
-    puts: list[Span] = field(default_factory=list)
-    """Characters of end tokens that no template wrote."""
-
-    @property
-    def hides(self) -> bool:
-        """Whether something is hidden in the text, to be encoded as plain text."""
-        return HIDDEN in self.notes
 
 
 class ChatRenderer:
@@ -136,7 +90,7 @@ class ChatRenderer:
         renderings[0].turns = {
             "turns": len(chat.messages) - chat.num_shared,
             "turns_trained": len(trained),
-            "reasoning_left_out": num_dropped + _num_without_reasoning(renderings, chat.num_shared),
+            "reasoning_left_out": num_dropped + num_without_reasoning(renderings, chat.num_shared),
         }
         return renderings
 
@@ -282,10 +236,10 @@ class ChatRenderer:
     def _chosen(self, chat: Chat, number: int, parts: Targets, text: str, found: FoundTurns) -> Targets:
         """The parts of a turn that are trained. Raises `RowFault` where those that the data marks cannot be located."""
         chosen = [(kind, span) for kind, span in parts if kind not in self._masked and span[0] < span[1]]
-        marked = chat.parts_marked(number)
+        marked, turn = chat.parts_marked(number), found.turns.get(number)
+        chosen = [(kind, self._stop(span, turn, text) if kind == "end" else span) for kind, span in chosen]
         if marked is None:
             return chosen
-        turn = found.turns.get(number)
         if turn is None:
             raise unlocated(number, self._template, found.untold[number])
         spans = untrained(marked, turn, self._words.shown(text), self._marks)
@@ -320,10 +274,20 @@ class ChatRenderer:
                 text = text[: end.put[0] + shift] + end.put_text + text[end.put[0] + shift :]
             marked = chat.parts_marked(number)
             if marked is None or ends_trained(marked, chat.messages[number]):
-                targets.append(("end", (min(turn.end, end.token[0]) + shift, end.token[1] + shift)))
+                begin, stop = self._stop((min(turn.end, end.token[0]), end.token[1]), turn, rendering.text)
+                targets.append(("end", (begin + shift, stop + shift)))
                 rendering.end_tokens.append((end.token[0] + shift, end.token[1] + shift))
             shift += len(end.put_text)
         rendering.text, rendering.targets = text, targets
+
+    def _stop(self, end: Span, turn: Turn | None, text: str) -> Span:
+        """The end of a turn that is trained: of one that ends in a masked call only what stops generation, without the
+        marks that close the call.
+        """
+        if "call" not in self._masked or turn is None or not turn.parts or turn.parts[-1][0] != "call":
+            return end
+        specials = [found.start() for found in self._special_texts.finditer(text, *end)]
+        return (specials[-1], end[1]) if specials else end
 
     def _end(self, turn: Turn, rendering: Rendering, *, is_last: bool) -> End | None:
         """What ends a turn of a chat; None where none is wanted. Raises `RowFault` where it lacks."""
@@ -339,11 +303,3 @@ class ChatRenderer:
         if end is None and "no_turn_end" not in rendering.notes:
             rendering.notes.append("no_turn_end")
         return end
-
-
-def _num_without_reasoning(renderings: Sequence[Rendering], first: int) -> int:
-    """How many turns of a chat, from one of them on, have reasoning that stands in none of its samples."""
-    without = {number for one in renderings for number in one.without_reasoning if number >= first}
-    return sum(
-        all(number in one.without_reasoning or number > one.source_turn for one in renderings) for number in without
-    )

@@ -39,13 +39,15 @@ _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 class TemplateRefusal(RowFault):
     """The template raised over a chat: by intent, or because it expects another shape of message."""
 
-    def __init__(self, name: str, error: Exception) -> None:
-        """name: of the template; error: what it raised."""
+    def __init__(self, name: str, error: Exception, bare: tuple[int, Message] | None = None) -> None:
+        """name: of the template; error: what it raised; bare: a turn without content, and its number."""
         kind, said = type(error).__name__, in_one_line(error)
         told = f"cannot render it: {said}; {name} raises {kind}, so it may expect turns of another form"
         if kind == "TemplateError":  # which raise_exception raises
             told = f"refuses it: {said}; {name} says so itself"
         way = "change the chat, or give a template that takes it with --chat-template FILE"
+        if bare is not None and "'content'" in said:
+            way = f'turn {bare[0]} ({bare[1]["role"]}) has none, or null: where it says nothing, give it the content ""'
         super().__init__("template_refused", f"the template {told}: {way}")
 
 
@@ -170,7 +172,9 @@ class ChatTemplate:
                     f"{self.name} reads the clock, so tomorrow the same command would give other tokens; say which day"
                     f" it is, as in --template-date {today}"
                 ) from None
-            raise TemplateRefusal(self.name, error) from None
+            turns = [(number, turn) for chat in chats for number, turn in enumerate(chat)]
+            bare = next((one for one in turns if one[1].get("content") is None), None)
+            raise TemplateRefusal(self.name, error, bare) from None
 
     def _writes_content(self, *, in_parts: bool = False) -> bool:
         """Whether what a user says is written; templates of models that see write only contents in parts."""

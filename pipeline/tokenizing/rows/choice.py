@@ -10,6 +10,7 @@ from pipeline.format.options import TEMPLATE_KWARGS
 from pipeline.tokenizing.rows.detection import FirstRows, one_string
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.guards import PREFERENCES, UNUSABLE, preferences_in
+from pipeline.tokenizing.rows.messages import REASONING
 from pipeline.tokenizing.rows.paths import column_of
 
 _REQUIRED = {
@@ -20,15 +21,19 @@ _REQUIRED = {
 }
 _OPTIONAL = {
     "messages": ("system", "tools", TEMPLATE_KWARGS),
-    "prompt-completion": ("system", "history", "tools", TEMPLATE_KWARGS),
-    "instruction": ("system", "input", "history", "tools", TEMPLATE_KWARGS),
+    "prompt-completion": ("system", "history", "reasoning", "tools", TEMPLATE_KWARGS),
+    "instruction": ("system", "input", "history", "reasoning", "tools", TEMPLATE_KWARGS),
     "text": (),
 }
 _FIELDS = frozenset(field for of in (_REQUIRED, _OPTIONAL) for fields in of.values() for field in fields)
 _NOT_MESSAGES = _FIELDS - {"messages"}
 """What a column is called that is another field of a row, even where it looks like a chat."""
 
-_ALIASES = {"messages": ("messages", "conversations"), "system": ("system", "system_prompt")}
+_ALIASES = {
+    "messages": ("messages", "conversations"),
+    "system": ("system", "system_prompt"),
+    "reasoning": REASONING,
+}
 
 
 def choose_format(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,14 +13,17 @@ from pipeline.tokenizing.rows.detection import are_calls, not_a_chat, pair_of
 from pipeline.tokenizing.rows.guards import refusal
 from pipeline.tokenizing.rows.messages import (
     EMPTY,
+    REASONING,
     Mark,
     Message,
     RowFault,
-    function_of,
+    functions_in,
     is_blank,
     kind_of,
     name_of,
     parsed,
+    reasoning_of,
+    with_schema,
 )
 from pipeline.tokenizing.rows.paths import column_of, columns_of, value_at
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
@@ -128,8 +130,9 @@ class Format:
             prompt, completion = (self._text(row, name) for name in ("prompt", "completion"))
         system, (earlier, marks), tools = self._system(row), self._history(row), self._tools(row)
         notes = ["history_column"] if earlier else []
+        answer = self._reasoned(row, [{"role": "assistant", "content": completion}])
         if as_chat:
-            pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            pair = [{"role": "user", "content": prompt}, *answer]
             if not earlier:
                 return Chat([*system, *pair], tools, num_prompt=len(system) + 1)
             chat = self._chat(system, [*earlier, *pair], [*marks, None, None], tools)
@@ -141,11 +144,13 @@ class Format:
                 f"column {self.columns['tools']!r}: tools ({names}) need a chat template; give one with"
                 " --chat-template FILE",
             )
-        if any(len(turn) > 2 for turn in earlier) or any(mark is not None for mark in marks):
+        more = "history" if any(len(turn) > 2 for turn in earlier) or any(mark is not None for mark in marks) else ""
+        more = "reasoning" if len(answer[0]) > 2 else more
+        if more:
             raise RowFault(
                 "no_template",
-                f"column {self.columns['history']!r}: its turns are more than texts, which needs a chat template; give"
-                " one with --chat-template FILE",
+                f"column {self.columns[more]!r}: turns that are more than texts need a chat template; give one with"
+                " --chat-template FILE",
             )
         if self.name == "instruction":
             prompt += "\n"
@@ -161,6 +166,7 @@ class Format:
     def _pair_of_turns(self, row: Mapping[str, Any], prompt: Any, completion: Any) -> Chat:
         asked, asked_marks = self._as_turns(prompt, "user", self.columns["prompt"])
         told, told_marks = self._as_turns(completion, "assistant", self.columns["completion"])
+        told = self._reasoned(row, told)
         earlier, marks = self._history(row)
         at = int(asked[0]["role"] == "system")
         asked, asked_marks = [*asked[:at], *earlier, *asked[at:]], [*asked_marks[:at], *marks, *asked_marks[at:]]
@@ -268,21 +274,25 @@ class Format:
         return [{"role": "system", "content": content}] if content else []
 
     def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
-        tools: Any = value_at(row, self.columns["tools"]) if "tools" in self.columns else None
+        """The tools that a column of its own describes, if any. Raises `RowFault`."""
+        tools = value_at(row, self.columns["tools"]) if "tools" in self.columns else None
         if is_blank(tools):
             return None
-        try:
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-            tools = [tools] if isinstance(tools, dict) and ("function" in tools or "name" in tools) else tools
-            found = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-        except (ValueError, TypeError):
-            found = [None]
-        if not all(isinstance(tool, dict) for tool in found):
+        functions = functions_in(tools, f"column {self.columns['tools']!r}") or None
+        return [*map(with_schema, functions)] if functions and self.completes_with_calls else functions
+
+    def _reasoned(self, row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
+        """Answers; a single one with the reasoning that a column of its own gives, if any. Raises `RowFault`."""
+        reasoning = self._optional_text(row, "reasoning")
+        if not reasoning.strip():
+            return turns
+        if len(turns) != 1 or reasoning_of(turns[0]) not in (None, reasoning):
             raise RowFault(
-                "not_text", f"column {self.columns['tools']!r} is no list of tool descriptions (JSON schemas)"
+                "contradictory_reasoning",
+                f"column {self.columns['reasoning']!r}: which turn it belongs to cannot be told, or that has another;"
+                " give it as reasoning_content of its turn, or drop the column",
             )
-        functions = [_as_function(tool) for tool in found] or None
-        return [*map(_with_schema, functions)] if functions and self.completes_with_calls else functions
+        return [{**turns[0], REASONING[0]: reasoning}]
 
     def _kwargs(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row tells its template besides; nulls tell nothing. Raises `RowFault`."""
@@ -321,19 +331,3 @@ def _one_system(messages: list[Message]) -> list[Message]:
     if messages[0]["content"] != messages[1]["content"]:
         raise RowFault("two_system_turns", "it begins with two system turns (or a system column and one) that differ")
     return messages[1:]
-
-
-def _as_function(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as OpenAI's format has it; some data has the function alone."""
-    if "function" in tool or "name" not in tool:
-        return tool
-    return {"type": "function", "function": function_of(tool)}
-
-
-def _with_schema(tool: dict[str, Any]) -> dict[str, Any]:
-    """A function whose parameters are a JSON schema, where they were named alone, as xLAM does."""
-    function = function_of(tool)
-    named = function.get("parameters")
-    if not isinstance(named, dict) or "properties" in named or not all(isinstance(one, dict) for one in named.values()):
-        return tool
-    return tool | {"function": function | {"parameters": {"type": "object", "properties": named}}}

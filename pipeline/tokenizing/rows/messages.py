@@ -155,6 +155,33 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
+def functions_in(tools: Any, where: str) -> list[dict[str, Any]]:
+    """Tools as OpenAI's format has them, from a list, a single one, or JSON text of either; some data has the functions
+    alone. Raises `RowFault`.
+    """
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        tools = [tools] if isinstance(tools, dict) and ("function" in tools or "name" in tools) else tools
+        found = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (ValueError, TypeError):
+        found = [None]
+    if not all(isinstance(tool, dict) for tool in found):
+        raise RowFault("not_text", f"{where} is no list of tool descriptions (JSON schemas)")
+    return [
+        {"type": "function", "function": function_of(tool)} if "name" in tool and "function" not in tool else tool
+        for tool in found
+    ]
+
+
+def with_schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function whose parameters are a JSON schema, where they were named alone, as xLAM does."""
+    function = function_of(tool)
+    named = function.get("parameters")
+    if not isinstance(named, dict) or "properties" in named or not all(isinstance(one, dict) for one in named.values()):
+        return tool
+    return tool | {"function": function | {"parameters": {"type": "object", "properties": named}}}
+
+
 def has_free_arguments(message: Message) -> bool:
     """Whether a call of a message has arguments that are no object, such as plain text."""
     return any(not isinstance(function_of(call).get("arguments"), dict) for call in calls_of(message))

@@ -19,7 +19,7 @@ _OTHER_NAMES = {
     "role": ("author", "speaker", "from"),
     "text": ("content", "body", "message", "value"),
 }
-"""What they are called besides, which is not taken without being told."""
+"""What they are called besides, which is taken where trees are asked for."""
 
 _OPTIONAL = ("rank", "deleted")
 _FIELDS = (*_NAMES, *_OPTIONAL, "prompt")
@@ -38,8 +38,11 @@ def tree_format(file: RawFile, options: TokenizeOptions, reader: TurnReader) -> 
     if found is None:
         if options.format == "tree":
             raise DataError(f"{file.where}: {_misfit(file, options)}")
-        if {"parent_id", "role"} <= {*file.columns} and (way := _way(_missing(file, options), file)):
-            raise DataError(f"{file.where}: the rows look like messages of dialogue trees: {way} reads them")
+        parents = {*_NAMES["parent"], *_OTHER_NAMES["parent"]}
+        if "role" in file.columns and parents & {*file.columns} and (way := _way(_missing(file, options), file)):
+            raise DataError(
+                f"{file.where}: the rows look like messages of dialogue trees: --format tree reads them, as does {way}"
+            )
         return None
     read = {*found.values()}
     guards = [name for name in UNUSABLE if (name in file.columns or file.is_open_ended) and name not in read]
@@ -54,7 +57,8 @@ def _flat(file: RawFile, options: TokenizeOptions, reader: TurnReader) -> dict[s
         named = {"role": reader.role_key, "text": reader.content_key}
         found = {field: name for field, name in named.items() if name is not None} | found
     for field, names in _NAMES.items():
-        there = [name for name in names if name in file.columns]
+        others = _OTHER_NAMES[field] if options.format == "tree" else ()
+        there = [name for name in (*names, *others) if name in file.columns]
         if there:
             found.setdefault(field, there[0])
     if found.get("id") == "message_id" and file.is_open_ended:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.tokenizing.chats.template import ChatTemplate
-from pipeline.tokenizing.chats.turns.probes import CLOSES
+from pipeline.tokenizing.chats.turns.probes import CLOSES, CUTS
 from pipeline.tokenizing.chats.turns.shapes import Turn
 from pipeline.tokenizing.rows.messages import RowFault
 
@@ -15,6 +15,11 @@ def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
             "template_mismatch",
             f"turn {number} (assistant): {template.name} {why}, so the model would never write it; --reasoning drop"
             " takes it out, and --template-kwargs enable_thinking=true (or the row's own) leaves it open",
+        )
+    if why.startswith(CUTS):
+        return RowFault(
+            "template_mismatch",
+            f"turn {number} (assistant): {template.name} {why}; write it otherwise there, or leave out such rows",
         )
     return RowFault(
         "template_mismatch",

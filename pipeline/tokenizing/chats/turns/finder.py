@@ -26,7 +26,7 @@ from pipeline.tokenizing.chats.template import ChatTemplate, TemplateRefusal
 from pipeline.tokenizing.chats.turns.history import last_run, rewritten
 from pipeline.tokenizing.chats.turns.layout import STAND_IN, Layout, Leaf, layout_of, slot_spans, with_stand_ins
 from pipeline.tokenizing.chats.turns.locating import Locator
-from pipeline.tokenizing.chats.turns.probes import TOOLS, Probes
+from pipeline.tokenizing.chats.turns.probes import CUTS, TOOLS, Probes
 from pipeline.tokenizing.chats.turns.prompts import Prompts, before_turn
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Rewriting, Shape, TurnShape
 from pipeline.tokenizing.rows.messages import Message
@@ -116,6 +116,10 @@ class TurnFinder:
     def _none_found(self, chat: Chat, shape: Shape | None, chat_text: str) -> FoundTurns:
         """What is known where no turn could be located: what the template leaves out, by its shape or the text."""
         why = "renders the texts of this chat otherwise than others"
+        answers = [str(turn.get("content")) for turn in chat.messages if turn["role"] == "assistant"]
+        apart = [(answer, self._marks.apart(answer)) for answer in answers]
+        if any(self._marks.closing in (answer if inline is None else inline.answer) for answer, inline in apart):
+            why = f"{CUTS} {self._marks.closing}, which stands in the words of one, as if reasoning ended there"
         if shape is None:
             missing = _unwritten(chat, chat_text)
         else:

@@ -112,6 +112,10 @@ class Locator:
                     parts.append((around, (at, at + thought)))
                 at, around = at + thought, "call"
             start = span[0]
+            led = self._before_mark(chat_text[at:start]) if this == "reasoning" else 0
+            if led:
+                parts.append(("inserted", (at, at + led)))
+                at += led
             if this == "answer" and around == "reasoning" and span[1] > start:  # a blank is of the word after it
                 start = at + len(chat_text[at:start].rstrip(" "))
             if start > at:
@@ -122,6 +126,11 @@ class Locator:
         if end > at:
             parts.append((before if before in ("call", "reasoning") else "inserted", (at, end)))
         return parts
+
+    def _before_mark(self, piece: str) -> int:
+        """How much of what stands in front of reasoning is none of it: what is written before its mark."""
+        at = piece.rfind(self._marks.opening)
+        return at if at > 0 and piece[:at].strip() else 0
 
     def _thought_end(self, piece: str, before: Kind | None) -> int:
         """How much of what stands in front of a call ends a thought: up to its mark, or to the first special token."""

@@ -36,6 +36,7 @@ TOOLS: list[Any] = [
 """Tools for chats of stand-ins."""
 
 UNTOLD = "does not tell where it begins"
+CUTS = "cuts answers at"
 CLOSES = "opens this turn with its reasoning closed"
 """Why a turn cannot be trained."""
 

@@ -58,3 +58,19 @@ def test_marks_say_where_turns_end_and_flags_do_not(
     with caplog.at_level(logging.WARNING):
         load_tokenization(tok, path, TokenizeOptions(**options))
     assert [message.partition(" has no effect on chats")[0] for message in caplog.messages] == ([flag] if flag else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        ("gemma4", "<|tool_response>"),
+        ("qwen2_5", "<|im_end|>"),
+        ("qwen2_5_training", "\n<|im_end|>\n"),
+    ],
+)
+def test_of_a_masked_call_only_what_stops_generation_is_trained(
+    tok: Path, tmp_path: Path, name: str, stop: str
+) -> None:
+    found, (runs,) = told(tok, name, tmp_path, AGENT, tool_calls="mask")
+    assert "".join(runs[:-1]) == stop
+    assert "call" not in found.kinds

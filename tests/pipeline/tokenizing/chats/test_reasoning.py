@@ -11,7 +11,7 @@ import pytest
 from pipeline.base.errors import ConfigError
 from pipeline.format.options import TokenizeOptions
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
-from tests.pipeline.tokenizing.test_chats import PLAIN, answer, told, user
+from tests.pipeline.tokenizing.test_chats import AGENT, PLAIN, answer, told, user
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +99,34 @@ def test_reasoning_is_found_in_linear_time() -> None:
     for content in ("a" + "\n" * 200_000 + "b</think>c", " " * 200_000 + "</think>", "<think>" * 30_000 + "</think>"):
         assert ReasoningMarks().apart(content) is not None
     assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "marks", "inserted"),
+    [
+        ("gptoss", "<think>,</think>", "<|channel|>final<|message|>"),
+        ("qwen3", "<|begin|>,<|end|>", "<think>\n\n</think>\n\n"),
+    ],
+)
+def test_what_a_template_inserts_before_inline_marks_is_no_reasoning(
+    gpt2: Path, tmp_path: Path, name: str, marks: str, inserted: str
+) -> None:
+    opening, closing = marks.split(",")
+    thought, row = f"{opening}\nhm\n{closing}\n\n", [user("Hi"), answer(f"{opening}\nhm\n{closing}\n\nHello.")]
+    asked: dict[str, Any] = {"reasoning_marks": marks, "append_eos": True, "template_date": "2031-02-03"}
+    whole = told(gpt2, name, tmp_path, row, **asked)[1][0][0]
+    assert whole.startswith(inserted + thought + "Hello.")
+    masked = told(gpt2, name, tmp_path, row, inserted="mask", **asked)[1][0][0]
+    assert thought in masked and inserted not in masked  # what both begin in one token is both's
+    runs = told(gpt2, name, tmp_path, row, reasoning="mask", **asked)[1][0]
+    assert runs[0].startswith(inserted[:-1]) and runs[1].startswith("Hello.")
+
+
+def test_an_answer_that_names_the_closing_mark(tok: Path, tmp_path: Path) -> None:
+    (fault,) = told(tok, "qwen3", tmp_path, [user("Hi"), answer("It is </think> and more.")])[0].faults
+    assert "cuts answers at </think>" in fault.detail
+
+
+def test_a_null_content_that_a_template_reads(tok: Path, tmp_path: Path) -> None:
+    (fault,) = told(tok, "deepseekv3", tmp_path, [*AGENT[:1], AGENT[1] | {"content": None}, *AGENT[2:]])[0].faults
+    assert 'turn 1 (assistant) has none, or null: where it says nothing, give it the content ""' in fault.detail

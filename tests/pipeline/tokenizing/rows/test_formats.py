@@ -174,7 +174,7 @@ def test_a_history_goes_before_a_prompt_of_turns_and_after_its_system_turn() -> 
     marked["history"] = [system, chat("q")[0], {"role": "assistant", "content": "a", "weight": 0}]  # type: ignore[assignment]
     whole = Chat([system, *chat("q", "a", "p", "c")], num_prompt=4, marks=[None, None, False, None, None])
     assert read(marked, as_chat=True) == whole
-    with pytest.raises(RowFault, match="'history': its turns are more than texts"):
+    with pytest.raises(RowFault, match="'history': turns that are more than texts"):
         detect(marked).sample(marked, as_chat=False)
 
 

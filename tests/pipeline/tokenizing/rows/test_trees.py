@@ -278,10 +278,10 @@ def test_other_names_are_told_the_map_that_reads_them(
 ) -> None:
     rows = [{"content" if key == "text" else key: value for key, value in row.items()} for row in ANSWERED]
     source, out = lines(rows), ["--output", tmp_path / "out"]
-    for asked in ([], ["--format", "tree"]):
-        ended = run("tokenize", source, *out, *flags, *asked)
-        assert ended.code == 3 and "--map text=content" in ended.err, ended.err
-    assert run("tokenize", source, *out, *flags, "--map", "text=content").code == 0
+    ended = run("tokenize", source, *out, *flags)
+    assert ended.code == 3 and "--format tree reads them, as does --map text=content" in ended.err, ended.err
+    for asked in (["--map", "text=content"], ["--format", "tree"]):
+        assert run("tokenize", source, *out, *flags, *asked, "--overwrite").code == 0
     nested = [{"prompt": {"role": "prompter", "content": "a", "replies": []}}]
     ended = run("tokenize", lines(nested), "--output", tmp_path / "nested", *flags)
     assert ended.code == 3 and "it has no text (its keys are: role, content, replies)" in ended.err

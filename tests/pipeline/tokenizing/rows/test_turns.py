@@ -224,3 +224,19 @@ def test_keys_that_are_not_read_are_counted(tokenizer_dir: Path, tmp_path: Path)
     (fault,) = encode(encoder(tokenizer_dir, source, tmp_path), [tools]).faults
     assert "turn 0 (system): the template does not read its functions" in fault.detail
     assert encode(encoder(tokenizer_dir, source, tmp_path, unsaid="allow"), [tools]).notes == {"unsaid_tools": [0]}
+
+
+def test_a_column_of_reasoning_is_of_the_answer() -> None:
+    asked, told = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
+    pair = {"prompt": "Hi", "completion": "Hello.", "reasoning": "first thought"}
+    alpaca = {"instruction": "Hi", "output": "Hello.", "thinking": "first thought"}
+    turns = {"prompt": [asked], "completion": [told], "reasoning_content": "first thought"}
+    for row in (pair, alpaca, turns):
+        sample = choose_format(list(row), "auto", {}, "x.jsonl").sample(row, as_chat=True)
+        assert isinstance(sample, Chat)
+        assert sample.messages == [asked, told | {"reasoning_content": "first thought"}]
+    with pytest.raises(RowFault, match="need a chat template"):
+        choose_format(list(pair), "auto", {}, "x.jsonl").sample(pair, as_chat=False)
+    for answers in ([told | {"reasoning": "other"}], [told, asked, told]):
+        with pytest.raises(RowFault, match="'reasoning_content': which turn it belongs to cannot be told"):
+            choose_format(list(turns), "auto", {}, "x.jsonl").sample(turns | {"completion": answers}, as_chat=True)

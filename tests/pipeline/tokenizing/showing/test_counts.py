@@ -41,7 +41,7 @@ def test_one_step_says_what_two_steps_say(run: Run, lines: Lines, tok: Path, tmp
     tokenized_by = ("--tokenizer", tok, "--chat-template", TEMPLATES / "qwen3.jinja")
     flags = (*tokenized_by, "--history", "as-rendered", "--on-error", "drop")
     ended = run("tokenize", source, "--output", tmp_path / "tokens", *flags)
-    assert "4 of 8 are trained" in ended.out and "of 1 turn" in ended.out, ended.err
+    assert "4 trained, of 8 in all" in ended.out and "of 1 turn" in ended.out, ended.err
     out = tmp_path / "packs"
     result = run("pack", source, "--output", out, "--max-length", 256, *flags, "--json").json
     counts = manifest_of(tmp_path / "tokens")["counts"]
