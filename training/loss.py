@@ -160,22 +160,15 @@ class _LinearLoss(torch.autograd.Function):
         for part in (slice(begin, begin + at_once) for begin in range(0, len(hidden), at_once)):
             inputs = hidden[part].to(dtype)
             logits = functional.linear(inputs, matrix, added).float()
-            lost = functional.cross_entropy(logits, labels[part], ignore_index=IGNORE, reduction="none")
-            total += torch.dot(lost, weights[part])
-            if not any(wanted):
-                continue
-            logits -= logits.logsumexp(1, keepdim=True)
-            gradient = logits.exp_()
-            at = labels[part, None]
-            gradient.scatter_add_(1, at.clamp(min=0), torch.full_like(at, -1, dtype=gradient.dtype))
-            gradient *= torch.where(labels[part] == IGNORE, 0, weights[part])[:, None]
+            total += _loss_in_place(logits, labels[part], weights[part])
             if of_bias is not None:
-                of_bias += gradient.sum(0)
-            gradient = gradient.to(dtype)
+                of_bias += logits.sum(0)
+            gradient = logits.to(dtype)
             if of_hidden is not None:
                 of_hidden[part] = gradient @ matrix
             if of_weight is not None:
                 of_weight += gradient.T @ inputs
+            del logits, gradient  # before the next are there
         context.gradients = of_hidden, of_weight, of_bias
         return total
 
@@ -188,6 +181,17 @@ class _LinearLoss(torch.autograd.Function):
         gradients = [None if each is None else each.mul_(outer) for each in context.gradients]
         context.gradients = None
         return (*gradients, None, None, None, None)
+
+
+def _loss_in_place(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weighted cross-entropies, whose gradient takes the place of the logits.  # shape: ()"""
+    at, counted = labels.clamp(min=0)[:, None], torch.where(labels == IGNORE, 0, weights)
+    logits -= logits.amax(1, keepdim=True)
+    of_label = logits.gather(1, at)[:, 0]
+    of_all = logits.exp_().sum(1)
+    logits *= (counted / of_all)[:, None]
+    logits.scatter_add_(1, at, -counted[:, None])
+    return torch.dot(of_all.log() - of_label, counted)
 
 
 def _ends_in(head: nn.Linear, model: nn.Module, inputs: Mapping[str, Any]) -> bool:
