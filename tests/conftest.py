@@ -18,6 +18,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+from pipeline.base.process.log import JsonLines
 from pipeline.command.main import main
 from strategies.registry import ENTRY_POINT_GROUP
 
@@ -76,12 +77,13 @@ def in_process(
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        for log in logs:
+        for log in [*logs, logging.getLogger()]:
             for handler in list(log.handlers):
-                log.removeHandler(handler)
-                handler.close()
+                if log in logs or isinstance(handler.formatter, JsonLines):
+                    log.removeHandler(handler)
+                    handler.close()
         captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
+        assert "Traceback" not in captured.err or "--debug" in arguments
         code = ended.value.code
         assert isinstance(code, int)
         return Ended(code, captured.out, captured.err)

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import re
+import signal
 import typing
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import datasets
 import pytest
 
 from pipeline.base.errors import ExitCode
+from pipeline.command.metrics import LABELS, OF_ALL_RUNS, OF_SUCCESSES, PREFIX
 from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA, tokenized_schema
 from pipeline.format.counts import REASONS
 from pipeline.format.figures import Figures
@@ -127,6 +129,18 @@ def test_words_of_version_1_are_gone(page: str) -> None:
 def test_exit_codes() -> None:
     rows = documents.table(README, "## Exit codes and JSON")
     assert [int(code) for row in rows for code in row[0].split(",")] == sorted(ExitCode)
+
+
+def test_metrics() -> None:
+    told = [[cell.strip("`") for cell in row] for row in documents.table(PAGES["docs/jobs.md"], "## Metrics")]
+    metrics = {**OF_ALL_RUNS, **OF_SUCCESSES}
+    assert told == [[PREFIX + name, LABELS.get(name, ""), text] for name, text in metrics.items()]
+
+
+def test_exit_codes_for_schedulers() -> None:
+    rows = documents.table(PAGES["docs/jobs.md"], "## Exit codes: what to retry")
+    told = {int(code) for row in rows for code in row[0].split(",") if code.strip().isdigit()}
+    assert told == {*ExitCode, 128 + signal.SIGKILL}
 
 
 def test_statuses(run: Run) -> None:

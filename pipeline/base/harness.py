@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ import click
 
 from pipeline.base.errors import ExitCode, StorageError, Termination, TightpackError
 from pipeline.base.options import Options, OptionType, default_of, option_types
+from pipeline.base.process.log import LOGGERS, LogFormat, begin_log, log_as_json, log_more, log_to_file, logs_json
 
-_LOGGERS = ("pipeline", "training")
+log = logging.getLogger(__name__)
+
 _OURS = ("pipeline", "strategies", "training")
 _AS_JSON = "tightpack.json"
+_AT_END = "tightpack.at-end"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -110,22 +114,24 @@ def _log_to(_: click.Context, __: click.Parameter, path: str | None) -> None:
     if path is None:
         return
     try:
-        handler = logging.FileHandler(path)
+        log_to_file(path)
     except OSError as error:
         raise StorageError(f"--log-file {path}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in _LOGGERS:
-        logging.getLogger(name).addHandler(handler)
+
+
+def _log_as(ctx: click.Context, _: click.Parameter, form: LogFormat) -> None:
+    if form == "json":
+        program = ctx.find_object(Program)
+        log_as_json(None if program is None else program.rank)
 
 
 def _log_more(_: click.Context, __: click.Parameter, on: bool) -> None:
     if on:
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.DEBUG)
+        log_more()
 
 
 def result_options(command: Command) -> Command:
-    """Give a command the options about what it prints: `--json`, `--log-file` and `--debug`."""
+    """Give a command the options about what it prints: `--json`, `--log-file`, `--log-format` and `--debug`."""
     options = [
         click.option(
             "--json",
@@ -144,6 +150,16 @@ def result_options(command: Command) -> Command:
             help="Write the log to this file as well.",
         ),
         click.option(
+            "--log-format",
+            type=click.Choice(typing.get_args(LogFormat)),
+            default="text",
+            show_default=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_log_as,
+            help="Log for people, or as one JSON object a line.",
+        ),
+        click.option(
             "--debug",
             is_flag=True,
             expose_value=False,
@@ -155,6 +171,11 @@ def result_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def end_with(code: ExitCode | int) -> NoReturn:
+    """End the command with an exit code, without a message."""
+    click.get_current_context().exit(code)
 
 
 def print_result(text: str, value: Mapping[str, Any], as_json: bool) -> None:
@@ -179,9 +200,43 @@ def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class EagerCommand(click.Command):
+    """A command that heeds its eager flags, which say how and where its end is told, even where others are wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse. Raises `click.UsageError`."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError:
+            self._heed_eager(ctx, given)
+            raise
+
+    def _heed_eager(self, ctx: click.Context, args: list[str]) -> None:
+        parser = self.make_parser(ctx)
+        parser.ignore_unknown_options = True
+        eager = [param for param in self.params if param.is_eager and param.name]
+        try:
+            values, _, order = parser.parse_args(list(args))
+        except click.UsageError:  # the last flag lacks its value
+            return self._heed_eager(ctx, args[:-1])
+        for param in click.core.iter_params_for_processing(order, eager):
+            if ctx.get_parameter_source(str(param.name)) is None:  # it was not reached
+                with suppress(click.UsageError, TightpackError):
+                    param.handle_parse_result(ctx, values, [])
+        return None
+
+
+def at_end(ctx: click.Context, call: Callable[[int], None]) -> None:
+    """Have `call` called with the exit code, however the command ends; what it raises is told, and ends one that was
+    done with an exit code of its own."""
+    ctx.meta.setdefault(_AT_END, []).append(call)
+
+
 def run(commands: click.Group, program: Program) -> NoReturn:
     """Run a command; every way in which it can end has its exit code."""
-    _begin(program)
+    begin_log(program.rank)
+    signal.signal(signal.SIGTERM, _terminate)
     meta: dict[str, Any] = {}
     try:
         # Not commands.main(), which would take a KeyboardInterrupt for its own.
@@ -189,31 +244,39 @@ def run(commands: click.Group, program: Program) -> NoReturn:
             meta = ctx.meta
             commands.invoke(ctx)
         gc.freeze()  # or the collections at exit would walk all of the compiler, a fifth of a second
-        sys.exit(ExitCode.DONE)
+        code = int(ExitCode.DONE)
     except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        code = end.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        message, code = _ending(error, program)
-        if isinstance(error, click.UsageError):
+        code = _tell(error, program, as_json=meta.get(_AS_JSON) or "--json" in sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it is ending
+    sys.exit(_finish(code, meta, program))
+
+
+def _finish(code: int, meta: Mapping[str, Any], program: Program) -> int:
+    """Make the calls of `at_end`; returns the exit code, which is that of a failed call where all went well before."""
+    for call in meta.get(_AT_END, ()):
+        try:
+            call(code)
+        except Exception as error:
+            failed = _tell(error, program, as_json=False)
+            code = code or failed
+    return code
+
+
+def _tell(error: Exception | KeyboardInterrupt, program: Program, *, as_json: bool) -> int:
+    """Say how a command failed; returns the exit code."""
+    message, code = _ending(error, program)
+    fields: dict[str, Any] = {"exit_code": int(code)}
+    if isinstance(error, click.UsageError):
+        fields["usage"] = error.ctx.get_usage() if error.ctx else ""
+        if not logs_json():
             error.show()
-        else:
-            logging.getLogger(_LOGGERS[0]).error(message)
-        if (meta.get(_AS_JSON) or "--json" in sys.argv[1:]) and not program.rank:
-            value = {"status": "error", "exit_code": int(code), "message": message}
-            with suppress(StorageError):  # it was said on stderr
-                _print(json.dumps(value))
-        sys.exit(code)
-
-
-def _begin(program: Program) -> None:
-    """Set up the log and signals."""
-    to_stderr = logging.StreamHandler(sys.stderr)
-    rank = "" if program.rank is None else f"rank {program.rank}: "
-    to_stderr.setFormatter(logging.Formatter(f"%(levelname)s: {rank}%(message)s"))
-    for name in _LOGGERS:
-        logging.getLogger(name).addHandler(to_stderr)
-        logging.getLogger(name).setLevel(logging.ERROR if program.rank else logging.INFO)
-    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger(LOGGERS[0]).error(message, extra=fields)
+    if as_json and not program.rank:
+        with suppress(StorageError):  # it was said on stderr
+            _print(json.dumps({"status": "error", "exit_code": int(code), "message": message}))
+    return int(code)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -245,7 +308,9 @@ def _ending(error: Exception | KeyboardInterrupt, program: Program) -> tuple[str
 def _report_bug(error: Exception) -> str:
     """Write a report; returns what to say of it."""
     text = "".join(traceback.format_exception(error))
-    if logging.getLogger(_LOGGERS[0]).isEnabledFor(logging.DEBUG):
+    if logs_json():
+        log.debug("traceback", extra={"traceback": text})
+    elif log.isEnabledFor(logging.DEBUG):
         click.echo(text, err=True)
     what = f"a bug of ours: {type(error).__name__}: {error}; please report it"
     try:

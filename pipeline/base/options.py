@@ -137,10 +137,14 @@ class RunOptions(Options):
     cache_dir: Path | None = None
     """Where content hashes and embeddings are kept; None takes `tightpack` under `$XDG_CACHE_HOME`, or ~/.cache."""
 
+    rehash: bool = False
+    """Read all inputs to hash them, also those whose hashes are remembered."""
+
     def resolved(self) -> RunOptions:
         """The options with what None takes."""
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return RunOptions(
+        return dataclasses.replace(
+            self,
             num_workers=self.num_workers or available_cores(),
             cache_dir=self.cache_dir or Path(cache) / "tightpack",
         )

@@ -169,6 +169,14 @@ PUBLISH_FLAGS: list[Decorator] = [
         help="Read options by their names from this file; flags win over it.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output."),
+    click.option(
+        "--unchanged-exit-code",
+        type=click.IntRange(0, 125),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Exit with this where the output is up to date already.",
+    ),
 ]
 
 RUN_FLAGS: list[Decorator] = [
@@ -179,4 +187,5 @@ RUN_FLAGS: list[Decorator] = [
         "Remember content hashes and embeddings there. [default: under $XDG_CACHE_HOME]",
         metavar="DIR",
     ),
+    flag(RunOptions, "rehash", "Read and hash every input, also where its hash is remembered."),
 ]

@@ -23,6 +23,7 @@ _PROGRAM = Program(
         "tokenizers": "tokenize",
         "jinja2": "tokenize",
         "s3fs": "s3",
+        "prometheus_client": "metrics",
     },
 )
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
-from pipeline.base.progress import TerminalBars
+from pipeline.base.harness import Decorator, EagerCommand, end_with, flag, flags, print_result, result_options
 from pipeline.command.flags import (
     INPUT_FLAGS,
     PUBLISH_FLAGS,
@@ -24,6 +23,7 @@ from pipeline.command.flags import (
     size_text,
 )
 from pipeline.command.job_file import merged, source_of
+from pipeline.command.metrics import METRICS_FLAGS, pack_figures, watch_of
 from pipeline.command.raw_rows import load, run_options, show_samples, split_pairs, tokenize_options
 from pipeline.format.options import PackOptions
 
@@ -75,7 +75,7 @@ _SHARD_FLAGS: list[Decorator] = [
 ]
 
 
-@click.command()
+@click.command(cls=EagerCommand)
 @flags(
     input_and_output("--dry-run, --show or --show-row"),
     _PACK_FLAGS,
@@ -86,6 +86,7 @@ _SHARD_FLAGS: list[Decorator] = [
     _SHARD_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
+    METRICS_FLAGS,
 )
 @result_options
 @click.pass_context
@@ -100,6 +101,9 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     from pipeline.packing.run import pack as run_pack
 
     options = _pack_options(ctx, values)
+    watch = watch_of(ctx)
+    if values["output"] is None or values["dry_run"]:
+        watch.leave_metrics()
     tokenizer = load(values["tokenizer"])
     if values["show"] or values["show_row"]:
         show_samples(values, options, options.tokenize, tokenizer)
@@ -109,7 +113,7 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         "tokenizer": tokenizer,
         "chat_template": values["chat_template"],
         "run": run_options(values),
-        "progress": TerminalBars(),
+        "progress": watch,
     }
     if values["dry_run"]:
         planned = dry_run(values["inputs"], options, output=values["output"], overwrite=values["overwrite"], **more)
@@ -117,7 +121,10 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         print_result(*dry_run_table(planned, shown), values["as_json"])
     elif values["output"] is not None:
         result = run_pack(values["inputs"], values["output"], options, overwrite=values["overwrite"], **more)
+        watch.done(result.status, pack_figures(result.manifest), run_id=result.manifest.run_id)
         print_result(*pack_table(result), values["as_json"])
+        if result.status == "up_to_date":
+            end_with(values["unchanged_exit_code"])
 
 
 def _pack_options(ctx: click.Context, values: dict[str, Any]) -> PackOptions:
@@ -149,7 +156,9 @@ def _with_sources(
         names = ("format", "map", "on_error", "append_eos", "train_on")
         resolved |= {name: getattr(options.tokenize, name) for name in names}
         resolved["train_on"] = resolved["train_on"] or "what the format has by default"
-    resolved |= {"num_workers": run.num_workers, "cache_dir": str(run.cache_dir), "overwrite": values["overwrite"]}
+    resolved |= {"num_workers": run.num_workers, "cache_dir": str(run.cache_dir), "rehash": run.rehash}
+    resolved |= {name: values[name] for name in ("overwrite", "unchanged_exit_code")}
+    resolved["metrics_file"] = _text(values["metrics_file"])
     sources: dict[str, Any] = {name: source_of(ctx, name) for name in values} | {"input": source_of(ctx, "inputs")}
     for name in ("set", "column", "map"):
         given = merged(ctx, name, split_pairs(values[name]) if name == "map" else values[name])[1]

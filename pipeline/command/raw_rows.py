@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -45,7 +46,7 @@ _NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "s
 
 def run_options(values: dict[str, Any]) -> RunOptions:
     """How the run is done."""
-    return RunOptions(num_workers=values["num_workers"], cache_dir=values["cache_dir"])
+    return RunOptions(**{field.name: values[field.name] for field in dataclasses.fields(RunOptions)})
 
 
 def load(tokenizer: str | None) -> TextTokenizer | None:

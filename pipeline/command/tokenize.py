@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
-from pipeline.base.progress import TerminalBars
+from pipeline.base.harness import Decorator, EagerCommand, end_with, flag, flags, print_result, result_options
 from pipeline.command.flags import (
     INPUT_FLAGS,
     PUBLISH_FLAGS,
@@ -16,6 +15,7 @@ from pipeline.command.flags import (
     TOKENIZE_FLAGS,
     input_and_output,
 )
+from pipeline.command.metrics import METRICS_FLAGS, tally_figures, watch_of
 from pipeline.command.raw_rows import load, run_options, show_samples, tokenize_options
 from pipeline.format.options import InputOptions, TokenizeOptions
 
@@ -30,7 +30,7 @@ _KEEP_TEXT_FLAG: list[Decorator] = [
 ]
 
 
-@click.command()
+@click.command(cls=EagerCommand)
 @flags(
     input_and_output("--show or --show-row"),
     _TOKENIZER_FLAG,
@@ -39,6 +39,7 @@ _KEEP_TEXT_FLAG: list[Decorator] = [
     INPUT_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
+    METRICS_FLAGS,
 )
 @result_options
 @click.pass_context
@@ -48,6 +49,9 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
     from pipeline.tokenizing.run import tokenize as run_tokenize
 
     options = tokenize_options(ctx, values)
+    watch = watch_of(ctx)
+    if values["output"] is None:
+        watch.leave_metrics()
     tokenizer = load(values["tokenizer"])
     assert options is not None and tokenizer is not None, "--tokenizer is required"
     part = InputOptions(split=values["split"], subset=values["subset"], revision=values["revision"])
@@ -65,6 +69,9 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
             part=part,
             overwrite=values["overwrite"],
             run=run_options(values),
-            progress=TerminalBars(),
+            progress=watch,
         )
+        watch.done(result.status, tally_figures(result.manifest.counts), run_id=result.manifest.run_id)
         print_result(*tokenize_table(result), values["as_json"])
+        if result.status == "up_to_date":
+            end_with(values["unchanged_exit_code"])

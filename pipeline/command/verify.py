@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.base.errors import ConfigError, ExitCode
-from pipeline.base.harness import flags, print_result, result_options
-from pipeline.base.progress import TerminalBars
+from pipeline.base.harness import EagerCommand, end_with, flags, print_result, result_options
 from pipeline.command.flags import RUN_FLAGS
+from pipeline.command.metrics import METRICS_FLAGS, watch_of
 from pipeline.command.raw_rows import run_options
 
+log = logging.getLogger(__name__)
 
-@click.command()
+
+@click.command(cls=EagerCommand)
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--source",
@@ -30,23 +32,31 @@ from pipeline.command.raw_rows import run_options
     metavar="FILE",
     help="Render a --source of raw rows by this template, as it was packed.",
 )
-@flags(RUN_FLAGS)
+@flags(RUN_FLAGS, METRICS_FLAGS)
 @result_options
-def verify(directory: Path, source: tuple[str, ...], **values: Any) -> None:
+@click.pass_context
+def verify(ctx: click.Context, /, directory: Path, source: tuple[str, ...], **values: Any) -> None:
     """Check a packed dataset: checksums, every invariant of the format, and with --source every token."""
     from pipeline.command.tables import verify_table
     from pipeline.verifying.verify import verify as run_verify
 
-    if values["cache_dir"] is not None and not source:
-        raise ConfigError("--cache-dir has no effect without --source")
+    for name in ("cache_dir", "rehash"):
+        if values[name] and not source:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect without --source")
+    watch = watch_of(ctx)
     result = run_verify(
         directory,
         source=source,
         tokenizer=values["tokenizer"],
         chat_template=values["chat_template"],
         run=run_options(values),
-        progress=TerminalBars(),
+        progress=watch,
     )
+    if result.problems:
+        for problem in result.problems:
+            log.error("%s", problem, extra={"status": result.status})
+    else:
+        watch.done(result.status, {"tokens": result.tokens, "packs": result.packs}, directory=str(directory))
     print_result(*verify_table(result), values["as_json"])
     if result.problems:
-        sys.exit(ExitCode.CHECK)
+        end_with(ExitCode.CHECK)

@@ -49,6 +49,7 @@ def publication(output: Path, identity: Identity, *, overwrite: bool) -> Iterato
     staging = Staging(output.parent / f".{output.name}.staging-{identity.run_id[:8]}")
     try:
         with _parents(output.parent), file_lock(lock_path(output), busy_message(output)):
+            log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
             existing = existing_run(output, identity, overwrite=overwrite)
             _remove_abandoned(output, but=None if existing else staging)
             try:

@@ -22,8 +22,10 @@ _SETTLED_SECONDS = 2.0  # a file younger than this may change again within the s
 class FileCache:
     """Remembers content hashes under a cache folder, and holds copies of remote files there until it is left."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, rehash: bool = False) -> None:
+        """folder: where it lies; rehash: do not believe the hashes that are remembered, but renew them."""
         self.folder = folder
+        self._believes = not rehash
         self._hashes = self.folder / "hashes"
         self._downloads = self.folder / "downloads"
         self._seen: dict[InputFile, str] = {}
@@ -38,7 +40,7 @@ class FileCache:
             Path(copy).unlink(missing_ok=True)
 
     def content_hash(self, file: InputFile) -> str:
-        """The hash of a file's bytes; remembered by path, size and time stamps.
+        """The hash of a file's bytes; remembered by its path and `InputFile.version`.
 
         A cache that cannot be read or written only costs time.
         """
@@ -48,10 +50,11 @@ class FileCache:
         path = os.path.realpath(file.path) if file.is_local else file.shown
         key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
         entry = self._hashes / key
-        try:
-            return str(json.loads(entry.read_text())["xxh3_128"])
-        except (OSError, ValueError, KeyError):
-            pass
+        if self._believes:
+            try:
+                return str(json.loads(entry.read_text())["xxh3_128"])
+            except (OSError, ValueError, KeyError, TypeError):
+                pass
         seen_at = time.time()
         digest = hash_file(self.local_path(file))
         settled = os.stat(file.path).st_ctime if file.is_local else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,13 +41,17 @@ class InputFile:
         return self.path if self.is_local else f"{_protocols(self.system)[0]}://{self.path}"
 
     def version(self) -> str:
-        """What changes when the file is written to or replaced; empty where the file system does not tell."""
+        """What changes when the file is written to or replaced; empty where the file system does not tell.
+
+        Of local files size, time of modification and inode: a hard link, or another owner, is the same version.
+        """
+        if self.is_local:
+            facts = os.stat(self.path)
+            return f"size={facts.st_size} mtime_ns={facts.st_mtime_ns} inode={facts.st_ino}"
         with reaching(self.shown, self.system):
             info = self.system.info(self.path)
-        if self.is_local:
-            return str(sorted(map(str, info.items())))
         mark = next((mark for mark in _VERSION_MARKS if mark in info), None)
-        return f"{mark}={info[mark]}" if mark else ""
+        return f"{mark}={info[mark]} size={info.get('size')}" if mark else ""
 
     def size(self) -> int:
         """Its bytes."""

@@ -38,4 +38,4 @@ def cache_of(run: RunOptions) -> FileCache:
     """The cache that a run asks for."""
     folder = run.resolved().cache_dir
     assert folder is not None
-    return FileCache(folder)
+    return FileCache(folder, rehash=run.rehash)

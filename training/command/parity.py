@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from pipeline.base.errors import ExitCode
-from pipeline.base.harness import Decorator, flag, flags, print_result, result_options
+from pipeline.base.harness import Decorator, end_with, flag, flags, print_result, result_options
 from training.command.flags import COMPUTE_FLAGS, MODEL_FLAG, SHARD_FLAGS
 from training.options import ParityOptions
 
@@ -29,4 +28,4 @@ def parity(as_json: bool, **values: Any) -> None:
     result = run_parity(ParityOptions(**values))
     print_result(*parity_table(result), as_json)
     if not result.passed:
-        sys.exit(ExitCode.CHECK)
+        end_with(ExitCode.CHECK)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from pipeline.base.errors import ExitCode
-from pipeline.base.harness import Decorator, flags, print_result, result_options
+from pipeline.base.harness import Decorator, end_with, flags, print_result, result_options
 from training.command.flags import COMPUTE_FLAGS, MODEL_FLAG
 from training.options import ProbeOptions
 
@@ -36,4 +35,4 @@ def probe(as_json: bool, **values: Any) -> None:
     result = run_probe(ProbeOptions(**values))
     print_result(*probe_table(result), as_json)
     if not result.passed:
-        sys.exit(ExitCode.CHECK)
+        end_with(ExitCode.CHECK)
