@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.base.storage import FileFacts, HashingFile
+from pipeline.base.storage import FileFacts, HashingFile, map_file
 from strategies.arrays import Int64Array
 
 Integers = npt.NDArray[Any]
@@ -83,6 +83,6 @@ def save_arrays(path: Path, arrays: Mapping[str, Integers]) -> FileFacts:
 
 def load_arrays(path: Path) -> dict[str, Integers]:
     """What `save_arrays` wrote, as views of the mapped file, which cannot be written to. Raises `OSError`."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+    with map_file(path) as file, pa.ipc.open_stream(file) as reader:
         batch = reader.read_next_batch()
     return {name: as_numpy(column.values) for name, column in zip(batch.schema.names, batch.columns, strict=True)}

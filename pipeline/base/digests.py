@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from pipeline.base.storage import FileFacts, open_file
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -25,13 +27,18 @@ def hash_bytes(content: bytes) -> str:
 def hash_file(path: str | Path) -> str:
     """The hash of a local file's bytes. Raises `OSError`."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as data:
                 for start in range(0, size, _BLOCK_BYTES):
                     digest.update(data[start : start + _BLOCK_BYTES])
     return digest.hexdigest()
+
+
+def is_whole(path: Path, facts: FileFacts) -> bool:
+    """Whether a file is there with the content that was written. Raises `OSError` where it cannot be read."""
+    return path.is_file() and path.stat().st_size == facts.bytes and hash_file(path) == facts.xxh3_128
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.base import storage
 from pipeline.base.errors import BusyError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -20,11 +24,9 @@ def file_lock(path: Path, busy: str) -> Iterator[None]:
     busy: what to say where another process holds the lock. Raises `BusyError` with it, and `OSError`.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = storage.lock(path)
         except BlockingIOError:
-            os.close(descriptor)
             raise BusyError(busy) from None
         if _is_named(descriptor, path):
             break
@@ -32,8 +34,12 @@ def file_lock(path: Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            storage.remove(path)
+        except OSError as error:
+            log.warning("%s could not be removed (%s); it locks nothing any more", path, error.strerror)
+        finally:
+            os.close(descriptor)
 
 
 def refuse_locked(path: Path, busy: str) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.digests import hash_file
+from pipeline.base import storage
+from pipeline.base.digests import is_whole
 from pipeline.base.storage import FileFacts, write_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Staging:
     """A folder with two parts: `dataset` will be published, `work` never.
 
     Each task leaves one file and, after it, a record with its checksum; a record without its file, or the
-    other way round, counts for nothing.
+    other way round, counts for nothing. After a crash of the machine either may be lost, or be what was never written,
+    in any order: no name is synced before the dataset is published, so what is there is believed by its checksum alone.
     """
 
     folder: Path
@@ -33,21 +38,28 @@ class Staging:
         return self.folder / "work"
 
     def open(self) -> None:
-        """Make the folders, and drop files that an earlier run left half-written."""
-        self.dataset.mkdir(parents=True, exist_ok=True)
-        self.work.mkdir(exist_ok=True)
-        for part in self.folder.rglob("*.part"):
-            part.unlink()
+        """Make the folders, and drop what an earlier run left half-written, or without a record in `dataset`."""
+        for folder in (self.folder, self.dataset, self.work):
+            storage.make_folder(folder)
+        records = set(storage.list_folder(self.work))
+        self._drop(self.dataset, lambda file: self._record(file) not in records)
+        self._drop(self.work, lambda file: file.suffix == ".part")
+
+    def _drop(self, folder: Path, is_unwanted: Callable[[Path], bool]) -> None:
+        for path in storage.list_folder(folder):
+            if path.is_dir() and not path.is_symlink():
+                self._drop(path, is_unwanted)
+            elif is_unwanted(path):
+                storage.remove(path)
 
     def finished(self, file: Path) -> dict[str, Any] | None:
         """The record of a task that an earlier run finished, if its file still has the recorded checksum."""
         try:
-            record: dict[str, Any] = json.loads(self._record(file).read_text())
-            if file.stat().st_size == record["file"]["bytes"] and hash_file(file) == record["file"]["xxh3_128"]:
-                return record
-        except (OSError, ValueError, KeyError):
-            pass
-        return None
+            record: dict[str, Any] = json.loads(storage.read_bytes(self._record(file)))
+            facts = FileFacts(bytes=record["file"]["bytes"], xxh3_128=record["file"]["xxh3_128"])
+            return record if is_whole(file, facts) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # what cannot be read is made again
 
     def record(self, file: Path, facts: FileFacts, **more: Any) -> None:
         """Note that the task which wrote `file` is finished."""
@@ -57,5 +69,9 @@ class Staging:
         return self.work / ("-".join(file.relative_to(self.folder).parts) + ".done")
 
     def remove(self) -> None:
-        """Leave nothing."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Leave nothing; what cannot be removed is told, and left to the next run of the same output."""
+        try:
+            if self.folder.exists():
+                storage.remove_tree(self.folder)
+        except OSError as error:
+            log.warning("%s could not be removed (%s); the next run removes it", error.filename, error.strerror)

@@ -1,17 +1,212 @@
-"""Files on a disk, hashed while they are written and there under their name only when they are whole."""
+"""The one way to storage: every operation by which a run reads its inputs, or builds and publishes its output.
+
+Each is announced as a `Step` and then done. `intercepted` puts something in between: that is how tests make the Nth
+operation fail, end the process at it, or record what a crash could lose. `perform` does the same for operations of
+other storage, such as the requests to an object store.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import io
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import xxhash
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Done = TypeVar("Done")
+
+Operation = Literal[
+    "look", "list", "open", "create", "write", "sync", "rename", "exchange", "make", "remove", "remove folder", "lock"
+]
+"""What is done: look stands for what a file system tells of an input, open for reading or mapping a file."""
+
+_BUFFER_BYTES = 1 << 17
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation."""
+
+    operation: Operation
+    path: str
+    to: str = ""
+    """The other name of a rename or exchange."""
+
+    data: Any = None
+    """The bytes to be written; of value until the step is done."""
+
+
+Interceptor = Callable[[Step, Callable[[], Any]], Any]
+"""Is called with a step and what does it, and returns what that gives; it may raise `OSError` instead."""
+
+_interceptor: Interceptor | None = None
+
+
+@contextmanager
+def intercepted(interceptor: Interceptor) -> Iterator[None]:
+    """Let every step of this process, whatever its thread, go through an interceptor."""
+    global _interceptor  # noqa: PLW0603 - storage is the process's
+    before, _interceptor = _interceptor, interceptor
+    try:
+        yield
+    finally:
+        _interceptor = before
+
+
+def perform(step: Step, act: Callable[[], Done]) -> Done:
+    """Do a step. Raises `OSError`, which names the step's path."""
+    try:
+        if _interceptor is None:
+            return act()
+        done: Done = _interceptor(step, act)
+        return done
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = step.path
+        raise
+
+
+class _WrittenFile(io.FileIO):
+    """A file whose every write to storage is a step."""
+
+    def write(self, data: Any, /) -> int:
+        return perform(Step("write", str(self.name), data=data), lambda: super(_WrittenFile, self).write(data))
+
+
+def create(path: Path) -> io.BufferedWriter:
+    """Make a file, or empty it, to be written."""
+    raw = perform(Step("create", str(path)), lambda: _WrittenFile(str(path), "w"))
+    return io.BufferedWriter(raw, _BUFFER_BYTES)
+
+
+def sync(file: io.BufferedWriter) -> None:
+    """Write what is buffered, and make the file's content durable; its name is not, see `sync_folder`."""
+    file.flush()
+    perform(Step("sync", str(file.raw.name)), lambda: os.fsync(file.fileno()))  # type: ignore[attr-defined]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+
+    def act() -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    perform(Step("sync", str(folder)), act)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file for reading."""
+    return perform(Step("open", str(path)), lambda: open(path, "rb"))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a small file."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def map_file(path: str | Path) -> pa.MemoryMappedFile:
+    """Map a file for Arrow."""
+    import pyarrow as pa  # noqa: PLC0415 - commands that map nothing start without it
+
+    return perform(Step("open", str(path)), lambda: pa.memory_map(str(path)))
+
+
+def arrow_file(path: str | Path) -> pa.OSFile:
+    """Open a file for Arrow, which reads it piece by piece."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    return perform(Step("open", str(path)), lambda: pa.OSFile(str(path)))
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted."""
+    return perform(Step("list", str(folder)), lambda: sorted(folder.iterdir()))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder in one that exists, unless it is there."""
+    perform(Step("make", str(folder)), lambda: folder.mkdir(exist_ok=True))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    perform(Step("remove", str(path)), lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an empty folder."""
+    perform(Step("remove folder", str(folder)), folder.rmdir)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all that lies in it."""
+    for path in list_folder(folder):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            remove(path)
+    remove_folder(folder)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Give a file or folder another name, in one step; a file or an empty folder of that name is gone then."""
+    perform(Step("rename", str(path), str(to)), lambda: os.replace(path, to))
+
+
+def exchange(path: Path, other: Path) -> bool:
+    """Swap two folders in one step; False, and nothing done, where the kernel or the file system cannot."""
+
+    def act() -> None:
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if renameat2 is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _EXCHANGE) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    try:
+        perform(Step("exchange", str(path), str(other)), act)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            return False
+        raise
+    return True
+
+
+def lock(path: Path) -> int:
+    """Make a file unless it is there, and take its kernel lock; returns its descriptor.
+
+    Raises `BlockingIOError` where another process holds the lock.
+    """
+
+    def act() -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return perform(Step("lock", str(path)), act)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +220,15 @@ class FileFacts:
 class HashingFile:
     """A binary file that is hashed while it is written, and durable under its name after `finish`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_shared: bool = False) -> None:
+        """is_shared: whether other runs may write the same file at the same time."""
         self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._file = open(self._part, "wb")  # noqa: SIM115 - open until finish or discard
+        own = f".{os.getpid()}-{threading.get_ident()}" if is_shared else ""
+        self._part = path.with_name(f"{path.name}{own}.part")
+        self._file = create(self._part)
         self._hash = xxhash.xxh3_128()
         self._bytes = 0
+        self._has_name = False
         self.closed = False
 
     def write(self, data: bytes | pa.Buffer) -> int:
@@ -48,26 +246,26 @@ class HashingFile:
         self.closed = True
 
     def finish(self) -> FileFacts:
-        """Give the file its name, durably."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Give the file its name, with durable content; the name is, once its folder is synced."""
+        sync(self._file)
         self._file.close()
-        os.replace(self._part, self._path)
+        rename(self._part, self._path)
+        self._has_name = True
         return FileFacts(bytes=self._bytes, xxh3_128=self._hash.hexdigest())
 
     def discard(self) -> None:
-        """Leave nothing; does nothing after `finish`."""
-        try:
+        """Leave nothing, if that can be; does nothing after `finish`."""
+        if self._has_name:
+            return
+        with suppress(OSError):  # what is still buffered has no place either
             self._file.close()
-        except OSError:
-            pass  # what is still buffered has no place either
-        finally:
-            self._part.unlink(missing_ok=True)
+        with suppress(OSError):  # whoever opens the folder next removes what is half-written
+            remove(self._part)
 
 
-def write_file(path: Path, content: bytes) -> FileFacts:
+def write_file(path: Path, content: bytes, *, is_shared: bool = False) -> FileFacts:
     """Write a small file durably, as a shard is written. Raises `OSError`; leaves no partial file."""
-    file = HashingFile(path)
+    file = HashingFile(path, is_shared=is_shared)
     try:
         file.write(content)
         return file.finish()
@@ -85,12 +283,3 @@ def free_bytes(folder: Path) -> int:
 def free_text(folder: Path) -> str:
     """The free space on a folder's disk, for a message."""
     return f"{free_bytes(folder) / 1e9:,.3f} GB free"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises `OSError`."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

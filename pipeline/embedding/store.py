@@ -8,8 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.digests import hash_arrays, hash_bytes, hash_file
+from pipeline.base.storage import read_bytes, write_file
 from strategies.arrays import Arrays
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,8 @@ class VectorStore:
         self._folder = cache_dir / "embeddings" / key
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "identity.json").write_text(json.dumps(identity, sort_keys=True, indent=1))
+            described = json.dumps(identity, sort_keys=True, indent=1).encode()
+            write_file(self._folder / "identity.json", described, is_shared=True)
         except OSError as error:
             log.warning("embeddings are not kept for later runs: %s", error)
             self._folder = staging
@@ -40,7 +40,7 @@ class VectorStore:
         """Arrays and their hash, if they were saved and are whole."""
         path = self._path(name)
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
+            facts = json.loads(read_bytes(path.with_suffix(".json")))
             if path.stat().st_size == facts["bytes"] and hash_file(path) == facts["xxh3_128"]:
                 with np.load(path) as arrays:
                     return dict(arrays), str(facts["content"])
@@ -54,21 +54,10 @@ class VectorStore:
         np.savez(archive, **arrays)  # type: ignore[arg-type]
         data, content = archive.getvalue(), hash_arrays(arrays)
         path = self._path(name)
-        self._write(path, data)
+        write_file(path, data, is_shared=True)  # two runs may write the same
         facts = {"bytes": len(data), "xxh3_128": hash_bytes(data), "content": content}
-        self._write(path.with_suffix(".json"), json.dumps(facts).encode())
+        write_file(path.with_suffix(".json"), json.dumps(facts).encode(), is_shared=True)
         return content
 
     def _path(self, name: str) -> Path:
         return self._folder / f"embedding-{name}.npz"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        """Write a file whole or not at all, also where two runs write the same."""
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType, structs
 
 from pipeline.base.digests import canonical_json, hash_json
 from pipeline.base.errors import ConfigError
-from pipeline.base.storage import FileFacts
+from pipeline.base.storage import FileFacts, read_bytes
 from pipeline.format.figures import Figures
 from pipeline.format.identity import FORMAT_VERSION, ORIGINS, PACKED, SINGLE, TOKENIZED, Identity, NamedHash
 from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
@@ -231,7 +231,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a packed or tokenised dataset. Raises `ManifestError`, and `OSError` where it cannot be read."""
     where = folder / MANIFEST
     try:
-        content = where.read_bytes()
+        content = read_bytes(where)
     except FileNotFoundError:
         raise ManifestError(f"{where} is missing") from None
     return parse_manifest(content, str(where))

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.base.engine import Monitor
 from pipeline.base.staging import Staging
+from pipeline.base.storage import make_folder
 from pipeline.base.words import counted
 from pipeline.embedding.vectors import Vectors, embed_rows
 from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA
@@ -135,7 +136,7 @@ def write_shards(
         for split, of_split in plans.items()
     }
     for split in tasks:
-        (work.staging.dataset / split).mkdir(exist_ok=True)
+        make_folder(work.staging.dataset / split)
     every = [task for of_split in tasks.values() for task in of_split]
     facts = {task.path: kept for task in every if (kept := _kept_shard(task.path, work.staging)) is not None}
     todo = [task for task in every if task.path not in facts]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.base.digests import hash_file
+from pipeline.base.digests import is_whole
 from pipeline.base.errors import ConfigError
+from pipeline.base.storage import FileFacts, list_folder
 from pipeline.format.identity import PACKED, Identity, differences
 from pipeline.format.manifest import (
     MANIFEST,
@@ -25,7 +26,7 @@ def existing_run(output: Path, identity: Identity, *, overwrite: bool) -> Manife
 
     Raises `ConfigError` if something else is in its place that may not be replaced.
     """
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or not list_folder(output):
         return None
     try:
         old = read_manifest(output)
@@ -79,6 +80,6 @@ def _refuse_foreign_files(output: Path, files: Iterable[str]) -> None:
 
 def _is_whole(file: Path, entry: FileEntry, by_checksum: bool) -> bool:
     """Whether a published file is there in full."""
-    if not file.is_file() or file.stat().st_size != entry.bytes:
-        return False
-    return not by_checksum or hash_file(file) == entry.xxh3_128
+    if by_checksum:
+        return is_whole(file, FileFacts(bytes=entry.bytes, xxh3_128=entry.xxh3_128))
+    return file.is_file() and file.stat().st_size == entry.bytes

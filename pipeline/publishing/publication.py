@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import logging
 import os
 import re
@@ -12,19 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.base import storage
 from pipeline.base.errors import BusyError, StorageError
 from pipeline.base.lock import file_lock
 from pipeline.base.staging import Staging
-from pipeline.base.storage import sync_folder
 from pipeline.format.identity import Identity
 from pipeline.format.manifest import Manifest
 from pipeline.publishing.existing import existing_run
 from pipeline.publishing.output import busy_message, lock_path
 
 log = logging.getLogger(__name__)
-
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_AT_FDCWD = -100
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ def publication(output: Path, identity: Identity, *, overwrite: bool) -> Iterato
     try:
         with _parents(output.parent), file_lock(lock_path(output), busy_message(output)):
             log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
+            _put_back(output)
             existing = existing_run(output, identity, overwrite=overwrite)
             _remove_abandoned(output, but=None if existing else staging)
             try:
@@ -81,23 +77,41 @@ def _parents(folder: Path) -> Iterator[None]:
         folder = folder.parent
     try:
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
+            storage.make_folder(path)
+            storage.sync_folder(path.parent)
         yield
     finally:
         for path in missing:
             try:
-                path.rmdir()
+                storage.remove_folder(path)
             except OSError:
                 break  # not empty: the output or its staging is there
 
 
+def _put_back(output: Path) -> None:
+    """Give a dataset its name again, if a run was killed between the two renames that were to replace it."""
+    if output.exists():
+        return
+    for staging in _stagings(output):
+        aside = _aside(staging.dataset)
+        if aside.exists():
+            log.warning("%s: the run that was replacing it was killed; the old version is put back first", output)
+            storage.rename(aside, output)
+            return
+
+
 def _remove_abandoned(output: Path, but: Staging | None) -> None:
     """Remove the staging of earlier runs for the same output; whoever holds the lock may."""
+    for staging in _stagings(output):
+        if staging != but:
+            log.info("removing the staging of an abandoned run: %s", staging.folder)
+            staging.remove()
+
+
+def _stagings(output: Path) -> list[Staging]:
+    """The staging folders of all runs for an output."""
     name = re.compile(re.escape(f".{output.name}.staging-") + "[0-9a-f]{8}")
-    for path in list(output.parent.iterdir()):
-        if name.fullmatch(path.name) and (but is None or path != but.folder):
-            log.info("removing the staging of an abandoned run: %s", path)
-            Staging(path).remove()
+    return [Staging(path) for path in storage.list_folder(output.parent) if name.fullmatch(path.name)]
 
 
 def _what_is_kept(staging: Staging) -> str:
@@ -109,26 +123,46 @@ def _what_is_kept(staging: Staging) -> str:
 def _publish(dataset: Path, output: Path) -> None:
     """Give `dataset` the name `output`, in one step; a directory that had the name is then at `dataset`.
 
-    Raises `OSError` when the file system refuses.
+    Its content is durable before, and its name after. Raises `OSError` where that fails, with all as it was before.
     """
     for folder, _, _ in os.walk(dataset):
-        sync_folder(Path(folder))
-    if output.exists() and any(output.iterdir()):
+        storage.sync_folder(Path(folder))
+    is_taken = output.exists() and bool(storage.list_folder(output))
+    if is_taken:
         _exchange(dataset, output)
     else:
-        os.rename(dataset, output)
-    sync_folder(output.parent)
+        storage.rename(dataset, output)
+    try:
+        storage.sync_folder(output.parent)
+        storage.sync_folder(dataset.parent)
+    except OSError:
+        if is_taken:
+            _exchange(dataset, output)
+        else:
+            storage.rename(output, dataset)
+        raise
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories; by two renames where the kernel or file system cannot swap."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None:
-        if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(old))
-    aside = new.with_name("replaced")
-    os.rename(old, aside)
-    os.rename(new, old)
+    """Swap two directories; by renames where the kernel or file system cannot swap."""
+    if storage.exchange(new, old):
+        return
+    aside = _aside(new)
+    if aside.exists():
+        storage.remove_tree(aside)
+    storage.rename(old, aside)
+    try:
+        storage.rename(new, old)
+        try:
+            storage.rename(aside, new)
+        except OSError:
+            storage.rename(old, new)
+            raise
+    except OSError:
+        storage.rename(aside, old)
+        raise
+
+
+def _aside(dataset: Path) -> Path:
+    """Where the old version is between the renames."""
+    return dataset.with_name("replaced")

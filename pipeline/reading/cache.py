@@ -10,9 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.base import storage
 from pipeline.base.digests import hash_file
 from pipeline.base.errors import DataError
-from pipeline.reading.files import InputFile, reaching
+from pipeline.base.storage import write_file
+from pipeline.reading.files import InputFile, permitted, reaching
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +48,32 @@ class FileCache:
         """
         version = self._seen.setdefault(file, file.version())
         if not version:
-            return hash_file(self.local_path(file))
+            return self._hashed(file)
         path = os.path.realpath(file.path) if file.is_local else file.shown
         key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
         entry = self._hashes / key
         if self._believes:
             try:
-                return str(json.loads(entry.read_text())["xxh3_128"])
+                return str(json.loads(storage.read_bytes(entry))["xxh3_128"])
             except (OSError, ValueError, KeyError, TypeError):
                 pass
         seen_at = time.time()
-        digest = hash_file(self.local_path(file))
+        digest = self._hashed(file)
         settled = os.stat(file.path).st_ctime if file.is_local else 0.0
         if seen_at - settled > _SETTLED_SECONDS and self._is_writable:
             self._remember(entry, {"file": file.shown, "xxh3_128": digest})
         return digest
 
+    def _hashed(self, file: InputFile) -> str:
+        path = self.local_path(file)
+        with permitted(file.shown, path):
+            return hash_file(path)
+
     def _remember(self, entry: Path, content: dict[str, str]) -> None:
         """Write an entry; where that fails, say so once."""
         try:
             self._hashes.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._hashes, delete=False) as new:
-                json.dump(content, new)
-            os.replace(new.name, entry)
+            write_file(entry, json.dumps(content).encode(), is_shared=True)
         except OSError as error:
             self._is_writable = False
             log.warning("content hashes of inputs are not remembered: %s", error)

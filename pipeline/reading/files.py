@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import fsspec
 
 from pipeline.base.errors import BusyError, DataError, TightpackError
+from pipeline.base.storage import Step, perform
 from pipeline.base.words import in_one_line
 
 # What a file system says of a remote file's version, the most telling first; without any, nothing is remembered.
@@ -67,15 +68,37 @@ def _protocols(system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 def reaching(name: str, system: fsspec.AbstractFileSystem) -> Iterator[None]:
     """Turn whatever a remote file system's library raises into one message; local faults pass as they are.
 
-    Raises `DataError` for what is missing or forbidden, `BusyError` for what may pass.
+    Raises `DataError` for what is missing or forbidden (on a local disk, for the latter), `BusyError` for what may
+    pass.
     """
     try:
+        perform(Step("look", name), lambda: None)
         yield
     except TightpackError:
         raise
     except Exception as error:
         if "file" in _protocols(system):
+            if isinstance(error, PermissionError):
+                raise _forbidden(name, error) from None
             raise
         message = f"input {name}: {in_one_line(error)}"
         final = isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
         raise (DataError if final else BusyError)(message) from None
+
+
+@contextmanager
+def permitted(name: str, path: str) -> Iterator[None]:
+    """Raise `DataError` where an input may not be read; other faults pass, and those of other files.
+
+    name: how messages name it; path: where it is opened.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename != path:
+            raise
+        raise _forbidden(name, error) from None
+
+
+def _forbidden(name: str, error: PermissionError) -> DataError:
+    return DataError(f"input {name}: {error.strerror}; let this user read it, or run as one who may")

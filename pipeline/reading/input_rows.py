@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.engine import Monitor
 from pipeline.base.errors import ConfigError
-from pipeline.base.storage import FileFacts, HashingFile, free_bytes
+from pipeline.base.storage import FileFacts, HashingFile, arrow_file, free_bytes
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.reading.columns import Selection, find_columns
@@ -97,7 +97,7 @@ def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> Mappe
     """Map an input file in place; None if it has to be decoded. Raises `DataError`."""
     if file.format != "arrow":
         return None
-    with reading(file.shown):
+    with reading(file.shown, path):
         return map_file(path, names, file.shown)
 
 
@@ -142,8 +142,8 @@ def _announce(tasks: list[DecodeTask], folder: Path) -> None:
 
 def _spooled_bytes(file: InputFile, path: str) -> int:
     if file.format == "parquet":
-        with reading(file.shown):
-            metadata = pq.read_metadata(path)
+        with reading(file.shown, path):
+            metadata = pq.read_metadata(arrow_file(path))
             columns = [
                 metadata.row_group(g).column(c)
                 for g in range(metadata.num_row_groups)
@@ -178,7 +178,7 @@ def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
     spool = HashingFile(task.spool)
     num_rows = 0
     try:
-        with reading(task.file.shown):
+        with reading(task.file.shown, task.path):
             batches = _samples(task)
             batch = next(batches, None)
             schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if batch is None else batch.schema

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base import storage
 from pipeline.base.arrays import Integers, as_numpy, is_list_view, list_offsets
 from pipeline.base.errors import DataError
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
@@ -175,7 +176,7 @@ def _integers(batch: pa.RecordBatch, name: str) -> Integers:
 
 
 def _map(path: str) -> pa.Buffer:
-    with pa.memory_map(path) as file:
+    with storage.map_file(path) as file:
         return file.read_buffer(file.size())
 
 

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
-from pipeline.base.storage import FileFacts
+from pipeline.base.storage import FileFacts, make_folder
 from pipeline.format.dataset_files import finish_dataset, path_in_dataset
 from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZED, TOKENIZER, Identity
 from pipeline.format.manifest import TokenizeConfig, TokenizedSplit, TokenizeManifest
@@ -123,7 +123,7 @@ def _write_split(
     split: RawSplit, schema: pa.Schema, run_id: str, tokenization: Tokenization, work: Workspace
 ) -> _WrittenSplit:
     folder = work.staging.dataset / split.name
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", schema=schema, for_packing=False)
     name = f"tokenising {split.name}".rstrip()
     with work.stage(name, sum(file.file.size() for file in split.files), "B") as advance:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.base.digests import is_whole
 from pipeline.base.staging import Staging
 from pipeline.base.storage import FileFacts, HashingFile
 from pipeline.tokenizing.tally import RowTally
@@ -68,7 +69,7 @@ class ShardBuilder:
     def finish(self) -> TokenizedShard:
         """Give the shard its name, and note that it is finished."""
         self._writer.close()
-        self._dropped.finish()
+        dropped = self._dropped.finish()
         facts = self._file.finish()
         shard = TokenizedShard(
             path=self._path,
@@ -86,6 +87,7 @@ class ShardBuilder:
             end=shard.end,
             num_blocks=shard.num_blocks,
             tally=vars(shard.tally),
+            dropped=asdict(dropped),
         )
         return shard
 
@@ -97,8 +99,8 @@ class ShardBuilder:
 
 def finished_shard(path: Path, staging: Staging) -> TokenizedShard | None:
     """The shard that an earlier run left under a name, if it is whole."""
-    record = staging.finished(path)
-    if record is None:
+    record, dropped = staging.finished(path), _dropped_path(staging, path)
+    if record is None or "dropped" not in record or not is_whole(dropped, FileFacts(**record["dropped"])):
         return None
     return TokenizedShard(
         path=path,
@@ -107,7 +109,7 @@ def finished_shard(path: Path, staging: Staging) -> TokenizedShard | None:
         end=tuple(record["end"]),
         num_blocks=record["num_blocks"],
         tally=RowTally.from_json(record["tally"]),
-        dropped=_dropped_path(staging, path),
+        dropped=dropped,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.storage import FileFacts, HashingFile
+from pipeline.base.storage import FileFacts, HashingFile, open_file
 from pipeline.base.words import counted
 from pipeline.format.manifest import Tally
 from pipeline.tokenizing.rows.trees import LEFT_OUT
@@ -176,7 +176,7 @@ def write_dropped(parts: Iterable[Path], folder: Path) -> FileFacts:
     file = HashingFile(folder / DROPPED)
     try:
         for part in parts:
-            with part.open("rb") as lines:
+            with open_file(part) as lines:
                 shutil.copyfileobj(lines, file)
         return file.finish()
     finally:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.arrays import as_numpy, list_offsets
+from pipeline.base.storage import map_file
 from pipeline.format.columns import PACK_COLUMNS, PACK_SCHEMA, SOURCE_COLUMNS, SOURCED_PACK_SCHEMA
 from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import LABELS, NO_TARGET_COLUMN, Addresses, Rows, read_values
@@ -75,9 +76,8 @@ def check_shard(
     Raises `pa.ArrowException` or `OSError` if the file cannot be read.
     """
     parts: list[tuple[npt.NDArray[Any], ...]] = []
-    packs = tokens = targets = 0
-    problem = None
-    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+    packs, tokens, targets, problem = 0, 0, 0, None
+    with map_file(path) as file, pa.ipc.open_stream(file) as reader:
         if not _is_schema(reader.schema, source):
             problem = f"the columns are {', '.join(reader.schema.names)}, or have other types than the format's"
         while problem is None:

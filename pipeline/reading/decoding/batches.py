@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 
 from pipeline.base.arrays import end_to_end
 from pipeline.base.errors import DataError
+from pipeline.base.storage import arrow_file, map_file
 from pipeline.base.words import first_line
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
+from pipeline.reading.files import permitted
 
 BATCH_VALUES = 1 << 22
 """About how many tokens a decoded batch has; a single row may have more."""
@@ -31,10 +33,15 @@ _BLOCK_BYTES = 1 << 23
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what the decoders raise about damaged content into a `DataError`; storage faults pass."""
+def reading(where: str, path: str) -> Iterator[None]:
+    """Turn what the decoders raise about damaged content into a `DataError`, and where it may not be read; other
+    storage faults pass.
+
+    where: how messages name the file; path: where it is opened.
+    """
     try:
-        yield
+        with permitted(where, path):
+            yield
     except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
     except OSError as error:
@@ -45,7 +52,7 @@ def reading(where: str) -> Iterator[None]:
 
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
     """Record batches of an Arrow IPC stream or file, compressed or not."""
-    with pa.memory_map(path) as file:
+    with map_file(path) as file:
         content = file.read_buffer(file.size())
     if is_arrow_file(content):
         reader = pa.ipc.open_file(content)
@@ -62,7 +69,7 @@ def is_arrow_file(content: pa.Buffer) -> bool:
 
 def parquet_batches(path: str, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
     """Record batches of a parquet file, decoded page by page."""
-    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
         schema, metadata = file.schema_arrow, file.metadata
         columns = find_columns(schema, selection.names, where)
         names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import DataError
+from pipeline.base.storage import arrow_file
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
@@ -46,7 +47,7 @@ def tell_unread(files: Iterable[tuple[InputFile, str]], selection: Selection) ->
     read = {*roles, *PACK_NAMES, *SOURCE_COLUMNS.values(), selection.extra}
     found: Counter[str] = Counter()
     for file, path in files:
-        with reading(file.shown):
+        with reading(file.shown, path):
             names = {name for name in _names(file, path) if name not in read}
             for name in names & _UNUSABLE.keys():
                 _refuse_content(file, path, name)
@@ -63,7 +64,7 @@ def _names(file: InputFile, path: str) -> list[str]:
         first: dict[str, object] = next(_rows(file, path), {})
         return [name for name, value in first.items() if value is not None or name in _UNUSABLE]
     if file.format == "parquet":
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(arrow_file(path))
     else:
         schema = next((batch.schema for batch in arrow_batches(path)), pa.schema([]))
     return [field.name for field in schema if not pa.types.is_null(field.type)]
@@ -85,7 +86,7 @@ def _values(file: InputFile, path: str, name: str) -> Iterator[pa.Array]:
         for row in _rows(file, path):
             yield pa.array([None if row.get(name) in (None, [], "") else True])
     elif file.format == "parquet":
-        with pq.ParquetFile(path) as opened:
+        with pq.ParquetFile(arrow_file(path)) as opened:
             for batch in opened.iter_batches(batch_size=1024, columns=[name], use_threads=False):
                 yield batch.column(0)
     else:

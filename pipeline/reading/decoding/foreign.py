@@ -9,11 +9,11 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.errors import DataError
-from pipeline.reading.files import InputFile
+from pipeline.base.storage import open_file
+from pipeline.reading.files import InputFile, permitted
 
 _HEAD_BYTES = 1 << 12
 _OBJECT_BYTES = 1 << 16  # of a JSON object over several lines, to tell it from a broken line
@@ -84,7 +84,7 @@ _NULS: dict[tuple[bool, ...], str] = {  # which of the first four bytes are NUL 
 
 def refuse_foreign(file: InputFile, path: str) -> None:
     """Look at the first bytes of a file. Raises `DataError`, with the way out, for what its name does not say."""
-    with Path(path).open("rb") as opened:
+    with permitted(file.shown, path), open_file(path) as opened:
         head = opened.read(_HEAD_BYTES)
     wanted = compression_of(file) or file.format
     if not head and wanted != "json":

@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from pipeline.base.errors import DataError
+from pipeline.base.storage import arrow_file
 from pipeline.format.options import TOKENS
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign_text, refuse_wrapped_rows
 from pipeline.reading.files import InputFile
@@ -27,7 +28,7 @@ _ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "
 
 def open_text(file: InputFile, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name says."""
-    return io.BufferedReader(pa.input_stream(path, compression=compression_of(file)), 1 << 20)
+    return io.BufferedReader(pa.input_stream(arrow_file(path), compression=compression_of(file)), 1 << 20)
 
 
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
+from pipeline.base.storage import arrow_file, map_file
 from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
@@ -104,7 +105,7 @@ class RawFile:
 
     def blocks(self, columns: Sequence[str]) -> Iterator[RawBlock]:
         """Its rows with the given columns at least, read anew at each call. Raises `DataError` for damaged content."""
-        with reading(self.where):
+        with reading(self.where, self.path):
             if self.file.format == "json":
                 yield from self._json_blocks()
             elif self.file.format == "parquet":
@@ -129,14 +130,14 @@ class RawFile:
 def open_raw(file: InputFile, path: str) -> RawFile:
     """Look at a file's columns. Raises `DataError` for damaged content, and for what is not what its name says."""
     refuse_foreign(file, path)
-    with reading(file.shown):
+    with reading(file.shown, path):
         if file.format == "json":
             first = next(_text_blocks(file, path), b"")
             if not first:
                 log.warning("%s: there is no row in it", file.shown)
             return RawFile(file=file, path=path, columns=_json_columns(first, file.shown), is_empty=not first)
         if file.format == "parquet":
-            with pq.ParquetFile(path) as parquet:
+            with pq.ParquetFile(arrow_file(path)) as parquet:
                 columns, is_empty = tuple(parquet.schema_arrow.names), not parquet.metadata.num_rows
             return RawFile(file=file, path=path, columns=columns, is_empty=is_empty)
         is_empty = not any(batch.num_rows for batch in arrow_batches(path))
@@ -165,7 +166,7 @@ def _json_columns(block: bytes, where: str) -> tuple[str, ...]:
 
 
 def _arrow_columns(path: str) -> tuple[str, ...]:
-    with pa.memory_map(path) as mapped:
+    with map_file(path) as mapped:
         is_file = is_arrow_file(mapped.read_buffer(8))
         mapped.seek(0)
         reader = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
@@ -183,7 +184,7 @@ def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
 
 
 def _parquet_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
-    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
         per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
         light, heavy = light_parts(file, columns)
 

@@ -104,7 +104,7 @@ def test_overwrite_replaces_everything(run: Run, tmp_path: Path, source: Path) -
 def test_overwrite_where_directories_cannot_be_exchanged(
     run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.publishing.publication.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("pipeline.base.storage.ctypes.CDLL", lambda *_, **__: object())
     for seed in (0, 1):
         assert run("pack", source, "--output", tmp_path / "out", *FLAGS, "--seed", seed, "--overwrite").code == 0
     assert run("verify", tmp_path / "out", "--source", source).code == 0
