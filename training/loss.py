@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from pipeline.format.labels import IGNORE
@@ -205,8 +206,10 @@ def _ends_in(head: nn.Linear, model: nn.Module, inputs: Mapping[str, Any]) -> bo
     given = {name: same.get(name, lengths.get(name, value)) for name, value in inputs.items()}
     computed: list[Any] = []
 
-    def replace(_: nn.Module, __: Any, output: Any) -> Any:
+    def replace(_: nn.Module, taken: tuple[Any, ...], output: Any) -> Any:
         """Logits of which every scale and cap would make others, whatever the weights."""
+        if any(isinstance(each, DTensor) for each in taken):  # every rank computes some of them
+            output = None
         if type(output) is Tensor:
             output = torch.linspace(-1000, 1000, output.shape[-1], device=device).to(output.dtype).expand_as(output)
         computed.append(output)

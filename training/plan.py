@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from training.attention.interface import model_inputs, unwrapped
 from training.loss import (
@@ -159,15 +160,30 @@ def _loss(
     device = inputs["input_ids"].device
     with precision(device, autocast):
         if is_compiled:
-            return of_each(target_losses(model(**given).logits, inputs, targets))
+            return of_each(target_losses(_logits(model, given), inputs, targets))
         with _embedding_in(bare, autocast):
             head = head_of(bare, given)
             if head is None:
-                return of_each(target_losses(model(**given).logits, inputs, targets))
+                return of_each(target_losses(_logits(model, given), inputs, targets))
             before = None if "logits_to_keep" in given else targets.sub(1).clamp(min=0)
             with loss_in(head, of_hidden, before):
                 loss: Tensor = model(**given).logits
                 return loss
+
+
+def _logits(model: nn.Module, given: Batch) -> Tensor:
+    """Logits of the whole vocabulary. Raises `ValueError` where a rank has some of them alone."""
+    logits: Tensor = model(**given).logits
+    if isinstance(logits, DTensor):
+        return logits.full_tensor()
+    bare: Any = unwrapped(model)[0]
+    weight = getattr(bare.get_output_embeddings(), "weight", None) if hasattr(bare, "get_output_embeddings") else None
+    if isinstance(weight, DTensor) and logits.shape[-1] == len(weight.to_local()) < len(weight):
+        raise ValueError(
+            f"each rank has the logits of {logits.shape[-1]} of {len(weight)} ids: let the head return all of them"
+            " (ColwiseParallel(output_layouts=Replicate()))"
+        )
+    return logits
 
 
 def scale(loss: Tensor, plan: StepPlan) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from training.attention.backends import HALVES
@@ -68,9 +69,7 @@ def train_step(
         loss = loss_sum(model, micro_batch, autocast=autocast)
         scale(loss, plan).backward()
         total += loss.detach()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    if isinstance(grad_norm, DTensor):
-        grad_norm = grad_norm.full_tensor()
+    grad_norm = _clip(model, max_grad_norm or float("inf"))
     skipped = ~grad_norm.isfinite()
     _step_unless(skipped | (plan.weight == 0), optimizer)
     if scheduler is not None:
@@ -81,6 +80,23 @@ def train_step(
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """Precision of the forward pass: float32, bfloat16, or auto, which is bfloat16 on a GPU; None for float32."""
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and device.type == "cuda") else None
+
+
+def _clip(model: nn.Module, most: float) -> Tensor:
+    """Clip the gradient to a norm, and return that which it had.  # shape: ()
+
+    Where ranks divide some of a model (tensor parallelism) torch's norm does not take all of its gradients together.
+    """
+    of_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for each in model.parameters():
+        if each.grad is not None:
+            of_mesh.setdefault(each.grad.device_mesh if isinstance(each.grad, DTensor) else None, []).append(each)
+    norms = [nn.utils.get_total_norm([each.grad for each in some]) for some in of_mesh.values()]  # type: ignore[misc]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
+    for some in of_mesh.values():
+        nn.utils.clip_grads_with_norm_(some, most, norm)
+    return norm
 
 
 def _step_unless(idle: Tensor, optimizer: torch.optim.Optimizer) -> None:

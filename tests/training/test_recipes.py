@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -144,6 +144,10 @@ def test_lora_in_ones_own_loop(packs: datasets.Dataset, tmp_path: Path) -> None:
         by_adapter = base(**ids, use_cache=False).logits
         own = adapted.eval()(**model_inputs(adapted, batch)).logits
     assert float((own - by_adapter).abs().max()) < 1e-4
+    use_backend(loaded := tiny().train(), "auto")
+    again = PeftModel.from_pretrained(loaded, str(tmp_path / "adapter"), is_trainable=True)
+    optimizer = torch.optim.AdamW([each for each in again.parameters() if each.requires_grad], lr=2e-2)
+    assert float(train_step(again, batch, optimizer).loss) < losses[-1]  # goes on where the other ended
     merged = adapted.merge_and_unload().state_dict()
     changed = [name for name, each in frozen.items() if not torch.equal(each, merged[name])]
     assert len(changed) == 14  # the matrices of two layers, and nothing else

@@ -11,6 +11,9 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel.style import ParallelStyle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.base.errors import ConfigError
@@ -192,6 +195,30 @@ def test_half_precision_parameters_are_warned_of_once() -> None:
         stepped([4])
 
 
+class Engine(torch.nn.Module):
+    """What DeepSpeed makes of a model: a module that takes anything, with the model in it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.module(*inputs, **named)
+
+
+def test_a_model_in_an_engine_is_trained_as_it_is() -> None:
+    use_backend(model := tiny(), "sdpa")
+    engine = Engine(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    result = train_step(engine, micro_batches([4]), optimizer, max_grad_norm=None)
+    expected, gradients = stepped([4])
+    assert float(result.loss) == float(expected.loss)
+    found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    assert found.keys() == gradients.keys()
+    assert all(torch.equal(gradients[name], each) for name, each in found.items())
+    assert head_of(model, {}) is model.lm_head  # as it was asked in the step
+
+
 def test_a_row_that_is_divided_over_ranks_is_refused() -> None:
     batch = micro_batches([4])[0]
     half = {**batch, "input_ids": batch["input_ids"][:, :20], "labels": batch["labels"][:, :20]}
@@ -222,11 +249,13 @@ def step_of_rank(rank: int, port: int, wrapper: str, sample_mean: bool, accumula
     collate = PackedCollator(sample_mean=sample_mean)
     # FSDP2 wants as many forward passes of every rank.
     cut = 2 if wrapper == "fsdp" else 1
-    own = PACKS[:cut] if rank == 0 else PACKS[cut:]
+    own = PACKS if wrapper == "tp" else PACKS[:cut] if rank == 0 else PACKS[cut:]
     batches = [collate([pack]) for pack in own] if accumulated else [collate(own)]
     found: dict[str, Any]
     if wrapper == "fsdp":
         found = by_parts(bare, batches)
+    elif wrapper == "tp":
+        found = by_tensors(bare, batches)
     else:
         model = torch.nn.parallel.DistributedDataParallel(bare)
         result = train_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.0), max_grad_norm=None)
@@ -268,8 +297,36 @@ def by_parts(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     return {"loss": plan.mean(total), "weight": plan.weight, "gradients": gradients}
 
 
+def by_tensors(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """A step of two ranks that compute the same packs together: of some matrices, and of the head, each has a half."""
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+    halves: dict[str, ParallelStyle] = {"model.layers.*.self_attn.o_proj": RowwiseParallel()}
+    halves |= {f"model.layers.*.self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}
+    parallelize_module(model, mesh["tp"], halves | {"lm_head": ColwiseParallel(output_layouts=Replicate())})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    result = train_step(model, batches, optimizer, max_grad_norm=None, group=mesh["dp"])
+    gradients = {
+        name: each.grad.full_tensor() if isinstance(each.grad, DTensor) else each.grad
+        for name, each in model.named_parameters()
+    }
+    norm = torch.stack([each.norm() for each in gradients.values()]).norm()
+    assert float(result.grad_norm) == pytest.approx(float(norm), rel=1e-5)
+    clipped = train_step(model, batches, optimizer, max_grad_norm=float(norm) / 2, group=mesh["dp"])
+    assert float(clipped.grad_norm) == pytest.approx(float(norm), rel=1e-5)
+    for name, each in model.named_parameters():
+        now = each.grad.full_tensor() if isinstance(each.grad, DTensor) else each.grad
+        assert torch.allclose(now, gradients[name] / 2, atol=1e-5), name
+    assert not head_of(model, {})
+    use_backend(parted := tiny(), "sdpa")
+    parallelize_module(parted, mesh["tp"], {"lm_head": ColwiseParallel()})
+    with pytest.raises(ValueError, match=f"the logits of {VOCABULARY // 2} of {VOCABULARY} ids"):
+        train_step(parted, batches, optimizer, group=mesh["dp"])
+    return {"loss": result.loss, "weight": result.weight, "gradients": gradients}
+
+
 @pytest.mark.parametrize(
-    ("wrapper", "sample_mean", "accumulated"), [("ddp", False, True), ("ddp", True, False), ("fsdp", True, True)]
+    ("wrapper", "sample_mean", "accumulated"),
+    [("ddp", False, True), ("ddp", True, False), ("fsdp", True, True), ("tp", True, True)],
 )
 def test_two_ranks_with_unequal_targets_are_one(
     wrapper: str, sample_mean: bool, accumulated: bool, tmp_path: Path

@@ -207,11 +207,12 @@ def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
-    """(the model inside DistributedDataParallel, torch.compile or PEFT; whether it is compiled as a whole)."""
+    """(the model inside DistributedDataParallel, DeepSpeed's engine, torch.compile or PEFT; whether it is compiled as a
+    whole)."""
     is_compiled = False
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
+        if isinstance(inner := getattr(model, "module", None), nn.Module):
+            model = inner
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model, is_compiled = inner, True
         elif callable(base := getattr(model, "get_base_model", None)):  # which holds the adapter
