@@ -103,10 +103,10 @@ class Shards:
         return extents(pa.table({"boundaries": self.packs.column("boundaries")}), joint=joint)
 
 
-def open_shards(path: str, split: str | None = None) -> Shards:
+def open_shards(path: str, split: str | None = None, *, option: str = "--split") -> Shards:
     """Open a directory that `python -m pipeline pack` wrote. `datasets` is not needed.
 
-    split: needed where it holds several.
+    split: needed where it holds several. option: by which a user chooses it.
 
     Raises `ConfigError` for a split that does not exist, `DataError` for what are no packs.
     """
@@ -119,7 +119,7 @@ def open_shards(path: str, split: str | None = None) -> Shards:
         wrong = f"state.json is missing; {SEE_VERIFY.format(path)}" if manifest else "no dataset"
         raise DataError(f"shards {path}: {wrong}; training reads what `python -m pipeline pack` writes")
     try:
-        files = _files(folder, split)
+        files = _files(folder, split, option)
         batches, schema = _mapped(files)
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
@@ -137,12 +137,12 @@ def open_shards(path: str, split: str | None = None) -> Shards:
     return Shards(path, packs, files, capacity, longest, most, manifest)
 
 
-def _files(folder: Path, split: str | None) -> list[Path]:
+def _files(folder: Path, split: str | None, option: str) -> list[Path]:
     """The files of a dataset, or of its split, in their order. Raises `ConfigError`, `LookupError`, `ValueError`."""
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
         if split is None and len(splits) > 1:
-            raise ConfigError(f"shards {folder}: choose one of the splits with --split: {', '.join(splits)}")
+            raise ConfigError(f"shards {folder}: choose one of the splits with {option}: {', '.join(splits)}")
         name = split or splits[0]
         if name not in splits:
             raise ConfigError(f"shards {folder}: no split {name!r}, but {', '.join(splits)}")
@@ -203,7 +203,7 @@ def _manifest(folder: Path) -> PackManifest | None:
 def _extents(packs: Packs, path: str) -> tuple[int, int, int]:
     """(tokens of the longest pack, tokens of the longest segment, segments of the pack that has most).
 
-    Raises `DataError` for boundaries that cannot be, and where there is nothing to train.
+    Raises `DataError` for boundaries that cannot be, and where there is no target.
     """
     longest_pack = longest = most = num_targets = 0
     damaged = damaged_packs(path, "boundaries of a pack are no rising numbers")
@@ -221,7 +221,7 @@ def _extents(packs: Packs, path: str) -> tuple[int, int, int]:
         longest, most = max(longest, int(lengths.max())), max(most, int(counts.max()))
         num_targets += pc.sum(pc.list_flatten(table["target_counts"])).as_py() or 0
     if num_targets == 0:
-        raise DataError(f"shards {path}: there is not a single target, so nothing to train")
+        raise DataError(f"shards {path}: there is not a single target")
     return longest_pack, longest, most
 
 

@@ -47,7 +47,7 @@ def train(options: TrainOptions) -> TrainResult:
         if options.fsdp and not place.in_group:
             raise ConfigError("--fsdp divides a model over ranks: torchrun --nproc-per-node N -m training train …")
         shards = open_shards(options.shards, options.split)
-        eval_shards = open_shards(options.eval_shards, options.eval_split) if options.eval_shards else None
+        eval_shards = _open_evaluated(options, shards)
         identity = run_identity(options, shards, eval_shards) if place.is_first else {}
         if place.is_first:
             output.check_output(options.output, identity)
@@ -82,6 +82,24 @@ def train(options: TrainOptions) -> TrainResult:
                     save_model(model, options.model, options.output / output.MODEL, weights)
                     output.finish(result)
             return result
+
+
+def _open_evaluated(options: TrainOptions, shards: Shards) -> Shards | None:
+    """What is evaluated, if anything; warns if other tokens stand there for the same text than in what is trained."""
+    if options.eval_shards is None:
+        return None
+    evaluated = open_shards(options.eval_shards, options.eval_split, option="--eval-split")
+    tokenizers = [each.manifest.tokenizer if each.manifest else None for each in (shards, evaluated)]
+    trained_by, evaluated_by = (each or None for each in tokenizers)
+    if trained_by and evaluated_by and trained_by.xxh3_128 != evaluated_by.xxh3_128:
+        log.warning(
+            "--eval-shards %s were made by another tokenizer (%s) than --shards %s (%s): a loss says little there",
+            evaluated.path,
+            evaluated_by.name,
+            shards.path,
+            trained_by.name,
+        )
+    return evaluated
 
 
 def _load(options: TrainOptions, place: Place, autocast: torch.dtype | None) -> PreTrainedModel:

@@ -8,10 +8,11 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import Run
-from tests.training.runs import equal, log_of
+from tests.training.runs import command, equal, log_of
 from tests.training.samples import config_file, losses_alone, packed_shards
 from training.plan import losses_of
 
@@ -106,3 +107,19 @@ def test_an_evaluation_that_is_interrupted_is_made_up_for(
     assert evaluations(tmp_path / "out") == evaluations(tmp_path / "whole")
     assert [each["step"] for each in evaluations(tmp_path / "out")] == [1, 2, 3]
     assert equal(tmp_path / "out", tmp_path / "whole")
+
+
+def test_shards_of_another_tokenizer_are_warned_of(training: Run, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "b a b b a"}\n' * 3)
+    for name, vocabulary in (("one", {"?": 0, "a": 1, "b": 2}), ("two", {"?": 0, "b": 1, "a": 2})):
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / name)
+        packs = ["--output", tmp_path / f"by-{name}", "--max-length", 20, "--tokenizer", tmp_path / name]
+        packed = run("pack", tmp_path / "texts.jsonl", *packs)
+        assert packed.code == 0, packed.err
+    for name in ("one", "two"):
+        scored = ["--eval-shards", tmp_path / f"by-{name}", "--no-check"]
+        ended = training(*command(tmp_path / "by-one", tmp_path, tmp_path / f"run-{name}", *scored, steps=1))
+        assert ended.code == 0, ended.err
+        assert ("made by another tokenizer" in ended.err) == (name == "two")

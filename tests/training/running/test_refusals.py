@@ -270,6 +270,8 @@ def test_splits_are_chosen_by_name(training: Run, run: Run, tmp_path: Path) -> N
     trained = training(*command(tmp_path / "shards", tmp_path, tmp_path / "out", *chosen, steps=1))
     assert trained.code == 0
     assert trained.json["evaluation"]["samples"] == 5
+    unsaid = training(*command(tmp_path / "shards", tmp_path, tmp_path / "other", *chosen[:4]))
+    assert "choose one of the splits with --eval-split: train, test" in unsaid.err
     missing = training(*command(tmp_path / "shards", tmp_path, tmp_path / "other", "--split", "dev"))
     assert "no split 'dev'" in missing.err
 
