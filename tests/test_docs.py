@@ -20,8 +20,9 @@ from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA, tokenized_
 from pipeline.format.counts import REASONS
 from pipeline.format.figures import Figures
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION
-from pipeline.format.manifest import PackManifest, SplitEntry, Tally, TokenizedSplit, TokenizeManifest
+from pipeline.format.manifest import PackManifest, TokenizeManifest
 from pipeline.format.options import TokenizeOptions
+from pipeline.format.records import SplitEntry, Tally, TokenizedSplit
 from pipeline.packing.run import PackResult
 from pipeline.tokenizing.run import TokenizeResult
 from pipeline.verifying.verify import VerifyResult

@@ -273,6 +273,23 @@ def write_file(path: Path, content: bytes, *, is_shared: bool = False) -> FileFa
         file.discard()
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a file have another name, too; where the file system has no links, copy it durably. Raises `OSError`."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass  # an interrupted run did it
+    except OSError:
+        with source.open("rb") as content:
+            file = HashingFile(target)
+            try:
+                while block := content.read(1 << 20):
+                    file.write(block)
+                file.finish()
+            finally:
+                file.discard()
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes on the disk where a folder is, or will be made."""
     while not folder.exists():

@@ -170,6 +170,11 @@ PUBLISH_FLAGS: list[Decorator] = [
     ),
     click.option("--overwrite", is_flag=True, help="Replace another run's dataset at --output."),
     click.option(
+        "--append",
+        is_flag=True,
+        help="Add the files of all INPUTs that the dataset at --output does not have yet.",
+    ),
+    click.option(
         "--unchanged-exit-code",
         type=click.IntRange(0, 125),
         default=0,

@@ -24,7 +24,7 @@ from pipeline.command.flags import (
 )
 from pipeline.command.job_file import merged, source_of
 from pipeline.command.metrics import METRICS_FLAGS, pack_figures, watch_of
-from pipeline.command.raw_rows import load, run_options, show_samples, split_pairs, tokenize_options
+from pipeline.command.raw_rows import load, replacing, run_options, show_samples, split_pairs, tokenize_options
 from pipeline.format.options import PackOptions
 
 if TYPE_CHECKING:
@@ -114,13 +114,14 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         "chat_template": values["chat_template"],
         "run": run_options(values),
         "progress": watch,
+        **replacing(values),
     }
     if values["dry_run"]:
-        planned = dry_run(values["inputs"], options, output=values["output"], overwrite=values["overwrite"], **more)
+        planned = dry_run(values["inputs"], options, output=values["output"], **more)
         shown = _with_sources(ctx, values, options, planned.manifest)
         print_result(*dry_run_table(planned, shown), values["as_json"])
     elif values["output"] is not None:
-        result = run_pack(values["inputs"], values["output"], options, overwrite=values["overwrite"], **more)
+        result = run_pack(values["inputs"], values["output"], options, **more)
         watch.done(result.status, pack_figures(result.manifest), run_id=result.manifest.run_id)
         print_result(*pack_table(result), values["as_json"])
         if result.status == "up_to_date":
@@ -157,7 +158,7 @@ def _with_sources(
         resolved |= {name: getattr(options.tokenize, name) for name in names}
         resolved["train_on"] = resolved["train_on"] or "what the format has by default"
     resolved |= {"num_workers": run.num_workers, "cache_dir": str(run.cache_dir), "rehash": run.rehash}
-    resolved |= {name: values[name] for name in ("overwrite", "unchanged_exit_code")}
+    resolved |= replacing(values) | {"unchanged_exit_code": values["unchanged_exit_code"]}
     resolved["metrics_file"] = _text(values["metrics_file"])
     sources: dict[str, Any] = {name: source_of(ctx, name) for name in values} | {"input": source_of(ctx, "inputs")}
     for name in ("set", "column", "map"):

@@ -44,6 +44,13 @@ _MAPPINGS = ("map", "keys", "roles")
 _NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "show", "show_row")
 
 
+def replacing(values: dict[str, Any]) -> dict[str, bool]:
+    """Whether what is there is replaced, or added to. Raises `ConfigError` for both."""
+    if values["overwrite"] and values["append"]:
+        raise ConfigError("--overwrite makes all of it anew and --append adds to it; choose one")
+    return {name: values[name] for name in ("overwrite", "append")}
+
+
 def run_options(values: dict[str, Any]) -> RunOptions:
     """How the run is done."""
     return RunOptions(**{field.name: values[field.name] for field in dataclasses.fields(RunOptions)})

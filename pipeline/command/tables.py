@@ -13,7 +13,8 @@ from pipeline.base.errors import ExitCode
 from pipeline.base.words import aligned, counted
 from pipeline.format.counts import Counts
 from pipeline.format.figures import Figures, Report
-from pipeline.format.manifest import FileEntry, PackManifest, Tally
+from pipeline.format.manifest import PackManifest
+from pipeline.format.records import FileEntry, Tally
 from strategies import Strategy, all_strategies
 
 if TYPE_CHECKING:  # one command's table does not wait for what other commands import

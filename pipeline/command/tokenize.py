@@ -16,7 +16,7 @@ from pipeline.command.flags import (
     input_and_output,
 )
 from pipeline.command.metrics import METRICS_FLAGS, tally_figures, watch_of
-from pipeline.command.raw_rows import load, run_options, show_samples, tokenize_options
+from pipeline.command.raw_rows import load, replacing, run_options, show_samples, tokenize_options
 from pipeline.format.options import InputOptions, TokenizeOptions
 
 _TOKENIZER_FLAG: list[Decorator] = [
@@ -67,7 +67,7 @@ def tokenize(ctx: click.Context, /, **values: Any) -> None:
             options,
             chat_template=values["chat_template"],
             part=part,
-            overwrite=values["overwrite"],
+            **replacing(values),
             run=run_options(values),
             progress=watch,
         )

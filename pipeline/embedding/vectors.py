@@ -14,7 +14,7 @@ from pipeline.base.digests import hash_arrays, hash_bytes
 from pipeline.base.engine import Monitor
 from pipeline.embedding.embedders import Embedder
 from pipeline.embedding.store import VectorStore
-from pipeline.format.manifest import EmbeddingEntry
+from pipeline.format.records import EmbeddingEntry
 from pipeline.reading.input_rows import InputRows
 from pipeline.reading.windows import SplitRows, Window
 from pipeline.reading.workspace import Workspace

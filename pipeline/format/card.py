@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from pipeline.format.identity import NamedHash
-from pipeline.format.manifest import InputEntry, PackManifest, TokenizeManifest
+from pipeline.format.manifest import PackManifest, TokenizeManifest
+from pipeline.format.records import InputEntry
 
 
 def pack_card(manifest: PackManifest) -> str:

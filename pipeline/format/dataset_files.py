@@ -14,6 +14,7 @@ from pipeline.format.card import pack_card, tokenize_card
 from pipeline.format.columns import features_of
 from pipeline.format.identity import SINGLE
 from pipeline.format.manifest import MANIFEST, AnyManifest, PackManifest, to_bytes, with_files
+from pipeline.format.records import FileEntry
 
 
 def finish_dataset(
@@ -21,7 +22,7 @@ def finish_dataset(
     manifest: AnyManifest,
     schema: pa.Schema,
     shards: Mapping[str, Sequence[str]],
-    files: Mapping[str, FileFacts],
+    files: Mapping[str, FileFacts | FileEntry],
     only_split: str | None,
 ) -> AnyManifest:
     """Write what makes a folder of shards a dataset, its manifest last; returns the manifest with its files.

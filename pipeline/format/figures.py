@@ -40,6 +40,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     report: Report
 
+    @property
+    def segments(self) -> int:
+        """Segments in all packs."""
+        return round(self.segments_per_pack.mean * self.packs)
+
 
 def figures_of(
     counts: Counts,

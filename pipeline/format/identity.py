@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from pipeline.base.digests import hash_json
 from pipeline.base.options import Options
+from pipeline.base.words import counted
 
 FORMAT_VERSION = 2
 """It changes when readers have to change; see docs/format.md."""
 
 ALGORITHM_VERSION = 2
 """It is bumped by hand whenever the bytes of any output would change, also by another default."""
+
+_SHOWN = 8  # files in a message
 
 PACKED, TOKENIZED = "packed", "tokenized"
 """The kinds of directories of ours."""
@@ -29,6 +33,18 @@ class NamedHash(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     xxh3_128: str
+
+
+class FileHash(NamedHash, frozen=True, kw_only=True):
+    """One data file of the input, by its base name (of a file in a directory, its place inside), never by its path."""
+
+    split: str | UnsetType = UNSET
+    """The split that it belongs to, where there are splits."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What tells it from other files: its hash, and its split where there are splits."""
+        return (self.xxh3_128,) if self.split is UNSET else (self.split, self.xxh3_128)
 
 
 TOKENIZER, CHAT_TEMPLATE, EMBEDDING_MODEL = ORIGINS = ("tokenizer", "chat_template", "embedding_model")
@@ -51,7 +67,9 @@ class Identity:
     settings: Mapping[str, Any]
     """Options of the strategy that are not at their default."""
 
-    inputs: Sequence[NamedHash]
+    batches: Sequence[Sequence[FileHash]]
+    """The data files of the first run, then those of each append, all in their order."""
+
     origin: Origin
     format_version: int = FORMAT_VERSION
     algorithm_version: int = ALGORITHM_VERSION
@@ -70,15 +88,10 @@ class Identity:
                 "format_version": self.format_version,
                 "algorithm_version": self.algorithm_version,
                 "config": config | ({"set": dict(self.settings)} if self.settings else {}),
-                "inputs": [[entry.xxh3_128 for entry in self.inputs]],  # one list for each append
+                "inputs": [[list(file.content) for file in batch] for batch in self.batches],
                 **{key: entry.xxh3_128 for key, entry in self.origin.items()},
             }
         )
-
-
-def combine(hashes: Mapping[str, Sequence[str]]) -> str:
-    """One hash for the files of an input: split -> the content hashes of its files, all in their order."""
-    return hash_json({"splits": [[split, *digests] for split, digests in hashes.items()]})
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
@@ -88,9 +101,13 @@ def differences(old: Identity, new: Identity) -> list[str]:
     for key in sorted({*before, *after}):
         if before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key)} there, {after.get(key)} now")
-    if [entry.xxh3_128 for entry in old.inputs] != [entry.xxh3_128 for entry in new.inputs]:
-        there, now = (", ".join(map(_called, identity.inputs)) for identity in (old, new))
+    contents = [[file.content for batch in identity.batches for file in batch] for identity in (old, new)]
+    if contents[0] != contents[1]:
+        there, now = (_files(identity) for identity in (old, new))
         lines.append(f"content of the inputs: {there} there, {now} now")
+    elif len(old.batches) != len(new.batches):
+        there, now = (counted(len(identity.batches) - 1, "append") for identity in (old, new))
+        lines.append(f"how the inputs came: with {there} there, with {now} now; --append finds them all")
     for key in ORIGINS:
         entries = [identity.origin.get(key) for identity in (old, new)]
         if len({entry and entry.xxh3_128 for entry in entries}) > 1:
@@ -100,6 +117,13 @@ def differences(old: Identity, new: Identity) -> list[str]:
         if getattr(old, key) != getattr(new, key):
             lines.append(f"{key}: {getattr(old, key)} there, {getattr(new, key)} now")
     return lines
+
+
+def _files(identity: Identity) -> str:
+    """The data files, the first of them by name."""
+    files = [_called(file) for batch in identity.batches for file in batch]
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return ", ".join(files[:_SHOWN]) + more
 
 
 def _called(entry: NamedHash) -> str:

@@ -18,91 +18,22 @@ from pipeline.base.digests import canonical_json, hash_json
 from pipeline.base.errors import ConfigError
 from pipeline.base.storage import FileFacts, read_bytes
 from pipeline.format.figures import Figures
-from pipeline.format.identity import FORMAT_VERSION, ORIGINS, PACKED, SINGLE, TOKENIZED, Identity, NamedHash
+from pipeline.format.identity import FORMAT_VERSION, ORIGINS, PACKED, TOKENIZED, Identity, NamedHash
 from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
+from pipeline.format.records import (
+    EmbeddingEntry,
+    FileEntry,
+    InputEntry,
+    PackAppend,
+    SplitEntry,
+    Tally,
+    TokenizeAppend,
+    TokenizedSplit,
+    WindowEntry,
+    parts_of,
+)
 
 MANIFEST = "manifest.json"
-
-
-class InputEntry(NamedHash, frozen=True, kw_only=True):
-    """One input: its base name, never a path, and the hash of its content."""
-
-    rows: int
-    bytes: int
-
-
-class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of the directory; of a shard also what it holds."""
-
-    bytes: int
-    xxh3_128: str
-    packs: int | UnsetType = UNSET
-    segments: int | UnsetType = UNSET
-    samples: int | UnsetType = UNSET
-    tokens: int | UnsetType = UNSET
-    targets: int | UnsetType = UNSET
-
-    @property
-    def is_shard(self) -> bool:
-        """Whether it holds packs or samples."""
-        return self.tokens is not UNSET
-
-
-class WindowEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One window: its rows and tokens as they came, and the packs that they became."""
-
-    rows: int
-    tokens: int
-    packs: int
-
-
-class SplitEntry(Figures, frozen=True, kw_only=True):
-    """One split of a packed dataset."""
-
-    windows: list[WindowEntry]
-
-
-class EmbeddingEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """The vectors that related samples, and what the strategy prepared from them."""
-
-    dimensions: int
-    vectors_xxh3_128: str
-    prepared_xxh3_128: str
-
-
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of raw rows."""
-
-    rows: int
-    samples: int
-    tokens: int
-    targets: int
-    dropped: dict[str, int]
-    """Rows left out, by reason."""
-
-    targets_by_kind: dict[str, int] = {}
-    """Targets by what they are: answer, reasoning, call, inserted, end; `all` where everything is trained."""
-
-    turns: int = 0
-    """Turns of the chats that gave samples, whoever speaks."""
-
-    turns_trained: int = 0
-    """Those that are trained, each in one sample."""
-
-    reasoning_left_out: int = 0
-    """Those whose reasoning stands in no sample: dropped, or left out by the template."""
-
-    unread: dict[str, int] = {}
-    """Rows in which a column has content that was not read, by its name."""
-
-    unread_keys: dict[str, int] = {}
-    """Turns in which a key has content that was not read, by its name."""
-
-
-class TokenizedSplit(msgspec.Struct, frozen=True, kw_only=True):
-    """One split of a tokenised dataset."""
-
-    counts: Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +42,10 @@ class TokenizeConfig(TokenizeOptions, InputOptions):
 
 
 class PackManifest(Figures, frozen=True, kw_only=True):
-    """What the manifest of a packed dataset says."""
+    """What the manifest of a packed dataset says.
+
+    Where it was appended to, `counts` and all figures are of the whole, `report` and `embedding` of the first run.
+    """
 
     format_version: int
     algorithm_version: int
@@ -132,6 +66,9 @@ class PackManifest(Figures, frozen=True, kw_only=True):
     tokenized: Tally | UnsetType = UNSET
     """What became of raw rows; where they were tokenised as they were packed."""
 
+    appends: list[PackAppend] | UnsetType = UNSET
+    """What came after the first run, append by append; `windows` and `splits` hold their windows, too."""
+
     files: dict[str, FileEntry]
     """Every other file of the directory."""
 
@@ -145,11 +82,7 @@ class PackManifest(Figures, frozen=True, kw_only=True):
     @property
     def parts(self) -> dict[str, SplitEntry]:
         """What is said of each split; a dataset without splits has one, called `SINGLE`."""
-        if isinstance(self.splits, dict):
-            return self.splits
-        assert isinstance(self.windows, list), "there are windows where there are no splits"
-        figures = {name: getattr(self, name) for name in Figures.__struct_fields__}
-        return {SINGLE: SplitEntry(**figures, windows=self.windows)}
+        return parts_of(self, self.windows, self.splits)
 
     def identity(self, settings: Mapping[str, Any]) -> Identity:
         """What makes it another run than others. settings: options of its strategy that are not at their default."""
@@ -169,6 +102,9 @@ class TokenizeManifest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: NamedHash | None
     counts: Tally
     splits: dict[str, TokenizedSplit] | UnsetType = UNSET
+    appends: list[TokenizeAppend] | UnsetType = UNSET
+    """What came after the first run, append by append; `counts` are of the whole."""
+
     files: dict[str, FileEntry]
     """Every other file of the directory."""
 
@@ -184,22 +120,31 @@ Manifest = PackManifest | TokenizeManifest
 AnyManifest = TypeVar("AnyManifest", PackManifest, TokenizeManifest)
 
 
+def batches_of(manifest: Manifest) -> list[list[InputEntry]]:
+    """The data files of the first run, then those of each append."""
+    later = [append.files for append in manifest.appends] if isinstance(manifest.appends, list) else []
+    first = manifest.inputs[: len(manifest.inputs) - sum(map(len, later))]
+    return [first, *later]
+
+
 def _identity(kind: str, manifest: Manifest, settings: Mapping[str, Any]) -> Identity:
     named = {key: getattr(manifest, key, UNSET) for key in ORIGINS}
     return Identity(
         kind=kind,
         config=manifest.config,
         settings=settings,
-        inputs=manifest.inputs,
+        batches=batches_of(manifest),
         origin={key: entry for key, entry in named.items() if isinstance(entry, NamedHash)},
         format_version=manifest.format_version,
         algorithm_version=manifest.algorithm_version,
     )
 
 
-def with_files(manifest: AnyManifest, files: Mapping[str, FileFacts]) -> AnyManifest:
+def with_files(manifest: AnyManifest, files: Mapping[str, FileFacts | FileEntry]) -> AnyManifest:
     """The manifest with the files of its directory, and the hash that seals it."""
-    entries = {name: FileEntry(**asdict(facts)) for name, facts in files.items()}
+    entries = {
+        name: facts if isinstance(facts, FileEntry) else FileEntry(**asdict(facts)) for name, facts in files.items()
+    }
     whole = structs.replace(manifest, files=entries)
     return structs.replace(whole, own_hash=hash_of_rest(msgspec.to_builtins(whole)))
 

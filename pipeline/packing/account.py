@@ -12,8 +12,9 @@ from pipeline.embedding.vectors import Vectors
 from pipeline.format.counts import Counts
 from pipeline.format.figures import Figures, Report, figures_of
 from pipeline.format.identity import SINGLE, Identity
-from pipeline.format.manifest import PackManifest, SplitEntry, WindowEntry
+from pipeline.format.manifest import PackManifest
 from pipeline.format.options import PackOptions
+from pipeline.format.records import SplitEntry, WindowEntry
 from pipeline.packing.samples import Samples
 from pipeline.packing.setup import ConfiguredStrategy
 from pipeline.packing.steps import PlannedWindow, Plans
@@ -29,7 +30,7 @@ def manifest_of(
     vectors: Vectors | None,
     strategy: ConfiguredStrategy,
 ) -> PackManifest:
-    """The manifest, but for its files and what seals it."""
+    """The manifest of a run over these inputs, but for its files and what seals it."""
     assert isinstance(identity.config, PackOptions)
     every = [planned for of_split in plans.values() for planned in of_split]
     splits = {
@@ -45,7 +46,7 @@ def manifest_of(
         algorithm_version=identity.algorithm_version,
         run_id=identity.run_id,
         config=identity.config,
-        inputs=input_entries(inputs, samples.rows.rows_of_inputs, identity.inputs),
+        inputs=input_entries(inputs, samples.rows.rows_of_files, identity.batches[-1]),
         embedding=vectors.entry if vectors else UNSET,
         windows=UNSET if has_splits else splits[SINGLE].windows,
         splits=splits if has_splits else UNSET,

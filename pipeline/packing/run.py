@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,20 +14,22 @@ from pipeline.base.errors import TightpackError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.staging import Staging
-from pipeline.format.dataset_files import finish_dataset, path_in_dataset
-from pipeline.format.identity import Identity
+from pipeline.format.dataset_files import path_in_dataset
+from pipeline.format.identity import PACKED, Identity
 from pipeline.format.manifest import PackManifest
 from pipeline.format.options import PackOptions
 from pipeline.packing.account import manifest_of
 from pipeline.packing.losses import overlong_samples, refuse_overlong, warn_of_losses
 from pipeline.packing.samples import open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
-from pipeline.packing.setup import set_up
+from pipeline.packing.setup import Setup, set_up
 from pipeline.packing.steps import cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
-from pipeline.publishing.existing import existing_run
+from pipeline.publishing.existing import existing_run, manifest_there
+from pipeline.publishing.finishing import Base, finish
 from pipeline.publishing.output import check_output
 from pipeline.publishing.publication import publication
-from pipeline.reading.content import content_hashes, origin_of
+from pipeline.reading.content import Growth, content_hashes, growth_of, origin_of, refuse_other_options
+from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input, local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 
@@ -62,6 +64,7 @@ def pack(
     tokenizer: str | Path | TextTokenizer | None = None,
     chat_template: str | Path | None = None,
     overwrite: bool = False,
+    append: bool = False,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
@@ -69,7 +72,8 @@ def pack(
 
     inputs: tokenised, or raw where there is a tokenizer; output: the directory to be published; tokenizer: a
     directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None for the
-    tokenizer's own; overwrite: replace another run's dataset; progress: is called as the run goes on.
+    tokenizer's own; overwrite: replace another run's dataset; append: pack the files alone that the dataset there does
+    not have yet, and add them to it; progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StrategyError`, `StorageError` and
@@ -81,34 +85,47 @@ def pack(
     target = check_output(output, files=local_files(sources), folders=local_folders(sources))
     with cache_of(run) as cache:
         with engine_of(run) as engine:
-            hashes = content_hashes(sources, cache, engine, progress)
-        identity = setup.identity(hashes, origin_of(sources))
-        with publication(target, identity, overwrite=overwrite) as place, engine_of(run) as engine:
+            digests = content_hashes(sources, cache, engine, progress)
+        growth, identity = _identified(sources, digests, setup, target if append else None)
+        with publication(target, identity, overwrite=overwrite, base=growth.there) as place, engine_of(run) as engine:
             if isinstance(place.existing, PackManifest):
                 seconds = time.monotonic() - started
                 return PackResult(status="up_to_date", output=Path(output), manifest=place.existing, seconds=seconds)
             work = Workspace(engine, cache, place.staging, progress)
-            samples = open_samples(sources, setup, work)
+            samples = open_samples(growth.new, setup, work, growth.rows)
             windows = cut_windows(samples.rows, options)
             vectors = embed_windows(samples.rows, windows, setup, identity, work)
             plans = plan_windows(samples.rows, windows, vectors, options, work)
             refuse_overlong(plans, samples.rows, options)
-            shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work)
+            shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work, growth.samples)
             files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
-            lists = write_lists(samples, setup, place.staging.dataset)
+            lists = write_lists(samples, setup, place.staging.dataset, target if growth.there else None)
             cache.require_unchanged()
-            manifest = finish_dataset(
+            made = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
+            manifest = finish(
                 place.staging.dataset,
-                manifest_of(identity, sources, samples, plans, vectors, setup.strategy),
+                made,
                 schema_of_packs(samples.rows),
                 {split: list(of_split) for split, of_split in shards.items()},
                 {**lists, **files},
                 options.split,
+                Base(target, growth.there) if growth.there else None,
             )
     warn_of_samples(samples, are_listed=bool(lists))
-    warn_of_losses(manifest)
+    warn_of_losses(made)
     seconds, overlong = time.monotonic() - started, overlong_samples(plans)
     return PackResult(status="packed", output=Path(output), manifest=manifest, seconds=seconds, overlong=overlong)
+
+
+def _identified(
+    sources: list[Input], digests: Mapping[InputFile, str], setup: Setup, appended_to: Path | None
+) -> tuple[Growth, Identity]:
+    """What of the inputs is new to what is there, and what makes the run another than others. Raises `ConfigError`."""
+    there = None if appended_to is None else manifest_there(appended_to, PACKED)
+    growth = growth_of(sources, digests, there, appended_to or "")
+    identity = setup.identity(growth.batches, origin_of(sources))
+    refuse_other_options(growth, identity, appended_to or "")
+    return growth, identity
 
 
 def dry_run(
@@ -119,12 +136,14 @@ def dry_run(
     chat_template: str | Path | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
+    append: bool = False,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """What `pack` would give. Nothing is written but temporary files, which are removed again.
 
-    output: where `pack` would publish, so that what is in its way can be said; None where that is not decided.
+    output: where `pack` would publish, so that what is in its way can be said, or what is there and appended to; None
+    where that is not decided.
     Samples that are too long, and an output that is in the way, are reported, not refused. Raises as `pack`.
     """
     started = time.monotonic()
@@ -135,16 +154,20 @@ def dry_run(
         tempfile.TemporaryDirectory(prefix="pack-dry-run-") as folder,
         engine_of(run) as engine,
     ):
-        identity = setup.identity(content_hashes(sources, cache, engine, progress), origin_of(sources))
+        digests = content_hashes(sources, cache, engine, progress)
+        growth, identity = _identified(sources, digests, setup, Path(output) if append and output else None)
         if output is not None:
-            _tell_of_output(output, sources, identity, overwrite=overwrite)
+            _tell_of_output(output, sources, identity, growth, overwrite=overwrite)
+        if not growth.new and isinstance(growth.there, PackManifest):
+            seconds = time.monotonic() - started
+            return PackResult(status="up_to_date", output=Path(output or ""), manifest=growth.there, seconds=seconds)
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
         work.staging.open()
-        samples = open_samples(sources, setup, work)
+        samples = open_samples(growth.new, setup, work, growth.rows)
         windows = cut_windows(samples.rows, options)
         vectors = embed_windows(samples.rows, windows, setup, identity, work)
         plans = plan_windows(samples.rows, windows, vectors, options, work)
-        manifest = manifest_of(identity, sources, samples, plans, vectors, setup.strategy)
+        manifest = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
     warn_of_samples(samples, are_listed=False)
     return PackResult(
         status="planned",
@@ -154,11 +177,13 @@ def dry_run(
     )
 
 
-def _tell_of_output(output: str | Path, sources: list[Input], identity: Identity, *, overwrite: bool) -> None:
+def _tell_of_output(
+    output: str | Path, sources: list[Input], identity: Identity, growth: Growth, *, overwrite: bool
+) -> None:
     """Say whether `pack` would have nothing to do, or would refuse its output."""
     try:
         target = check_output(output, files=local_files(sources), folders=local_folders(sources))
-        if existing_run(target, identity, overwrite=overwrite) is not None:
+        if existing_run(target, identity, overwrite=overwrite, base=growth.there) is not None:
             log.info("%s is up to date: without --dry-run there is nothing to do", output)
     except TightpackError as error:
         log.warning("without --dry-run this ends with exit code %d: %s", error.exit_code, error)

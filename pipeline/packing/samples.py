@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,23 +30,31 @@ class Samples:
     """JSON lines of the raw rows left out, in order."""
 
 
-def open_samples(inputs: list[Input], setup: Setup, work: Workspace) -> Samples:
-    """Open the inputs, tokenised first if they are raw. Raises as `open_inputs` and `tokenize_inputs`."""
+def open_samples(
+    inputs: Sequence[Input], setup: Setup, work: Workspace, rows_before: Mapping[str, int] | None = None
+) -> Samples:
+    """Open the inputs, tokenised first if they are raw. Raises as `open_inputs` and `tokenize_inputs`.
+
+    rows_before: of each split, in what is appended to.
+    """
     if setup.tokenization is None:
         extra = setup.embedder.column if setup.embedder else None
         selection = Selection(names=setup.options.column, extra=extra, unpack=setup.options.unpack)
-        return Samples(rows=open_inputs(inputs, selection, work))
+        return Samples(rows=open_inputs(list(inputs), selection, work))
     from pipeline.tokenizing.for_packing import tokenize_inputs
 
-    tokenized = tokenize_inputs(inputs, setup.tokenization, work)
+    tokenized = tokenize_inputs(list(inputs), setup.tokenization, work, rows_before)
     return Samples(rows=tokenized.rows, tally=tokenized.tally, dropped_lists=tokenized.dropped)
 
 
-def write_lists(samples: Samples, setup: Setup, folder: Path) -> dict[str, FileFacts]:
-    """Write the list of raw rows left out, if leaving out was asked for. Raises `OSError`."""
+def write_lists(samples: Samples, setup: Setup, folder: Path, before: Path | None) -> dict[str, FileFacts]:
+    """Write the list of raw rows left out, if leaving out was asked for. Raises `OSError`.
+
+    before: the dataset that is appended to.
+    """
     if setup.tokenization is None or setup.tokenization.options.on_error != "drop":
         return {}
-    return {DROPPED: write_dropped(samples.dropped_lists, folder)}
+    return {DROPPED: write_dropped([*([before / DROPPED] if before else []), *samples.dropped_lists], folder)}
 
 
 def warn_of_samples(samples: Samples, *, are_listed: bool) -> None:

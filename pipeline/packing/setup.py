@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import did_you_mean
 from pipeline.embedding.embedders import Embedder, make_embedder
-from pipeline.format.identity import EMBEDDING_MODEL, PACKED, Identity, NamedHash, Origin
+from pipeline.format.identity import EMBEDDING_MODEL, PACKED, FileHash, Identity, Origin
 from pipeline.format.options import PackOptions, TokenizeOptions
 from strategies import Draws, Strategy, find
 from strategies.contract import Embedding
@@ -131,14 +131,14 @@ class Setup:
         settings = strategy.settings(self.strategy.options)
         return replace(self.options, strategy=strategy.name, set=settings, tokenize=tokenize)
 
-    def identity(self, inputs: Sequence[NamedHash], of_inputs: Origin) -> Identity:
+    def identity(self, batches: Sequence[Sequence[FileHash]], of_inputs: Origin) -> Identity:
         """What makes this run another than others.
 
-        inputs: the content of each; of_inputs: what inputs that are tokenised say of their tokenizer.
+        batches: the data files, append by append; of_inputs: what inputs that are tokenised say of their tokenizer.
         """
         options = self.recorded_options
         settings = self.strategy.strategy.changed(options.set)
-        return Identity(kind=PACKED, config=options, settings=settings, inputs=inputs, origin=self._origin(of_inputs))
+        return Identity(kind=PACKED, config=options, settings=settings, batches=batches, origin=self._origin(of_inputs))
 
     def _origin(self, of_inputs: Origin) -> Origin:
         """Tokenizer, chat template and embedding model."""

@@ -40,6 +40,9 @@ class ShardTask:
 
     rows: SplitRows
     window: Window
+    first_sample: int
+    """The number that the first row of the split has among the samples of the dataset."""
+
     plan: Path
     """The window's plan."""
 
@@ -58,7 +61,9 @@ class _Samples:
     """The samples of a window."""
 
     rows: Rows
-    first_row: int
+    first_sample: int
+    """The number of the first of them."""
+
     sources: Mapping[str, Int64Array]
     """By column of packs: of which raw row each was made, and the turn that ends it; empty where that is not told.
     # shape: (num_rows,)"""
@@ -71,7 +76,7 @@ def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
     """
     rows = task.rows.read_window(task.window)
     plan = WindowPlan.load(task.plan).shard(task.shard)
-    samples = _Samples(rows, task.window.first_row, _sources(task))
+    samples = _Samples(rows, task.first_sample + task.window.first_row, _sources(task))
     token_ends = np.cumsum(plan.length, dtype=np.int64)
     token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets]
     batches = _cut_batches(token_offsets)
@@ -150,7 +155,7 @@ def _batch(
         "position_ids": (by_token, position_ids),
         "boundaries": (by_boundary, boundaries),
         "seq_lengths": (by_segment, length),
-        "sample_ids": (by_segment, samples.first_row + row),
+        "sample_ids": (by_segment, samples.first_sample + row),
         "sample_offsets": (by_segment, plan.start[which]),
         "target_counts": (by_segment, target_counts),
         **{name: (by_segment, values[row]) for name, values in samples.sources.items()},

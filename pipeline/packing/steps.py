@@ -63,7 +63,7 @@ def embed_windows(
         return None
     options = setup.options
     source = {
-        "inputs": [entry.xxh3_128 for entry in identity.inputs],
+        "inputs": [file.content for file in identity.batches[-1]],
         "columns": dict(options.column),
         "split": options.split,
         "tokenize": msgspec.to_builtins(setup.recorded_options.tokenize),
@@ -114,15 +114,25 @@ def _planned(task: PlanTask, work: Workspace, advance: Monitor) -> WindowSummary
 
 
 def write_shards(
-    rows: InputRows, plans: Plans, run_id: str, compression: str, work: Workspace
+    rows: InputRows,
+    plans: Plans,
+    run_id: str,
+    compression: str,
+    work: Workspace,
+    before: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, ShardFacts]]:
-    """Write every shard; returns those of each split by name, in their order. Raises `OSError` for storage faults."""
+    """Write every shard; returns those of each split by name, in their order. Raises `OSError` for storage faults.
+
+    before: the samples of each split that there are already, in what is appended to; None for a first run, in which a
+    split without packs has a shard without packs.
+    """
     schema = schema_of_packs(rows)
     tasks = {
         split: [
             ShardTask(
                 rows=rows.splits[split],
                 window=planned.window,
+                first_sample=(before or {}).get(split, 0),
                 plan=planned.plan,
                 shard=number,
                 tokens=size.tokens,
@@ -146,11 +156,11 @@ def write_shards(
         write = partial(_write_and_record, staging=work.staging, monitor=work.engine.monitor(advance))
         for task, written in zip(todo, work.engine.map(write, todo), strict=True):
             facts[task.path] = written
-    return {
-        split: {task.path.name: facts[task.path] for task in of_split}
-        or _empty_shard(work.staging.dataset / split / _shard_name(run_id, 0, 0), schema)
-        for split, of_split in tasks.items()
-    }
+    shards = {split: {task.path.name: facts[task.path] for task in of_split} for split, of_split in tasks.items()}
+    for split, of_split in shards.items():
+        if not of_split and before is None:
+            of_split.update(_empty_shard(work.staging.dataset / split / _shard_name(run_id, 0, 0), schema))
+    return shards
 
 
 def schema_of_packs(rows: InputRows) -> pa.Schema:

@@ -6,25 +6,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.base.digests import is_whole
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.storage import FileFacts, list_folder
 from pipeline.format.identity import PACKED, Identity, differences
-from pipeline.format.manifest import (
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    ManifestError,
-    OldFormatError,
-    PackManifest,
-    read_manifest,
-)
+from pipeline.format.manifest import MANIFEST, Manifest, ManifestError, OldFormatError, PackManifest, read_manifest
+from pipeline.format.records import FileEntry
 
 
-def existing_run(output: Path, identity: Identity, *, overwrite: bool) -> Manifest | None:
+def manifest_there(output: Path, kind: str) -> Manifest | None:
+    """The manifest of what is there, None if there is nothing. kind: packed or tokenized.
+
+    Raises `ConfigError` for anything but a dataset of that kind.
+    """
+    if not output.exists() or not list_folder(output):
+        return None
+    try:
+        there = read_manifest(output)
+    except ManifestError as error:
+        raise _not_what_would_be_written(output, str(error)) from None
+    _refuse_other_kind(output, there, kind)
+    return there
+
+
+def existing_run(output: Path, identity: Identity, *, overwrite: bool, base: Manifest | None = None) -> Manifest | None:
     """The manifest of what is there, if it is this run: by names and sizes, and with `overwrite`, which mends, by
     checksums. None if the output can be written.
 
-    Raises `ConfigError` if something else is in its place that may not be replaced.
+    base: what is appended to. Raises `ConfigError` if something else is in its place that may not be replaced, and
+    `BusyError` if another run replaced what is appended to.
     """
     if not output.exists() or not list_folder(output):
         return None
@@ -48,6 +57,14 @@ def existing_run(output: Path, identity: Identity, *, overwrite: bool) -> Manife
         if damaged and not overwrite:
             raise ConfigError(f"--output {output} is this run, but {damaged} is damaged; --overwrite writes it anew")
         return None if damaged else old
+    if base is not None:
+        if old.run_id != base.run_id:
+            raise BusyError(f"another run replaced {output} meanwhile; run the same command again")
+        damaged = next((name for name, entry in old.files.items() if not _is_whole(output / name, entry, False)), "")
+        if damaged:
+            raise ConfigError(f"--output {output}: {damaged} is damaged; make the dataset anew with --overwrite")
+        _refuse_foreign_files(output, old.files)
+        return None
     if not overwrite:
         raise _another_run(output, old, identity)
     _refuse_foreign_files(output, old.files)
@@ -55,15 +72,22 @@ def existing_run(output: Path, identity: Identity, *, overwrite: bool) -> Manife
 
 
 def _another_run(output: Path, old: Manifest, identity: Identity) -> ConfigError:
-    if isinstance(old, PackManifest) != (identity.kind == PACKED):
-        kind = "packed" if isinstance(old, PackManifest) else "tokenised"
-        return _not_what_would_be_written(output, f"{output} is a {kind} dataset")
+    try:
+        _refuse_other_kind(output, old, identity.kind)
+    except ConfigError as error:
+        return error
     there = old.identity({}) if isinstance(old, PackManifest) else old.identity()
     lines = "".join(f"\n  {line}" for line in differences(there, identity))
     return ConfigError(
         f"--output {output} holds another run ({old.run_id} there, {identity.run_id} now); choose another output, or"
-        f" replace it with --overwrite. What differs:{lines}"
+        f" replace it with --overwrite, or add new inputs to it with --append. What differs:{lines}"
     )
+
+
+def _refuse_other_kind(output: Path, there: Manifest, kind: str) -> None:
+    if isinstance(there, PackManifest) != (kind == PACKED):
+        called = "packed" if isinstance(there, PackManifest) else "tokenised"
+        raise _not_what_would_be_written(output, f"{output} is a {called} dataset")
 
 
 def _not_what_would_be_written(output: Path, why: str) -> ConfigError:

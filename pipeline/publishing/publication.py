@@ -34,8 +34,12 @@ class Publication:
 
 
 @contextmanager
-def publication(output: Path, identity: Identity, *, overwrite: bool) -> Iterator[Publication]:
+def publication(
+    output: Path, identity: Identity, *, overwrite: bool, base: Manifest | None = None
+) -> Iterator[Publication]:
     """Hold the lock of an output; what the block leaves in `staging.dataset` is published when it ends.
+
+    base: what is there and appended to.
 
     After a storage fault or an interruption finished work stays in staging, and the same run takes it up; after any
     other error nothing is left. Raises `BusyError` if another run holds the lock, `ConfigError` if something else is
@@ -46,7 +50,7 @@ def publication(output: Path, identity: Identity, *, overwrite: bool) -> Iterato
         with _parents(output.parent), file_lock(lock_path(output), busy_message(output)):
             log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
             _put_back(output)
-            existing = existing_run(output, identity, overwrite=overwrite)
+            existing = existing_run(output, identity, overwrite=overwrite, base=base)
             _remove_abandoned(output, but=None if existing else staging)
             try:
                 if existing is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class InputRows:
     """Inputs as rows that can be addressed."""
 
     splits: Mapping[str, SplitRows]
-    rows_of_inputs: list[int]
-    """Rows of each input, in all its splits."""
+    rows_of_files: Mapping[str, Sequence[int]]
+    """Rows of each data file, by split."""
 
     tells_sources: bool
     """Whether every row says of which raw row it was made, and the turn that ends it."""
@@ -88,7 +88,10 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     tell_unread([(file, work.cache.local_path(file)) for file in others], selection)
     return InputRows(
         splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
-        rows_of_inputs=[sum(opened[file].num_source_rows for file in entry.files()) for entry in inputs],
+        rows_of_files={
+            split: [opened[file].num_source_rows for entry in inputs for file in entry.splits[split]]
+            for split in inputs[0].splits
+        },
         tells_sources=_tell_sources([file for file in opened.values() if file.num_rows]),
     )
 

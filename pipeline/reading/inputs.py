@@ -21,8 +21,9 @@ import fsspec
 from pipeline.base.errors import BusyError, ConfigError, DataError
 from pipeline.base.words import counted, first_line
 from pipeline.format.identity import SINGLE, TOKENIZED
-from pipeline.format.manifest import MANIFEST, FileEntry, ManifestError, TokenizeManifest, parse_manifest
+from pipeline.format.manifest import MANIFEST, ManifestError, TokenizeManifest, parse_manifest
 from pipeline.format.options import InputOptions
+from pipeline.format.records import FileEntry
 from pipeline.reading.decoding.foreign import refuse_content
 from pipeline.reading.files import InputFile, reaching
 

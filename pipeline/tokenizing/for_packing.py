@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,40 +26,49 @@ class TokenizedInputs:
     """JSON lines of the rows left out, in order."""
 
 
-def tokenize_inputs(inputs: list[Input], tokenization: Tokenization, work: Workspace) -> TokenizedInputs:
+def tokenize_inputs(
+    inputs: list[Input], tokenization: Tokenization, work: Workspace, rows_before: Mapping[str, int] | None = None
+) -> TokenizedInputs:
     """Tokenise every input into staging. A row that is left out is one sample without tokens.
 
+    rows_before: of each split, in what is appended to.
     Raises as `open_raw_inputs` and `write_shards`.
     """
     tallies: list[RowTally] = []
     dropped: list[Path] = []
     splits: dict[str, SplitRows] = {}
-    rows = [0] * len(inputs)
+    rows: dict[str, list[int]] = {}
     options = tokenization.options
     raw = open_raw_inputs(inputs, tokenization, work.cache)
     schema, tells_sources = packing_schema(raw, options), gives_several(raw, options)
     with work.stage("tokenising", sum(file.file.size() for split in raw for file in split.files), "B") as advance:
         for split in raw:
             layout = ShardLayout(
-                folder=work.staging.work, prefix=f"tokens-{split.name}-", schema=schema, for_packing=True
+                folder=work.staging.work,
+                prefix=f"tokens-{split.name}-",
+                schema=schema,
+                for_packing=True,
+                first_row=(rows_before or {}).get(split.name, 0),
             )
             mapped = []
-            rows_before = 0
+            next_row = layout.first_row
+            of_split: list[RowTally] = []
             for shard in write_shards(split, layout, tokenization, work, advance):
-                tallies.append(shard.tally)
+                of_split.append(shard.tally)
                 dropped.append(shard.dropped)
                 if not shard.tally.rows:
                     continue
-                rows[split.owners[shard.begin[0]]] += shard.tally.rows
                 number, first_row = shard.begin
-                base = rows_before - first_row if tells_sources else None
+                base = next_row - first_row if tells_sources else None
                 one = map_file(str(shard.path), {}, split.files[number].where, first_row, base)
-                rows_before += shard.tally.rows
+                next_row += shard.tally.rows
                 assert one is not None, "what we write can be mapped"
                 mapped.append(one)
             splits[split.name] = SplitRows(mapped)
+            tallies += of_split
+            rows[split.name] = split.rows_of_files(RowTally.total(of_split))
     return TokenizedInputs(
-        rows=InputRows(splits=splits, rows_of_inputs=rows, tells_sources=tells_sources),
+        rows=InputRows(splits=splits, rows_of_files=rows, tells_sources=tells_sources),
         tally=RowTally.total(tallies),
         dropped=dropped,
     )

@@ -14,13 +14,16 @@ from msgspec import UNSET
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.storage import FileFacts, make_folder
-from pipeline.format.dataset_files import finish_dataset, path_in_dataset
+from pipeline.format.dataset_files import path_in_dataset
 from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZED, TOKENIZER, Identity
-from pipeline.format.manifest import TokenizeConfig, TokenizedSplit, TokenizeManifest
+from pipeline.format.manifest import TokenizeConfig, TokenizeManifest
 from pipeline.format.options import InputOptions, TokenizeOptions
+from pipeline.format.records import TokenizedSplit
+from pipeline.publishing.existing import manifest_there
+from pipeline.publishing.finishing import Base, finish
 from pipeline.publishing.output import check_output
 from pipeline.publishing.publication import publication
-from pipeline.reading.content import content_hashes, input_entries
+from pipeline.reading.content import Growth, content_hashes, growth_of, input_entries, refuse_other_options
 from pipeline.reading.inputs import Input, local_files, local_folders, resolve
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 from pipeline.tokenizing.shard import TokenizedShard
@@ -54,11 +57,9 @@ class _WrittenSplit:
     """A split of the input, tokenised."""
 
     name: str
-    owners: Sequence[int]
-    """The number of the input that each file belongs to."""
-
     shards: Sequence[TokenizedShard]
     tally: RowTally
+    rows_of_files: Sequence[int]
 
 
 def tokenize(
@@ -70,6 +71,7 @@ def tokenize(
     chat_template: str | Path | None = None,
     part: InputOptions = InputOptions(),
     overwrite: bool = False,
+    append: bool = False,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> TokenizeResult:
@@ -78,7 +80,8 @@ def tokenize(
     inputs: directories, files, quoted globs, URLs or Hub ids, one or several; output: the directory to be published;
     tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
     for the tokenizer's own; part: which part of the inputs is read; overwrite: replace another run's dataset;
-    progress: is called as the run goes on.
+    append: tokenise the files alone that the dataset there does not have yet, and add them to it; progress: is called
+    as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StorageError` and `BusyError`, each with one
@@ -90,64 +93,66 @@ def tokenize(
     target = check_output(output, files=local_files(sources), folders=local_folders(sources))
     with cache_of(run) as cache:
         with engine_of(run) as engine:
-            hashes = content_hashes(sources, cache, engine, progress)
-        identity = Identity(
-            kind=TOKENIZED,
-            config=TokenizeConfig(**vars(options), **vars(part)),
-            settings={},
-            inputs=hashes,
-            origin=tokenization.origin,
-        )
-        with publication(target, identity, overwrite=overwrite) as place, engine_of(run) as engine:
+            digests = content_hashes(sources, cache, engine, progress)
+        growth = growth_of(sources, digests, manifest_there(target, TOKENIZED) if append else None, target)
+        config, origin = TokenizeConfig(**vars(options), **vars(part)), tokenization.origin
+        identity = Identity(kind=TOKENIZED, config=config, settings={}, batches=growth.batches, origin=origin)
+        refuse_other_options(growth, identity, target)
+        with publication(target, identity, overwrite=overwrite, base=growth.there) as place, engine_of(run) as engine:
             if isinstance(place.existing, TokenizeManifest):
                 return _result("up_to_date", Path(output), place.existing, started)
             work = Workspace(engine, cache, place.staging, progress)
-            raw = open_raw_inputs(sources, tokenization, cache)
+            raw = open_raw_inputs(list(growth.new), tokenization, cache)
             schema = dataset_schema(raw, options)
-            splits = [_write_split(split, schema, identity.run_id, tokenization, work) for split in raw]
-            files = _files(splits, work.staging.dataset, lists_dropped=options.on_error == "drop")
+            splits = [_write_split(split, schema, identity.run_id, tokenization, work, growth) for split in raw]
+            lists = None if options.on_error != "drop" else [target / DROPPED] if growth.there else []
+            files = _files(splits, work.staging.dataset, lists)
             cache.require_unchanged()
-            manifest = finish_dataset(
+            manifest = finish(
                 work.staging.dataset,
-                _manifest(identity, sources, splits),
+                _manifest(identity, growth.new, splits),
                 schema,
                 {split.name: [shard.path.name for shard in split.shards] for split in splits},
                 files,
                 part.split,
+                Base(target, growth.there) if growth.there else None,
             )
     warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=options.on_error == "drop")
     return _result("tokenized", Path(output), manifest, started)
 
 
 def _write_split(
-    split: RawSplit, schema: pa.Schema, run_id: str, tokenization: Tokenization, work: Workspace
+    split: RawSplit, schema: pa.Schema, run_id: str, tokenization: Tokenization, work: Workspace, growth: Growth
 ) -> _WrittenSplit:
     folder = work.staging.dataset / split.name
     make_folder(folder)
-    layout = ShardLayout(folder=folder, prefix=f"data-{run_id[:8]}-s", schema=schema, for_packing=False)
+    prefix = f"data-{run_id[:8]}-s"
+    first_row = growth.rows.get(split.name, 0)
+    layout = ShardLayout(folder=folder, prefix=prefix, schema=schema, for_packing=False, first_row=first_row)
     name = f"tokenising {split.name}".rstrip()
     with work.stage(name, sum(file.file.size() for file in split.files), "B") as advance:
         shards = write_shards(split, layout, tokenization, work, advance)
     tally = RowTally.total(shard.tally for shard in shards)
-    return _WrittenSplit(name=split.name, owners=split.owners, shards=shards, tally=tally)
+    return _WrittenSplit(name=split.name, shards=shards, tally=tally, rows_of_files=split.rows_of_files(tally))
 
 
-def _files(splits: Sequence[_WrittenSplit], folder: Path, *, lists_dropped: bool) -> dict[str, FileFacts]:
-    """The files that are in the dataset's folder so far; with the list of rows left out, if it was asked for."""
+def _files(splits: Sequence[_WrittenSplit], folder: Path, lists: Sequence[Path] | None) -> dict[str, FileFacts]:
+    """The files that are in the dataset's folder so far, but for shards that were there before.
+
+    lists: of rows left out before, to be gone on with; None where there is to be none.
+    """
     files: dict[str, FileFacts] = {
         path_in_dataset(split.name, shard.path.name): _facts(shard) for split in splits for shard in split.shards
     }
-    if lists_dropped:
-        files[DROPPED] = write_dropped((shard.dropped for split in splits for shard in split.shards), folder)
+    if lists is not None:
+        dropped = [shard.dropped for split in splits for shard in split.shards]
+        files[DROPPED] = write_dropped([*lists, *dropped], folder)
     return files
 
 
 def _manifest(identity: Identity, sources: Sequence[Input], splits: Sequence[_WrittenSplit]) -> TokenizeManifest:
-    """The manifest, but for its files and what seals it."""
-    rows = [0] * len(sources)
-    for split in splits:
-        for file, num_rows in split.tally.file_rows.items():
-            rows[split.owners[file]] += num_rows
+    """The manifest of a run over these inputs, but for its files and what seals it."""
+    rows = {split.name: split.rows_of_files for split in splits}
     assert isinstance(identity.config, TokenizeConfig)
     has_splits = splits[0].name != SINGLE
     return TokenizeManifest(
@@ -155,7 +160,7 @@ def _manifest(identity: Identity, sources: Sequence[Input], splits: Sequence[_Wr
         algorithm_version=identity.algorithm_version,
         run_id=identity.run_id,
         config=identity.config,
-        inputs=input_entries(sources, rows, identity.inputs),
+        inputs=input_entries(sources, rows, identity.batches[-1]),
         tokenizer=identity.origin[TOKENIZER],
         chat_template=identity.origin.get(CHAT_TEMPLATE),
         counts=RowTally.total(split.tally for split in splits).entry,

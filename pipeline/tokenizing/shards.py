@@ -46,8 +46,18 @@ class RawSplit:
     formats: list[Format]
     """How the rows of each file are read.  # length: num_files"""
 
-    owners: list[int]
-    """The number of the input that each file belongs to.  # length: num_files"""
+    places: list[int]
+    """The number of each among all files of the split, those without rows included.  # length: num_files"""
+
+    num_files: int
+    """All files of the split."""
+
+    def rows_of_files(self, tally: RowTally) -> list[int]:
+        """Rows of each file of the split. tally: of the whole split."""
+        rows = [0] * self.num_files
+        for number, num_rows in tally.file_rows.items():
+            rows[self.places[number]] = num_rows
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,9 @@ class ShardLayout:
     """The columns of the shards."""
 
     for_packing: bool
+
+    first_row: int = 0
+    """Rows of the split that came before these, in what is appended to."""
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
@@ -104,15 +117,15 @@ def open_raw_inputs(inputs: list[Input], tokenization: Tokenization, cache: File
     formats = dict(zip((file.file for file in files), tokenization.formats_of(files), strict=True))
     splits = []
     for name in inputs[0].splits:
-        owned = [
-            (number, file) for number, entry in enumerate(inputs) for file in entry.splits[name] if file in formats
-        ]
+        every = [file for entry in inputs for file in entry.splits[name]]
+        used = [(place, file) for place, file in enumerate(every) if file in formats]
         splits.append(
             RawSplit(
                 name=name,
-                files=[opened[file] for _, file in owned],
-                formats=[formats[file] for _, file in owned],
-                owners=[number for number, _ in owned],
+                files=[opened[file] for _, file in used],
+                formats=[formats[file] for _, file in used],
+                places=[place for place, _ in used],
+                num_files=len(every),
             )
         )
     return splits
@@ -141,12 +154,13 @@ def write_shards(
                 shards.append(shard.finish())
                 shard = None
             if shard is None:
-                rows_before = sum(one.tally.rows for one in shards)
+                rows_before = layout.first_row + sum(one.tally.rows for one in shards)
                 shard = ShardBuilder(layout.path(len(shards)), layout.schema, work.staging, at, rows_before)
             file_begin = shard.next_row - at[1]
             counted_from = (task.file, 0 if encoded_block.counts_in_file else at[1])
             if options.on_error == "error":
-                _refuse_faults(encoded_block, split, counted_from, file_begin, shard.next_row, encoded)
+                seen = shard.next_row - layout.first_row
+                _refuse_faults(encoded_block, split, counted_from, file_begin - layout.first_row, seen, encoded)
             _drop_faults(shard, encoded_block, split, counted_from, file_begin)
             batch = _batch(encoded_block, layout.schema, file_begin + counted_from[1], all_rows=layout.for_packing)
             tally = tally_of(encoded_block, split.files[task.file].where, counted_from)
@@ -154,7 +168,7 @@ def write_shards(
             shard.write(batch, tally, at)
             advance(task.block.bytes_read)
         if shard is None and not shards:
-            shard = ShardBuilder(layout.path(0), layout.schema, work.staging, at, 0)
+            shard = ShardBuilder(layout.path(0), layout.schema, work.staging, at, layout.first_row)
         if shard is not None:
             shards.append(shard.finish())
         return shards

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.base.storage import FileFacts, HashingFile, open_file
 from pipeline.base.words import counted
-from pipeline.format.manifest import Tally
+from pipeline.format.records import Tally
 from pipeline.tokenizing.rows.trees import LEFT_OUT
 
 log = logging.getLogger(__name__)

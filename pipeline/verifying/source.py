@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError, DataError
-from pipeline.format.identity import CHAT_TEMPLATE, TOKENIZER, NamedHash
-from pipeline.format.manifest import PackManifest
+from pipeline.base.staging import Staging
+from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZER, NamedHash
+from pipeline.format.manifest import PackManifest, batches_of
 from pipeline.format.options import PackOptions
+from pipeline.format.records import Tally
 from pipeline.reading.columns import MissingColumn, Selection
+from pipeline.reading.content import content_hashes
+from pipeline.reading.files import InputFile
 from pipeline.reading.input_rows import InputRows, open_inputs
 from pipeline.reading.inputs import Input, resolve
+from pipeline.reading.windows import SplitRows
 from pipeline.reading.workspace import Workspace
 from pipeline.tokenizing.for_packing import tokenize_inputs
 from pipeline.tokenizing.tokenization import Tokenization, load_tokenization
@@ -47,27 +55,71 @@ class SourceNames:
         )
 
 
-def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> Source:
-    """Open the inputs, tokenised again if they were raw.
+def open_source(manifest: PackManifest, names: SourceNames, work: Workspace) -> Source | str:
+    """Open the inputs, tokenised again if they were raw; or say how they are others than those that were packed.
 
     Raises `ConfigError` if tokenizer or template are not those that were used, `DataError` for what cannot be read.
     """
     config = manifest.config
     tokenization = _tokenization(manifest, names)
     inputs = resolve(names.inputs, config)
-    work.staging.open()
-    if tokenization is None:
-        rows, tally = _open_tokens(inputs, config, work), None
-    else:
-        tokenized = tokenize_inputs(inputs, tokenization, work)
-        rows, tally = tokenized.rows, tokenized.tally.entry
+    batches = [inputs]
+    if isinstance(manifest.appends, list):
+        found = _in_order(inputs, manifest, work)
+        if isinstance(found, str):
+            return found
+        batches = found
+    opened: list[InputRows] = []
+    tallies: list[Tally] = []
+    rows_before: Counter[str] = Counter()
+    for number, batch in enumerate(batches):
+        own = replace(work, staging=Staging(work.staging.folder / str(number)))
+        own.staging.open()
+        if tokenization is None:
+            opened.append(_open_tokens(batch, config, own))
+        else:
+            tokenized = tokenize_inputs(batch, tokenization, own, rows_before)
+            opened.append(tokenized.rows)
+            tallies.append(tokenized.tally.entry)
+            rows_before.update({split: sum(rows) for split, rows in tokenized.rows.rows_of_files.items()})
+    splits = {split: [one.splits[split] for one in opened] for split in opened[0].splits}
     rules = Rules(
         max_length=config.max_length,
         overlong=config.overlong,
         cuts_stream=manifest.cuts_stream,
         keep_untrainable=config.keep_untrainable,
     )
-    return Source(splits=rows.splits, tells_sources=rows.tells_sources, rules=rules, tally=tally)
+    return Source(
+        splits={split: SplitRows([file for part in parts for file in part.files]) for split, parts in splits.items()},
+        batches=splits,
+        tells_sources=all(one.tells_sources for one in opened),
+        rules=rules,
+        tally=functools.reduce(operator.add, tallies) if tallies else None,
+    )
+
+
+def _in_order(inputs: list[Input], manifest: PackManifest, work: Workspace) -> list[list[Input]] | str:
+    """The files of inputs, known by their content, in the order in which they were packed, run by run.
+
+    Or, in words, how they are others.
+    """
+    digests = content_hashes(inputs, work.cache, work.engine, work.progress)
+    left: dict[tuple[str, ...], list[InputFile]] = {}
+    for entry in inputs:
+        for split, files in entry.splits.items():
+            for file in files:
+                content = (digests[file],) if split == SINGLE else (split, digests[file])
+                left.setdefault(content, []).append(file)
+    batches = []
+    for batch in batches_of(manifest):
+        splits: dict[str, list[InputFile]] = {split: [] for split in inputs[0].splits}
+        for wanted in batch:
+            if not left.get(wanted.content):
+                return f"source: {wanted.name} ({wanted.xxh3_128[:8]}), which was packed, is not among its files"
+            splits[wanted.split or SINGLE].append(left[wanted.content].pop(0))
+        batches.append([replace(inputs[0], manifest=None, splits={s: tuple(files) for s, files in splits.items()})])
+    more = [file for files in left.values() for file in files]
+    return f"source: {more[0].shown} was not packed" if more else batches
 
 
 def _open_tokens(inputs: list[Input], config: PackOptions, work: Workspace) -> InputRows:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,16 @@ import pyarrow as pa
 from pipeline.base.digests import hash_file
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.words import in_one_line
+from pipeline.format.appends import shards_of
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.counts import Counts, Loss
 from pipeline.format.figures import Figures, figures_of
-from pipeline.format.manifest import MANIFEST, FileEntry, PackManifest, SplitEntry, Tally
+from pipeline.format.manifest import MANIFEST, PackManifest
+from pipeline.format.records import FileEntry, SplitEntry, Tally, WindowEntry
 from pipeline.reading.windows import SplitRows, Window
 from pipeline.verifying.account import Rules, account_of
 from pipeline.verifying.shards import ShardContent, WindowSource, check_shard, misplaced_sample
 from strategies.arrays import Int64Array
-
-_SHARD = re.compile(r"data-[0-9a-f]{8}-w(\d+)-s(\d+)\.arrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Source:
     """The inputs that a dataset was packed from, and how they were to be packed."""
 
     splits: Mapping[str, SplitRows]
+    batches: Mapping[str, Sequence[SplitRows]]
+    """The same, run by run: the rows of the first run, then those of each append."""
+
     tells_sources: bool
     """Whether every row says of which raw row it was made, and the turn that ends it."""
 
@@ -77,17 +81,6 @@ Problems = list[str]
 """What is wrong, in words."""
 
 
-def shards_of(manifest: PackManifest, split: str) -> list[tuple[int, str]]:
-    """The window and the path of each shard of a split, in their order."""
-    shards = []
-    for path in manifest.files:
-        folder, _, name = path.rpartition("/")
-        match = _SHARD.fullmatch(name)
-        if match and folder == split:
-            shards.append((int(match[1]), int(match[2]), path))
-    return [(window, path) for window, _, path in sorted(shards)]
-
-
 def check_splits(
     directory: Path, manifest: PackManifest, source: Source | None, engine: LocalEngine, monitor: Monitor
 ) -> tuple[Problems, Content]:
@@ -115,38 +108,69 @@ class _SplitCheck:
     engine: LocalEngine
     monitor: Monitor
 
+    @cached_property
+    def _runs(self) -> list[tuple[Figures | None, list[WindowEntry]]]:
+        """What is said of the first run (nothing apart from the whole) and of each append, and their windows.
+
+        A first run without rows has one window without any, for its empty shard.
+        """
+        appends = self.manifest.appends if isinstance(self.manifest.appends, list) else []
+        parts = [append.parts[self.split] for append in appends]
+        first = self.entry.windows[: len(self.entry.windows) - sum(len(part.windows) for part in parts)]
+        return [
+            (None, first or [WindowEntry(rows=0, tokens=0, packs=0)]),
+            *((part, part.windows) for part in parts),
+        ]
+
+    @cached_property
+    def _stated(self) -> list[WindowEntry]:
+        """The windows of all runs."""
+        return [window for _, windows in self._runs for window in windows]
+
     def run(self) -> tuple[Problems, Content]:
         """Check the split's shards, window by window."""
-        windows = _windows(self.entry)
         problem = self._other_source()
         if problem is not None:
             return [problem], Content()
+        windows = _windows(self._stated)
+        numbers = [len(of_run) for _, of_run in self._runs]
+        firsts = [0, *itertools.accumulate(numbers)]
         paths: dict[int, list[str]] = {window.index: [] for window in windows}
-        for index, path in shards_of(self.manifest, self.split):
-            paths.setdefault(index, []).append(path)
-        for index, of_window in paths.items():
-            if index >= len(windows):
-                return [f"{of_window[0]}: the manifest has no such window"], Content()
+        for number, index, path in shards_of(self.manifest, self.split):
+            if index >= numbers[number]:
+                return [f"{path}: the manifest has no such window"], Content()
+            paths[firsts[number] + index].append(path)
         checked = self.engine.map(self._check_shard, self._tasks(windows, paths))
         problems: Problems = []
-        total = Content()
+        contents = []
         for window in windows:
             wrong, content = self._check_window(window, list(islice(checked, len(paths[window.index]))))
             problems += wrong
-            total += content
+            contents.append(content)
+        total = sum(contents, Content())
         if not problems:
-            problems += _compare_figures(self.entry, total, self.manifest.config.max_segments)
+            for (figures, _), (first, end) in zip(self._runs, pairwise(firsts), strict=True):
+                if figures is not None:
+                    problems += self._compare(figures, sum(contents[first:end], Content()))
+            problems += self._compare(self.entry, total)
             problems += _window_totals(self.entry)
-            if self.source is not None:
-                problems += _compare_counts(self.entry.counts, total.counts)
         return problems, total
+
+    def _compare(self, stated: Figures, content: Content) -> Problems:
+        """Does the manifest state what the shards hold, and what the source has?"""
+        problems = _compare_figures(stated, content, self.manifest.config.max_segments)
+        return problems if self.source is None else problems + _compare_counts(stated.counts, content.counts)
 
     def _other_source(self) -> str | None:
         """How the source's rows differ from those packed, by the windows they are cut into."""
         if self.source is None:
             return None
         config, rows, where = self.manifest.config, self.source.splits[self.split], self.split or "source"
-        cut = [(window.num_rows, window.num_tokens) for window in rows.cut(config.window_samples, config.window_tokens)]
+        cut = [
+            (window.num_rows, window.num_tokens)
+            for of_run in self.source.batches[self.split]
+            for window in of_run.cut(config.window_samples, config.window_tokens)
+        ]
         if cut == [(window.rows, window.tokens) for window in self.entry.windows]:
             return None
         packed = sum(window.rows for window in self.entry.windows)
@@ -189,7 +213,7 @@ class _SplitCheck:
         if problem is not None:
             return [problem], content
         content += Content(samples=int(np.count_nonzero(packed)))
-        stated = self.entry.windows[window.index].packs if self.entry.windows else 0
+        stated = self._stated[window.index].packs
         if content.packs != stated:
             return [f"{MANIFEST}: window {window.index} has {content.packs} packs, not {stated}"], content
         if self.source is None or not window.num_rows:
@@ -235,13 +259,13 @@ def _checked_shard(
     return content
 
 
-def _windows(entry: SplitEntry) -> list[Window]:
-    """The windows of a split; one without rows where the split has none, for its empty shard."""
+def _windows(stated: Sequence[WindowEntry]) -> list[Window]:
+    """The windows of a split, numbered through."""
     windows = []
     first = 0
-    for index, (rows, tokens) in enumerate([(window.rows, window.tokens) for window in entry.windows] or [(0, 0)]):
-        windows.append(Window(index=index, first_row=first, num_rows=rows, num_tokens=tokens))
-        first += rows
+    for index, entry in enumerate(stated):
+        windows.append(Window(index=index, first_row=first, num_rows=entry.rows, num_tokens=entry.tokens))
+        first += entry.rows
     return windows
 
 

@@ -18,19 +18,13 @@ from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback, stage
 from pipeline.base.staging import Staging
+from pipeline.format.appends import shards_of
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION, SINGLE
-from pipeline.format.manifest import (
-    MANIFEST,
-    ManifestError,
-    OldFormatError,
-    PackManifest,
-    read_manifest,
-    to_bytes,
-)
+from pipeline.format.manifest import MANIFEST, ManifestError, OldFormatError, PackManifest, read_manifest, to_bytes
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from pipeline.verifying.source import SourceNames, open_source
-from pipeline.verifying.splits import Content, Problems, check_splits, shards_of
+from pipeline.verifying.splits import Content, Problems, check_splits
 from strategies import find
 
 log = logging.getLogger(__name__)
@@ -117,6 +111,9 @@ def _check_content(
     ):
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
         source = open_source(manifest, source_names, work) if source_names.inputs else None
+        if isinstance(source, str):
+            problems.append(source)
+            source = None
         if source is not None and set(source.splits) != set(manifest.parts):
             packed = _listed(manifest.parts)
             problems.append(f"source: it has {_listed(source.splits)}, the packed dataset {packed}")
@@ -214,7 +211,7 @@ def _check_small_files(directory: Path, manifest: PackManifest) -> Problems:
             listed = [entry["filename"] for entry in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # reported above by its checksum
-        if listed != [Path(path).name for _, path in shards_of(manifest, split)]:
+        if listed != [Path(path).name for _, _, path in shards_of(manifest, split)]:
             problems.append(
                 f"{split + '/' if split else ''}state.json: it does not list the manifest's shards in their order"
             )

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from pipeline import InputOptions, PackOptions, RunOptions, TokenizeOptions, pack, tokenize
 from pipeline.base.errors import ConfigError
 from pipeline.base.options import Options, default_of
-from pipeline.format.identity import PACKED, TOKENIZED, Identity, NamedHash
+from pipeline.format.identity import PACKED, TOKENIZED, FileHash, Identity, NamedHash
 from pipeline.format.manifest import TokenizeConfig
 from pipeline.packing.setup import set_up
 from strategies import all_strategies, find
 from tests.pipeline.samples import random_rows, save
 
-CONTENT = [NamedHash(name="in", xxh3_128="0" * 32)]
+CONTENT = [FileHash(name="in", xxh3_128="0" * 32)]
 BASE = PackOptions(max_length=60)
 
 OTHER: dict[type[Options], dict[str, Any]] = {
@@ -87,12 +88,12 @@ def of_packing(options: PackOptions) -> str:
     """The run_id of packing with some options, without making an embedder."""
     strategy = find(options.strategy)
     settings = strategy.changed(strategy.settings(strategy.options(**options.set)))
-    return Identity(kind=PACKED, config=options, settings=settings, inputs=CONTENT, origin={}).run_id
+    return Identity(kind=PACKED, config=options, settings=settings, batches=[CONTENT], origin={}).run_id
 
 
 def of_tokenizing(**options: Any) -> str:
     config = TokenizeConfig(**options)
-    return Identity(kind=TOKENIZED, config=config, settings={}, inputs=CONTENT, origin={}).run_id
+    return Identity(kind=TOKENIZED, config=config, settings={}, batches=[CONTENT], origin={}).run_id
 
 
 def test_no_option_was_forgotten() -> None:
@@ -144,7 +145,7 @@ def test_an_option_at_its_default_is_not_hashed() -> None:
         brand_new: int = 5
 
     run_id = of_packing(BASE)
-    more = Identity(kind=PACKED, config=MoreOptions(max_length=60), settings={}, inputs=CONTENT, origin={})
+    more = Identity(kind=PACKED, config=MoreOptions(max_length=60), settings={}, batches=[CONTENT], origin={})
     assert more.run_id == run_id
     assert replace(more, config=MoreOptions(max_length=60, brand_new=6)).run_id != run_id
     defaults = {f.name: default_of(f) for f in dataclasses.fields(PackOptions) if f.name != "max_length"}
@@ -156,7 +157,7 @@ def test_an_option_at_its_default_is_not_hashed() -> None:
 
 def test_another_name_of_a_strategy_and_a_text_for_a_number_are_the_same_run() -> None:
     runs = [
-        set_up(options, None, None).identity(CONTENT, {}).run_id
+        set_up(options, None, None).identity([CONTENT], {}).run_id
         for options in (
             replace(BASE, strategy="wrapped", set={"shuffle": True}),
             replace(BASE, strategy="random", set={"shuffle": "true"}),
@@ -166,12 +167,14 @@ def test_another_name_of_a_strategy_and_a_text_for_a_number_are_the_same_run() -
 
 
 def test_content_and_versions_count() -> None:
-    base = Identity(kind=PACKED, config=BASE, settings={}, inputs=CONTENT, origin={})
+    base = Identity(kind=PACKED, config=BASE, settings={}, batches=[CONTENT], origin={})
     assert replace(base, format_version=99).run_id != base.run_id
     assert replace(base, algorithm_version=99).run_id != base.run_id
-    other = [NamedHash(name="in", xxh3_128="1" * 32)]
-    assert replace(base, inputs=other).run_id != base.run_id
-    assert replace(base, inputs=CONTENT * 2).run_id != base.run_id
+    other = [FileHash(name="in", xxh3_128="1" * 32)]
+    assert replace(base, batches=[CONTENT, CONTENT]).run_id != replace(base, batches=[CONTENT * 2]).run_id
+    assert replace(base, batches=[[structs.replace(CONTENT[0], split="train")]]).run_id != base.run_id
+    assert replace(base, batches=[other]).run_id != base.run_id
+    assert replace(base, batches=[CONTENT * 2]).run_id != base.run_id
     for key in ("tokenizer", "chat_template", "embedding_model"):
         known = replace(base, origin={key: NamedHash(name="x", xxh3_128="2" * 32)})
         assert known.run_id != base.run_id

@@ -74,7 +74,12 @@ def test_a_window_is_planned_and_its_shards_written_elsewhere(tmp_path: Path, wo
     (split,) = rows.splits
     window = cut_windows(rows, options)[split][1]
     task = PlanTask(
-        rows=rows.splits[split], split=split, window=window, options=options, vectors=None, path=tmp_path / "here.plan"
+        rows=rows.splits[split],
+        split=split,
+        window=window,
+        options=options,
+        vectors=None,
+        path=tmp_path / "here.plan",
     )
     _, summary = plan_window(task, work.engine, lambda _: None)
     elsewhere(plan_window, replace(task, path=tmp_path / "there.plan"), tmp_path)
@@ -84,6 +89,7 @@ def test_a_window_is_planned_and_its_shards_written_elsewhere(tmp_path: Path, wo
     shard = ShardTask(
         rows=rows.splits[split],
         window=window,
+        first_sample=0,
         plan=tmp_path / "here.plan",
         shard=1,
         tokens=summary.shards[1].tokens,
