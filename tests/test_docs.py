@@ -22,7 +22,7 @@ from pipeline.format.figures import Figures
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION
 from pipeline.format.manifest import PackManifest, TokenizeManifest
 from pipeline.format.options import TokenizeOptions
-from pipeline.format.records import SplitEntry, Tally, TokenizedSplit
+from pipeline.format.records import PackAppend, SplitEntry, Tally, TokenizeAppend, TokenizedSplit
 from pipeline.packing.run import PackResult
 from pipeline.tokenizing.run import TokenizeResult
 from pipeline.verifying.verify import VerifyResult
@@ -192,11 +192,11 @@ def test_columns_in_the_readme() -> None:
 
 
 FIGURES = documents.keys_of(Figures)
-OF_PACKS = documents.keys_of(PackManifest, whole=(SplitEntry, TokenizeOptions, Tally))
+OF_PACKS = documents.keys_of(PackManifest, whole=(PackAppend, SplitEntry, TokenizeOptions, Tally))
 KEYS = {
     "## manifest.json of packs": {key: kind for key, kind in OF_PACKS.items() if key not in FIGURES},
     "### Figures": FIGURES,
-    "## manifest.json of tokens": documents.keys_of(TokenizeManifest, whole=(TokenizedSplit,)),
+    "## manifest.json of tokens": documents.keys_of(TokenizeManifest, whole=(TokenizedSplit, TokenizeAppend)),
 }
 
 

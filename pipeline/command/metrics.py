@@ -24,7 +24,8 @@ from pipeline.base.words import in_one_line
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from pipeline.format.manifest import PackManifest, Tally
+    from pipeline.format.manifest import PackManifest
+    from pipeline.format.records import Tally
 
 log = logging.getLogger(__name__)
 

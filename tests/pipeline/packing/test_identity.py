@@ -184,7 +184,7 @@ def test_content_and_versions_count() -> None:
 def test_how_a_run_is_done_is_no_part_of_it(tmp_path: Path) -> None:
     source = save(random_rows(40), tmp_path / "in")
     ways = [RunOptions(num_workers=1, cache_dir=tmp_path / "a"), RunOptions(num_workers=3, cache_dir=tmp_path / "b")]
-    assert {field.name for field in dataclasses.fields(RunOptions)} == {"num_workers", "cache_dir"}
+    assert {field.name for field in dataclasses.fields(RunOptions)} == {"num_workers", "cache_dir", "rehash"}
     results = [pack(source, tmp_path / "out", BASE, run=run, overwrite=bool(i)) for i, run in enumerate(ways)]
     assert [result.status for result in results] == ["packed", "up_to_date"]
     elsewhere = pack(source, tmp_path / "other-name", BASE, run=ways[0], progress=lambda progress: None)

@@ -72,7 +72,7 @@ def test_columns_types_and_files(run: Run, tmp_path: Path) -> None:
     assert set(manifest["files"]) == {shard, "state.json", "dataset_info.json", "README.md"}
     assert manifest["files"][shard].keys() == {"bytes", "xxh3_128", "packs", "segments", "tokens", "targets"}
     assert manifest["windows"] == [{"rows": 5, "tokens": 17, "packs": 3}]
-    assert manifest["inputs"][0]["name"] == "in"
+    assert manifest["inputs"][0]["name"] == "in/data-00000-of-00001.arrow"
     assert manifest["inputs"][0]["rows"] == 5
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     with pa.ipc.open_stream(str(tmp_path / "out" / shard)) as stream:

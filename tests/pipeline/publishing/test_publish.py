@@ -90,7 +90,7 @@ def test_another_run_is_refused_with_what_differs(run: Run, tmp_path: Path, sour
     other = save(ROWS[:10], tmp_path / "other")
     ended = run("pack", other, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == 2
-    assert "content of the inputs: in (" in ended.err
+    assert "content of the inputs: in/data-00000-of-00001.arrow (" in ended.err
 
 
 def test_overwrite_replaces_everything(run: Run, tmp_path: Path, source: Path) -> None:
