@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 Done = TypeVar("Done")
 
-Operation = Literal[
-    "look", "list", "open", "create", "write", "sync", "rename", "exchange", "make", "remove", "remove folder", "lock"
-]
+Operation = (
+    Literal["look", "list", "open", "create", "write", "sync", "link"]
+    | Literal["rename", "exchange", "make", "remove", "remove folder", "lock"]
+)
 """What is done: look stands for what a file system tells of an input, open for reading or mapping a file."""
 
 _BUFFER_BYTES = 1 << 17
@@ -44,7 +45,7 @@ class Step:
     operation: Operation
     path: str
     to: str = ""
-    """The other name of a rename or exchange."""
+    """The other name of a link, rename or exchange."""
 
     data: Any = None
     """The bytes to be written; of value until the step is done."""
@@ -276,11 +277,13 @@ def write_file(path: Path, content: bytes, *, is_shared: bool = False) -> FileFa
 def link_or_copy(source: Path, target: Path) -> None:
     """Let a file have another name, too; where the file system has no links, copy it durably. Raises `OSError`."""
     try:
-        os.link(source, target)
+        perform(Step("link", str(source), str(target)), lambda: os.link(source, target))
     except FileExistsError:
         pass  # an interrupted run did it
-    except OSError:
-        with source.open("rb") as content:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        with open_file(source) as content:
             file = HashingFile(target)
             try:
                 while block := content.read(1 << 20):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.storage import FileFacts, link_or_copy
+from pipeline.base.storage import FileFacts, link_or_copy, map_file
 from pipeline.format.appends import joined, shards_of
 from pipeline.format.dataset_files import finish_dataset
 from pipeline.format.manifest import AnyManifest, Manifest
@@ -35,7 +35,7 @@ class Base:
         """
         entries = {path: entry for path, entry in self.manifest.files.items() if entry.is_shard}
         for path in entries:
-            with pa.memory_map(str(self.output / path)) as file:
+            with map_file(self.output / path) as file:
                 columns = pa.ipc.open_stream(file).schema.names
             if columns != schema.names:
                 raise ConfigError(
