@@ -12,11 +12,12 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.base.storage import Step
+from pipeline.base.storage import Step, intercepted
 from tests.conftest import Run
 from tests.pipeline.chats import save_tokenizer
 from tests.pipeline.samples import random_rows, save, table, write_jsonl
 
+NAMES = ("pack", "replace", "replace by renames", "decode and pack", "tokenize", "tokenize and pack")
 PACKING = ("--max-length", "60", "--window-samples", "20", "--shard-size", "4000", "--num-workers", "1")
 
 
@@ -135,3 +136,16 @@ def unless_it_swaps(
         return then(step, act)
 
     return intercept
+
+
+def steps_of(trial: Trial, run: Run) -> list[Step]:
+    """The steps of an undisturbed run."""
+    steps: list[Step] = []
+
+    def note(step: Step, act: Callable[[], Any]) -> Any:
+        steps.append(step)
+        return act()
+
+    with intercepted(unless_it_swaps(trial.job, note)):
+        assert run(*trial.job.arguments(trial.folder)).code == 0
+    return steps

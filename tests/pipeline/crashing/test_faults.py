@@ -14,30 +14,9 @@ import pytest
 
 from pipeline.base.storage import Step, intercepted
 from tests.conftest import Ended, Run
-from tests.pipeline.crashing.jobs import Job, Trial, first_trial, make_jobs, unless_it_swaps
+from tests.pipeline.crashing.jobs import NAMES, Job, Trial, first_trial, steps_of, unless_it_swaps
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT)
-JOBS = ("pack", "replace", "replace by renames", "decode and pack", "tokenize", "tokenize and pack")
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Job]:
-    monkeypatch.setattr("pipeline.reading.cache._SETTLED_SECONDS", -1e9)  # or the steps would depend on the time
-    (tmp_path / "inputs").mkdir()
-    return make_jobs(tmp_path / "inputs")
-
-
-def steps_of(trial: Trial, run: Run) -> list[Step]:
-    """The steps of an undisturbed run."""
-    steps: list[Step] = []
-
-    def note(step: Step, act: Callable[[], Any]) -> Any:
-        steps.append(step)
-        return act()
-
-    with intercepted(unless_it_swaps(trial.job, note)):
-        assert run(*trial.job.arguments(trial.folder)).code == 0
-    return steps
 
 
 def run_with_fault(trial: Trial, run: Run, at: int, code: int, until: int | None = None) -> tuple[Ended, list[Step]]:
@@ -113,7 +92,7 @@ def test_a_fault_of_storage_publishes_nothing_and_costs_nothing(
 
 @pytest.mark.slow
 @pytest.mark.soak
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_fault_at_every_step(name: str, jobs: dict[str, Job], tmp_path: Path, run: Run) -> None:
     number = faults(name, jobs, tmp_path, run, each=1, errors=len(ERRORS))
     print(f"{name}: {number} faults, 0 losses")
@@ -121,7 +100,7 @@ def test_every_fault_at_every_step(name: str, jobs: dict[str, Job], tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.soak
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_disk_that_is_gone_from_some_step_on(name: str, jobs: dict[str, Job], tmp_path: Path, run: Run) -> None:
     first = first_trial(jobs[name], tmp_path, run)
     number = len(steps_of(first.at(tmp_path / "steps"), run))
