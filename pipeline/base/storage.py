@@ -148,6 +148,13 @@ def make_folder(folder: Path) -> None:
     perform(Step("make", str(folder)), lambda: folder.mkdir(exist_ok=True))
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those that it is in, unless they are there."""
+    if not folder.parent.exists():
+        make_folders(folder.parent)
+    make_folder(folder)
+
+
 def remove(path: Path) -> None:
     """Remove a file, if it is there."""
     perform(Step("remove", str(path)), lambda: path.unlink(missing_ok=True))

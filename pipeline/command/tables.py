@@ -167,13 +167,17 @@ def verify_table(result: VerifyResult) -> View:
     if result.problems:
         problems = "\n".join(f"  {problem}" for problem in result.problems)
         return f"FAILED: {result.directory}\n{problems}", value
+    content = f"{result.packs:,} packs, {result.segments:,} segments, {result.tokens:,} tokens"
+    source = "every token of every sample accounted for" if result.source else "not compared (give --source)"
+    if not result.packs and result.samples:
+        content, source = f"{result.samples:,} samples, {result.tokens:,} tokens", "not compared"
     rows = [
         (
             "verified",
             f"{result.directory}: {result.files} files, {result.bytes / 1e6:,.1f} MB, every checksum and invariant",
         ),
-        ("content", f"{result.packs:,} packs, {result.segments:,} segments, {result.tokens:,} tokens"),
-        ("source", "every token of every sample accounted for" if result.source else "not compared (give --source)"),
+        ("content", content),
+        ("source", source),
         ("time", f"{result.seconds:.2f} s"),
     ]
     return aligned(rows), value

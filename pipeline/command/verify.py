@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 @result_options
 @click.pass_context
 def verify(ctx: click.Context, /, directory: Path, source: tuple[str, ...], **values: Any) -> None:
-    """Check a packed dataset: checksums, every invariant of the format, and with --source every token."""
+    """Check a packed or tokenised dataset: checksums, every invariant of the format, with --source every token."""
     from pipeline.command.tables import verify_table
     from pipeline.verifying.verify import verify as run_verify
 

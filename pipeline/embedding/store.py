@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.digests import hash_arrays, hash_bytes, hash_file
-from pipeline.base.storage import read_bytes, write_file
+from pipeline.base.storage import make_folders, read_bytes, write_file
 from strategies.arrays import Arrays
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class VectorStore:
         key = hash_bytes(json.dumps(identity, sort_keys=True).encode())
         self._folder = cache_dir / "embeddings" / key
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folders(self._folder)
             described = json.dumps(identity, sort_keys=True, indent=1).encode()
             write_file(self._folder / "identity.json", described, is_shared=True)
         except OSError as error:

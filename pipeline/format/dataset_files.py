@@ -44,6 +44,14 @@ def finish_dataset(
     return whole
 
 
+def is_left_by_others(path: Path) -> bool:
+    """Whether tools that read datasets leave files of such a name, or in such a folder, in their directories.
+
+    path: in the dataset's directory. `datasets` writes cache-* and tmp*, NFS .nfs* for what is open and removed.
+    """
+    return any(part.startswith(("cache-", "tmp", ".nfs")) for part in path.parts)
+
+
 def path_in_dataset(split: str, name: str) -> str:
     """A file's path in the dataset's directory."""
     return f"{split}/{name}" if split else name

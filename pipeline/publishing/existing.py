@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.base.digests import is_whole
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.storage import FileFacts, list_folder
+from pipeline.format.dataset_files import is_left_by_others
 from pipeline.format.identity import PACKED, Identity, differences
 from pipeline.format.manifest import MANIFEST, Manifest, ManifestError, OldFormatError, PackManifest, read_manifest
 from pipeline.format.records import FileEntry
+
+log = logging.getLogger(__name__)
 
 
 def manifest_there(output: Path, kind: str) -> Manifest | None:
@@ -95,10 +99,15 @@ def _not_what_would_be_written(output: Path, why: str) -> ConfigError:
 
 
 def _refuse_foreign_files(output: Path, files: Iterable[str]) -> None:
-    """Replacing removes the whole directory, so nothing may lie in it but the dataset and what readers cache there."""
+    """Replacing removes the whole directory, so nothing may lie in it but the dataset and what readers leave there."""
     ours = {*files, MANIFEST}
     for path in sorted(output.rglob("*")):
-        if path.is_file() and str(path.relative_to(output)) not in ours and not path.match("cache-*.arrow"):
+        name = path.relative_to(output)
+        if name.as_posix() in ours or (path.is_dir() and not path.is_symlink()):
+            continue
+        if is_left_by_others(name):
+            log.warning("%s is not part of the dataset there, and is replaced with it", path)
+        else:
             raise ConfigError(f"--output {output}: {path} is not part of the dataset there; move it away first")
 
 

@@ -72,7 +72,7 @@ class FileCache:
     def _remember(self, entry: Path, content: dict[str, str]) -> None:
         """Write an entry; where that fails, say so once."""
         try:
-            self._hashes.mkdir(parents=True, exist_ok=True)
+            storage.make_folders(self._hashes)
             write_file(entry, json.dumps(content).encode(), is_shared=True)
         except OSError as error:
             self._is_writable = False
@@ -88,7 +88,7 @@ class FileCache:
             return file.path
         if file not in self._copies:
             self._seen.setdefault(file, file.version())
-            self._downloads.mkdir(parents=True, exist_ok=True)
+            storage.make_folders(self._downloads)
             log.info("fetching %s (%.1f MB) into %s", file.shown, file.size() / 1e6, self._downloads)
             descriptor, copy = tempfile.mkstemp(dir=self._downloads)
             os.close(descriptor)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.base.digests import hash_file
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.words import in_one_line
 from pipeline.format.appends import shards_of
@@ -23,6 +22,7 @@ from pipeline.format.manifest import MANIFEST, PackManifest
 from pipeline.format.records import FileEntry, SplitEntry, Tally, WindowEntry
 from pipeline.reading.windows import SplitRows, Window
 from pipeline.verifying.account import Rules, account_of
+from pipeline.verifying.files import Problems, fault_of
 from pipeline.verifying.shards import ShardContent, WindowSource, check_shard, misplaced_sample
 from strategies.arrays import Int64Array
 
@@ -75,10 +75,6 @@ class Content:
             tokens=shard.tokens,
             targets=shard.targets,
         )
-
-
-Problems = list[str]
-"""What is wrong, in words."""
 
 
 def check_splits(
@@ -240,15 +236,11 @@ class _SplitCheck:
 def _checked_shard(
     path: Path, entry: FileEntry, capacity: int, rows: WindowSource | None, max_segments: int | None
 ) -> ShardContent | str:
+    fault = fault_of(path, entry)
+    if fault is not None:
+        return fault
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            return f"it has {size:,} bytes, the manifest says {entry.bytes:,}"
-        if hash_file(path) != entry.xxh3_128:
-            return "its checksum is not the manifest's"
         content = check_shard(path, capacity, rows, max_segments)
-    except FileNotFoundError:
-        return "missing"
     except (OSError, ValueError, pa.ArrowException, IndexError) as error:
         return f"it cannot be read ({in_one_line(error)})"
     if content.problem is not None:

@@ -1,4 +1,4 @@
-"""Is a packed dataset what its manifest says, and does it hold every token of its source?"""
+"""Is a dataset what its manifest says, and does a packed one hold every token of its source?"""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ from typing import Literal
 
 from msgspec import UNSET
 
-from pipeline.base.digests import hash_file
+from pipeline.base.digests import canonical_json
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback, stage
 from pipeline.base.staging import Staging
 from pipeline.format.appends import shards_of
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION, SINGLE
-from pipeline.format.manifest import MANIFEST, ManifestError, OldFormatError, PackManifest, read_manifest, to_bytes
+from pipeline.format.manifest import (
+    MANIFEST,
+    Manifest,
+    ManifestError,
+    OldFormatError,
+    PackManifest,
+    TokenizeManifest,
+    read_manifest,
+    to_bytes,
+)
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
+from pipeline.verifying.files import Problems, check_files
 from pipeline.verifying.source import SourceNames, open_source
-from pipeline.verifying.splits import Content, Problems, check_splits
+from pipeline.verifying.splits import Content, check_splits
+from pipeline.verifying.tokenized import check_tokenized
 from strategies import find
 
 log = logging.getLogger(__name__)
@@ -42,8 +53,13 @@ class VerifyResult:
 
     files: int
     bytes: int
+    samples: int
     packs: int
+    """0 of a tokenised dataset."""
+
     segments: int
+    """0 of a tokenised dataset."""
+
     tokens: int
     source: bool
     """Whether the tokens were compared with their source."""
@@ -67,8 +83,8 @@ def verify(
 ) -> VerifyResult:
     """Check files and their checksums, every invariant of the format, the counts, and with a source every token.
 
-    source: the inputs that it was packed from, in their order; tokenizer, chat_template: for raw inputs that were
-    tokenised as they were packed.
+    source: the inputs that it was packed from, in their order, and none for a tokenised dataset; tokenizer,
+    chat_template: for raw inputs that were tokenised as they were packed.
 
     What is wrong with the dataset is returned as problems. Raises `ConfigError` for a directory or a source of another
     kind, `DataError` for a source that cannot be read and for a dataset of an older release.
@@ -78,8 +94,16 @@ def verify(
     source_names = SourceNames.of(source, tokenizer, chat_template)
     problems, manifest = _check_manifest(directory)
     content = Content()
-    if manifest is not None:
-        problems += _check_small_files(directory, manifest) + _check_tally(manifest)
+    if isinstance(manifest, TokenizeManifest):
+        if source_names.inputs:
+            way_out = "it is compared with its manifest alone: leave out --source"
+            raise ConfigError(f"{directory} is a tokenised dataset; {way_out}")
+        problems += check_files(directory, manifest, _shards(manifest))
+        with engine_of(run) as engine, stage(progress, "verifying", _tokens_of(manifest)) as advance:
+            wrong, content = check_tokenized(directory, manifest, _shards(manifest), engine, engine.monitor(advance))
+        problems += wrong
+    elif manifest is not None:
+        problems += check_files(directory, manifest, _shards(manifest)) + _check_tally(manifest)
         wrong, content = _check_content(directory, manifest, source_names, run, progress)
         problems += wrong
     return VerifyResult(
@@ -87,6 +111,7 @@ def verify(
         problems=problems[:_MOST_PROBLEMS],
         files=len(manifest.files) + 1 if manifest else 0,
         bytes=sum(entry.bytes for entry in manifest.files.values()) if manifest else 0,
+        samples=content.samples,
         packs=content.packs,
         segments=content.segments,
         tokens=content.tokens,
@@ -120,21 +145,27 @@ def _check_content(
             source = None
         if source is not None and manifest.tokenized not in (UNSET, source.tally):
             problems.append(f"{MANIFEST}: what is said of raw rows (tokenized) is not so of the source")
-        total = sum(entry.tokens for entry in manifest.files.values() if isinstance(entry.tokens, int))
-        with stage(progress, "verifying", total) as advance:
+        with stage(progress, "verifying", _tokens_of(manifest)) as advance:
             wrong, content = check_splits(directory, manifest, source, engine, engine.monitor(advance))
     return problems + wrong, content
+
+
+def _shards(manifest: Manifest) -> dict[str, list[str]]:
+    """The paths of each split's shards, in their order."""
+    splits = manifest.splits if isinstance(manifest.splits, dict) else [SINGLE]
+    return {split: [path for _, _, path in shards_of(manifest, split)] for split in splits}
+
+
+def _tokens_of(manifest: Manifest) -> int:
+    return sum(entry.tokens for entry in manifest.files.values() if isinstance(entry.tokens, int))
 
 
 def _listed(splits: Iterable[str]) -> str:
     return "no splits" if list(splits) == [SINGLE] else f"the splits {', '.join(splits)}"
 
 
-def _check_manifest(directory: Path) -> tuple[Problems, PackManifest | None]:
-    """The manifest, if it is whole and in its canonical form.
-
-    Raises `ConfigError` for a tokenised dataset, `DataError` for one of an older format.
-    """
+def _check_manifest(directory: Path) -> tuple[Problems, Manifest | None]:
+    """The manifest, if it is whole and in its canonical form. Raises `DataError` for packs of an older format."""
     if not directory.is_dir():
         return [f"{directory}: no such directory"], None
     try:
@@ -144,10 +175,10 @@ def _check_manifest(directory: Path) -> tuple[Problems, PackManifest | None]:
         raise DataError(str(error)) from None
     except (ManifestError, OSError) as error:
         return [str(error)], None
-    if not isinstance(manifest, PackManifest):
-        raise ConfigError(
-            f"{directory} is a tokenised dataset, and `verify` is for packed ones; `pack` compares it with its manifest"
-        )
+    if isinstance(manifest, TokenizeManifest) and manifest.format_version < FORMAT_VERSION:
+        log.warning("of format version %d, which tells less: run_id is not compared", manifest.format_version)
+        is_canonical = canonical_json(json.loads(content)) == content
+        return [] if is_canonical else [f"{MANIFEST}: it is not in its canonical form"], manifest
     if manifest.format_version != FORMAT_VERSION:
         return [f"{MANIFEST}: format version {manifest.format_version} is not known to this release"], None
     if to_bytes(manifest) != content:
@@ -156,21 +187,24 @@ def _check_manifest(directory: Path) -> tuple[Problems, PackManifest | None]:
     return [problem] if problem else [], None if problem else manifest
 
 
-def _other_run_id(manifest: PackManifest) -> str | None:
+def _other_run_id(manifest: Manifest) -> str | None:
     """Whether `run_id` is that of what decided the bytes."""
     if manifest.algorithm_version != ALGORITHM_VERSION:
         log.warning(
-            "packed by algorithm version %d, not %d: run_id is not compared",
+            "written by algorithm version %d, not %d: run_id is not compared",
             manifest.algorithm_version,
             ALGORITHM_VERSION,
         )
         return None
-    try:
-        strategy = find(manifest.config.strategy)
-    except ValueError:
-        log.warning("strategy %s is not installed here: run_id is not compared", manifest.config.strategy)
-        return None
-    identity = manifest.identity(strategy.changed(manifest.config.set))
+    if isinstance(manifest, PackManifest):
+        try:
+            strategy = find(manifest.config.strategy)
+        except ValueError:
+            log.warning("strategy %s is not installed here: run_id is not compared", manifest.config.strategy)
+            return None
+        identity = manifest.identity(strategy.changed(manifest.config.set))
+    else:
+        identity = manifest.identity()
     return None if identity.run_id == manifest.run_id else f"{MANIFEST}: run_id is not that of its config and inputs"
 
 
@@ -189,34 +223,4 @@ def _check_tally(manifest: PackManifest) -> Problems:
     ):
         if stated != other:
             problems.append(f"{MANIFEST}: {what} of raw rows (tokenized) are {stated}, by what came in {other}")
-    return problems
-
-
-def _check_small_files(directory: Path, manifest: PackManifest) -> Problems:
-    """Check everything but the shards' content."""
-    splits = list(manifest.parts)
-    needed = {f"{split}/{name}" if split else name for split in splits for name in ("state.json", "dataset_info.json")}
-    needed |= {"README.md"} if splits == [SINGLE] else {"README.md", "dataset_dict.json"}
-    problems = [f"{MANIFEST}: it does not list {name}" for name in sorted(needed - set(manifest.files))]
-    for name, entry in manifest.files.items():
-        if entry.is_shard:
-            continue
-        if not (directory / name).is_file():
-            problems.append(f"{name}: missing")
-        elif hash_file(directory / name) != entry.xxh3_128:
-            problems.append(f"{name}: its checksum is not the manifest's")
-    for split in splits:
-        try:
-            state = json.loads((directory / split / "state.json").read_bytes())
-            listed = [entry["filename"] for entry in state["_data_files"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # reported above by its checksum
-        if listed != [Path(path).name for _, _, path in shards_of(manifest, split)]:
-            problems.append(
-                f"{split + '/' if split else ''}state.json: it does not list the manifest's shards in their order"
-            )
-    known = {*manifest.files, MANIFEST}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and str(path.relative_to(directory)) not in known:
-            log.warning("%s is not part of the packed dataset", path)
     return problems

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 ROOT = Path(__file__).parents[3]
 
@@ -98,7 +99,5 @@ def _command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from pipeline.reading import cache
-
-    cache._SETTLED_SECONDS = -1e9  # as in the tests, so that every run writes to its cache
-    serve()
+    with mock.patch("pipeline.reading.cache._SETTLED_SECONDS", -1e9):  # as in the tests: every run writes to its cache
+        serve()
