@@ -17,7 +17,7 @@ from tests.conftest import Run
 from tests.pipeline.chats import save_tokenizer
 from tests.pipeline.samples import random_rows, save, table, write_jsonl
 
-NAMES = ("pack", "replace", "replace by renames", "decode and pack", "tokenize", "tokenize and pack")
+NAMES = ("pack", "replace", "replace by renames", "append", "decode and pack", "tokenize", "tokenize and pack")
 PACKING = ("--max-length", "60", "--window-samples", "20", "--shard-size", "4000", "--num-workers", "1")
 
 
@@ -44,7 +44,7 @@ def _places(folder: Path) -> list[str]:
 def make_jobs(folder: Path) -> dict[str, Job]:
     """Jobs by name, over inputs in a folder."""
     rows = random_rows(40)
-    tokens, parquet = save(rows, folder / "in"), folder / "in.parquet"
+    tokens, more, parquet = save(rows, folder / "in"), save(rows[:15], folder / "more"), folder / "in.parquet"
     pq.write_table(table(rows), parquet)
     texts = [{"text": f"the {n} old trains"} if n % 5 else {"text": 7} for n in range(12)]
     lines = write_jsonl(texts, folder / "in.jsonl")
@@ -57,6 +57,7 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         "pack": Job(pack),
         "replace": Job(replace, replaces=pack),
         "replace by renames": Job(replace, replaces=pack, swaps=False),
+        "append": Job((*pack, str(more), "--append"), replaces=pack),
         "decode and pack": Job(("pack", str(parquet), *PACKING)),
         "tokenize": Job(("tokenize", str(lines), "--on-error", "drop", *raw)),
         "tokenize and pack": Job(("pack", str(folder / "splits"), *PACKING, *raw[:2])),

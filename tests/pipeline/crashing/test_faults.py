@@ -61,7 +61,7 @@ def expected_code(trial: Trial, steps: list[Step], at: int, code: int) -> int:
     step = steps[at]
     if step.path.startswith("/") and "/inputs/" in step.path:
         return 3 if code == errno.EACCES else 74
-    is_cache = step.path.startswith("cache/")
+    is_cache = step.path.split("/")[0] == "cache"
     is_record = step.operation == "open" and step.path.endswith(".done")
     last = max(n for n, each in enumerate(steps) if each.operation == "sync")
     is_clearing_up = at > last
