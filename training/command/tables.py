@@ -96,7 +96,8 @@ def parity_table(result: ParityResult) -> View:
         figures = map(_small, (*differences, *gradients, each.kernel_difference))
         rows.append((each.dtype, each.backend, f"{each.targets:,}", f"{each.loss:.4f}", *figures, verdict))
     value = {**_ending(result.passed), **dataclasses.asdict(result)}
-    return f"{aligned(rows)}\n{counted(result.samples, "sample")} in {counted(result.packs, "pack")}", value
+    compared = f"{counted(result.samples, 'sample')} in {counted(result.packs, 'pack')}"
+    return f"{aligned(rows)}\n{compared}", value
 
 
 def bench_table(result: dict[str, Any]) -> str:
