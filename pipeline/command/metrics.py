@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,15 +168,14 @@ def read_metrics(path: Path) -> list[Metric]:
 
 def write_metrics(path: Path, metrics: Iterable[Metric]) -> None:
     """Write metrics in one step, so that the collector never reads half of them. Raises `StorageError`."""
-    from prometheus_client import CollectorRegistry, write_to_textfile
-    from prometheus_client.registry import Collector
-
-    class Collected(Collector):
-        def collect(self) -> Iterator[Metric]:
-            yield from metrics
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
     registry = CollectorRegistry()
-    registry.register(Collected())
+    for metric in metrics:
+        for sample in metric.samples[:1]:
+            gauge = Gauge(metric.name, metric.documentation, list(sample.labels), registry=registry)
+        for sample in metric.samples:
+            gauge.labels(**sample.labels).set(sample.value)
     try:
         write_to_textfile(str(path), registry)
     except OSError as error:
