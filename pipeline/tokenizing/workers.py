@@ -14,15 +14,16 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
-from pipeline.base.engine import LocalEngine, map_ahead
+from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import BusyError
 from pipeline.reading.decoding.raw import RawBlock
 from pipeline.tokenizing.encoding import EncodedBlock
@@ -54,7 +55,7 @@ def encode_all(
 ) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
     """Every task with its result, in order. num_bytes: of input, about."""
     if engine.num_workers > MOST_THREADS and num_bytes >= PROCESSES_FROM_BYTES:
-        yield from _in_processes(tokenization, engine.num_workers, tasks)
+        yield from _in_processes(tokenization, engine, tasks)
         return
     waiting: deque[EncodeTask] = deque()
 
@@ -79,36 +80,84 @@ def _long_turns() -> Iterator[None]:
 
 
 def _in_processes(
-    tokenization: Tokenization, num_workers: int, tasks: Iterable[EncodeTask]
+    tokenization: Tokenization, engine: LocalEngine, tasks: Iterable[EncodeTask]
 ) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
-    # Started anew, not forked: this process has threads.
-    context = multiprocessing.get_context("spawn")
     waiting: deque[EncodeTask] = deque()
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+
+    def encode(task: EncodeTask) -> EncodedBlock:
+        engine.checkpoint()
+        worker = idle.get()
+        try:
+            return worker.encode(task)
+        finally:
+            idle.put(worker)
+
+    workers: list[_Worker] = []
     with tempfile.NamedTemporaryFile(prefix="tightpack-tokenization-") as file:
         pickle.dump(tokenization, file)  # a pipe would make the processes start one after the other
         file.flush()
-        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (file.name,))
         try:
-            with _interrupts_held_back():
-                for _ in range(num_workers):
-                    pool.submit(os.getpid)  # starts one, as long as none is idle
-            for encoded_block in map_ahead(pool, _encode_in_worker, _remembered(tasks, waiting), 2 * num_workers):
+            with _signals_held_back():
+                for _ in range(engine.num_workers):
+                    workers.append(_Worker(file.name))
+                    idle.put(workers[-1])
+            for encoded_block in engine.map(encode, _remembered(tasks, waiting)):
                 yield waiting.popleft(), encoded_block
-        except BrokenProcessPool:
-            raise BusyError("a worker process was killed, for memory perhaps; try fewer --num-workers") from None
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in workers:
+                worker.end()
+
+
+class _Worker:
+    """A process that encodes one task at a time, and the pipe to it.
+
+    Each has a pipe of its own, so that whoever waits for one that was killed reads the end of the pipe: processes that
+    share a queue, as those of concurrent.futures, leave it locked or half-written for ever.
+    """
+
+    def __init__(self, path: str) -> None:
+        context = multiprocessing.get_context("spawn")  # not forked: this process has threads
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, path), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def encode(self, task: EncodeTask) -> EncodedBlock:
+        """The result of a task; raises what encoding it raised, and `BusyError` if the process was killed."""
+        try:
+            self._pipe.send(task)
+            result: EncodedBlock | Exception = self._pipe.recv()
+        except (EOFError, OSError):
+            raise BusyError("a worker process was killed, for memory perhaps; try fewer --num-workers") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def end(self) -> None:
+        """Kill it: what it holds is known here, or not wanted any more."""
+        self._process.kill()
+        self._process.join()
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal; those started in here never see it, and end with the first."""
+def _signals_held_back() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every one of the job; those started in
+    here never see them, and end with the first, which heeds them once all are started."""
     resource_tracker.ensure_running()  # starting it later would let them through
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signals, came = (signal.SIGINT, signal.SIGTERM), deque[int]()
+    # Another thread may take a signal, and Python then calls the handler in the main thread, masked or not.
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {one: signal.signal(one, lambda number, _: came.append(number)) for one in signals if is_main}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for one, handler in handlers.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iterator[EncodeTask]:
@@ -117,22 +166,34 @@ def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iter
         yield task
 
 
-_tokenization: Tokenization  # of this worker process
-
-
-def _start_worker(path: str) -> None:
-    global _tokenization  # noqa: PLW0603 - the one thing that a worker process holds
-    with open(path, "rb") as file:
-        _tokenization = pickle.load(file)
+def _work(pipe: Connection, path: str) -> None:
+    """Encode what comes until the parent is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with open(path, "rb") as file:
+        tokenization: Tokenization = pickle.load(file)
+    while True:
+        try:
+            task = pipe.recv()
+            pipe.send(_encoded(tokenization, task))
+        except (EOFError, OSError):
+            return
+
+
+def _encoded(tokenization: Tokenization, task: EncodeTask) -> EncodedBlock | Exception:
+    """The result of a task, or what it raised, with where it was raised."""
+    try:
+        return tokenization.encoder(task.format).encode(task.block)
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return RuntimeError("".join(traceback.format_exception_only(error)))
+        return error
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
-
-
-def _encode_in_worker(task: EncodeTask) -> EncodedBlock:
-    return _tokenization.encoder(task.format).encode(task.block)
