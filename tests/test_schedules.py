@@ -102,23 +102,25 @@ def placed(text: str, place: Path) -> str:
 @pytest.mark.needs("transformers", "prometheus_client")
 @pytest.mark.parametrize("name", [CRON, SERVICE, CRON_JOB, DAG])
 def test_command_lines_run(run: Run, place: Path, name: str) -> None:
-    def all_run() -> list[Ended]:
-        return [run(*(placed(word, place) for word in command[1:])) for command in commands()[name]]
+    def ended(command: list[str]) -> Ended:
+        return run(*(placed(word, place) for word in command[1:]))
 
     for command in commands()[name]:
         assert command[0] == ("tightpack" if name == CRON_JOB else PROGRAM)
-    first, *checks = all_run()
+    pack, *checks = commands()[name]
+    first = ended(pack)
     assert first.code == 0, first.err
-    assert [json.loads(line)["level"] for line in first.err.splitlines() if "error" in line] == []
-    assert all(ended.code == 0 for ended in checks)
+    assert all(json.loads(line)["level"] in ("info", "warning") for line in first.err.splitlines())
+    assert [ended(check).code for check in checks] == [0] * (name == DAG)
     manifest = json.loads((place / "data" / "packed" / "questions" / "manifest.json").read_text())
     assert manifest["counts"]["samples_packed"] == 300
     metrics = place / "var/lib/node_exporter/textfile/tightpack-nightly.prom"
     assert re.search(r'tightpack_samples\{command="pack",job_name="tightpack-nightly"\} 300', metrics.read_text())
-    assert all_run()[0].code == (0 if name in (CRON, CRON_JOB) else 99), "up to date"
-    grown = place / "data" / "questions" / "b.jsonl"
-    grown.write_text((place / "data" / "questions" / "a.jsonl").read_text().splitlines(keepends=True)[0])
-    assert all_run()[0].code == 0, "a file more, and the dataset is replaced"
+    if name == SERVICE:
+        assert ended(pack).code == 99, "up to date"
+    if name == CRON:
+        (place / "data" / "questions" / "b.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+        assert ended(pack).code == 0, "a file more, and the dataset is replaced"
 
 
 def test_the_cron_line() -> None:
@@ -135,7 +137,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     (tmp_path / TIMER).write_text(read(TIMER))
 
     def verdict() -> tuple[int, str]:
-        call = ["systemd-analyze", "verify", tmp_path / SERVICE, tmp_path / TIMER]
+        call = ["systemd-analyze", "verify", str(tmp_path / SERVICE), str(tmp_path / TIMER)]
         ended = subprocess.run(call, check=False, capture_output=True, text=True)
         return ended.returncode, "\n".join(line for line in ended.stderr.splitlines() if "tightpack" in line)
 
@@ -160,29 +162,30 @@ def test_every_volume_of_the_pod_is_mounted() -> None:
         assert any(path.startswith(f"{mounted}/") or path == mounted for mounted in mounts.values()), path
 
 
-class Discovery(http.server.BaseHTTPRequestHandler):
-    """What an API server answers to the question which kinds of objects there are; kubectl asks before it reads a file."""
+BATCH: dict[str, Any] = {"groupVersion": "batch/v1", "version": "v1"}
+CRON_JOBS: dict[str, Any] = {"name": "cronjobs", "singularName": "cronjob", "namespaced": True, "kind": "CronJob"}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+    "/apis": {
+        "kind": "APIGroupList",
+        "apiVersion": "v1",
+        "groups": [{"name": "batch", "versions": [BATCH], "preferredVersion": BATCH}],
+    },
+    "/apis/batch/v1": {
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": "batch/v1",
+        "resources": [CRON_JOBS | {"verbs": ["create", "get"]}],
+    },
+}
 
-    BATCH: dict[str, Any] = {"groupVersion": "batch/v1", "version": "v1"}
-    CRON_JOBS: dict[str, Any] = {"name": "cronjobs", "singularName": "cronjob", "namespaced": True, "kind": "CronJob"}
-    ANSWERS: dict[str, dict[str, Any]] = {
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
-        "/apis": {
-            "kind": "APIGroupList",
-            "apiVersion": "v1",
-            "groups": [{"name": "batch", "versions": [BATCH], "preferredVersion": BATCH}],
-        },
-        "/apis/batch/v1": {
-            "kind": "APIResourceList",
-            "apiVersion": "v1",
-            "groupVersion": "batch/v1",
-            "resources": [CRON_JOBS | {"verbs": ["create", "get"]}],
-        },
-    }
+
+class Discovery(http.server.BaseHTTPRequestHandler):
+    """What an API server answers where it is asked what kinds of objects there are, as kubectl does before anything."""
 
     def do_GET(self) -> None:
-        answer = self.ANSWERS.get(self.path.partition("?")[0])
+        answer = ANSWERS.get(self.path.partition("?")[0])
         content = json.dumps(answer or {}).encode()
         self.send_response(200 if answer else 404)
         self.send_header("Content-Type", "application/json")
@@ -211,7 +214,7 @@ def test_kubectl_accepts_the_cron_job(tmp_path: Path, api_server: str) -> None:
     def accepted(text: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "job.yaml").write_text(text)
         flags = [f"--server={api_server}", f"--cache-dir={tmp_path}", "--dry-run=client", "--validate=false"]
-        call = ["kubectl", "create", *flags, "-f", tmp_path / "job.yaml"]
+        call = ["kubectl", "create", *flags, "-f", str(tmp_path / "job.yaml")]
         return subprocess.run(call, check=False, capture_output=True, text=True, env={"HOME": str(tmp_path)})
 
     ended = accepted(read(CRON_JOB))
@@ -223,10 +226,8 @@ def test_kubectl_accepts_the_cron_job(tmp_path: Path, api_server: str) -> None:
 def test_airflow_imports_the_dag(tmp_path: Path) -> None:
     if importlib.util.find_spec("airflow") is None:
         pytest.skip("Airflow is not installed")
-    code = (
-        f"import runpy; dag = next(v for v in runpy.run_path({str(SCHEDULES / DAG)!r}).values() if hasattr(v, 'dag'))"
-    )
-    code += ".dag; assert sorted(dag.task_ids) == ['pack', 'verify']; print(dag.get_task('pack').skip_on_exit_code)"
+    code = f"import runpy; dag = runpy.run_path({str(SCHEDULES / DAG)!r})['pack'].dag"
+    code += "; assert sorted(dag.task_ids) == ['pack', 'verify']; print(dag.get_task('pack').skip_on_exit_code)"
     environment = {"AIRFLOW_HOME": str(tmp_path), "HOME": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
