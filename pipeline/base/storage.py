@@ -175,6 +175,14 @@ def remove_tree(folder: Path) -> None:
     remove_folder(folder)
 
 
+def point(link: Path, to: str) -> None:
+    """Let a symbolic link point to something beside it, in one step, whether or not there is one of that name."""
+    made = link.with_name(f".{link.name}.part")
+    remove(made)
+    perform(Step("link", to, str(made)), lambda: os.symlink(to, made))
+    rename(made, link)
+
+
 def rename(path: Path, to: Path) -> None:
     """Give a file or folder another name, in one step; a file or an empty folder of that name is gone then."""
     perform(Step("rename", str(path), str(to)), lambda: os.replace(path, to))

@@ -175,6 +175,15 @@ PUBLISH_FLAGS: list[Decorator] = [
         help="Add the files of all INPUTs that the dataset at --output does not have yet.",
     ),
     click.option(
+        "--versioned", is_flag=True, help="Publish as --output/RUN_ID, to which the link --output/latest points then."
+    ),
+    click.option(
+        "--keep",
+        type=click.IntRange(0),
+        metavar="N",
+        help="With --versioned, let the newest N other versions stay. [default: all]",
+    ),
+    click.option(
         "--unchanged-exit-code",
         type=click.IntRange(0, 125),
         default=0,

@@ -44,11 +44,11 @@ _MAPPINGS = ("map", "keys", "roles")
 _NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "show", "show_row")
 
 
-def replacing(values: dict[str, Any]) -> dict[str, bool]:
-    """Whether what is there is replaced, or added to. Raises `ConfigError` for both."""
+def replacing(values: dict[str, Any]) -> dict[str, Any]:
+    """Whether what is there is replaced, added to, or stays beside. Raises `ConfigError` for the first two together."""
     if values["overwrite"] and values["append"]:
         raise ConfigError("--overwrite makes all of it anew and --append adds to it; choose one")
-    return {name: values[name] for name in ("overwrite", "append")}
+    return {name: values[name] for name in ("overwrite", "append", "versioned", "keep")}
 
 
 def run_options(values: dict[str, Any]) -> RunOptions:

@@ -178,7 +178,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = read_bytes(where)
     except FileNotFoundError:
-        raise ManifestError(f"{where} is missing") from None
+        versions = "; versions are inside: name the current one, latest" if (folder / "latest").is_symlink() else ""
+        raise ManifestError(f"{where} is missing{versions}") from None
     return parse_manifest(content, str(where))
 
 

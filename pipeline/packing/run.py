@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -14,19 +15,21 @@ from pipeline.base.errors import TightpackError
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.staging import Staging
+from pipeline.embedding.vectors import Vectors
 from pipeline.format.dataset_files import path_in_dataset
 from pipeline.format.identity import PACKED, Identity
 from pipeline.format.manifest import PackManifest
 from pipeline.format.options import PackOptions
 from pipeline.packing.account import manifest_of
 from pipeline.packing.losses import overlong_samples, refuse_overlong, warn_of_losses
-from pipeline.packing.samples import open_samples, warn_of_samples, write_lists
+from pipeline.packing.samples import Samples, open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
 from pipeline.packing.setup import Setup, set_up
-from pipeline.packing.steps import cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
+from pipeline.packing.steps import Plans, cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
 from pipeline.publishing.existing import existing_run, manifest_there
 from pipeline.publishing.finishing import Base, finish
 from pipeline.publishing.output import check_output
+from pipeline.publishing.place import Place
 from pipeline.publishing.publication import publication
 from pipeline.reading.content import Growth, content_hashes, growth_of, origin_of, refuse_other_options
 from pipeline.reading.files import InputFile
@@ -65,6 +68,8 @@ def pack(
     chat_template: str | Path | None = None,
     overwrite: bool = False,
     append: bool = False,
+    versioned: bool = False,
+    keep: int | None = None,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
@@ -73,48 +78,47 @@ def pack(
     inputs: tokenised, or raw where there is a tokenizer; output: the directory to be published; tokenizer: a
     directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None for the
     tokenizer's own; overwrite: replace another run's dataset; append: pack the files alone that the dataset there does
-    not have yet, and add them to it; progress: is called as the run goes on.
+    not have yet, and add them to it; versioned: publish as a folder of its own inside the output, to which `latest`
+    points then; keep: how many other versions stay, the newest; progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StrategyError`, `StorageError` and
     `BusyError`, each with one message for the user.
     """
     started = time.monotonic()
-    setup = set_up(options, tokenizer, chat_template)
-    sources = resolve(inputs, options)
-    target = check_output(output, files=local_files(sources), folders=local_folders(sources))
+    setup, sources = set_up(options, tokenizer, chat_template), resolve(inputs, options)
+    checked = check_output(output, files=local_files(sources), folders=local_folders(sources))
+    place = Place(output=checked, versioned=versioned, keep=keep)
     with cache_of(run) as cache:
         with engine_of(run) as engine:
             digests = content_hashes(sources, cache, engine, progress)
-        growth, identity = _identified(sources, digests, setup, target if append else None)
-        with publication(target, identity, overwrite=overwrite, base=growth.there) as place, engine_of(run) as engine:
-            if isinstance(place.existing, PackManifest):
-                seconds = time.monotonic() - started
-                return PackResult(status="up_to_date", output=Path(output), manifest=place.existing, seconds=seconds)
-            work = Workspace(engine, cache, place.staging, progress)
+        growth, identity = _identified(sources, digests, setup, place.current if append else None)
+        with publication(place, identity, overwrite=overwrite, base=growth.there) as held, engine_of(run) as engine:
+            shown = place.folder(identity.run_id, output)
+            if isinstance(held.existing, PackManifest):
+                return _up_to_date(held.existing, shown, started)
+            work = Workspace(engine, cache, held.staging, progress)
             samples = open_samples(growth.new, setup, work, growth.rows)
-            windows = cut_windows(samples.rows, options)
-            vectors = embed_windows(samples.rows, windows, setup, identity, work)
-            plans = plan_windows(samples.rows, windows, vectors, options, work)
+            vectors, plans = _planned(samples, setup, identity, work)
             refuse_overlong(plans, samples.rows, options)
             shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work, growth.samples)
             files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
-            lists = write_lists(samples, setup, place.staging.dataset, target if growth.there else None)
+            lists = write_lists(samples, setup, held.staging.dataset, place.current if growth.there else None)
             cache.require_unchanged()
             made = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
             manifest = finish(
-                place.staging.dataset,
+                held.staging.dataset,
                 made,
                 schema_of_packs(samples.rows),
                 {split: list(of_split) for split, of_split in shards.items()},
                 {**lists, **files},
                 options.split,
-                Base(target, growth.there) if growth.there else None,
+                Base(place.current, growth.there) if growth.there else None,
             )
     warn_of_samples(samples, are_listed=bool(lists))
     warn_of_losses(made)
     seconds, overlong = time.monotonic() - started, overlong_samples(plans)
-    return PackResult(status="packed", output=Path(output), manifest=manifest, seconds=seconds, overlong=overlong)
+    return PackResult(status="packed", output=shown, manifest=manifest, seconds=seconds, overlong=overlong)
 
 
 def _identified(
@@ -137,13 +141,15 @@ def dry_run(
     output: str | Path | None = None,
     overwrite: bool = False,
     append: bool = False,
+    versioned: bool = False,
+    keep: int | None = None,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """What `pack` would give. Nothing is written but temporary files, which are removed again.
 
     output: where `pack` would publish, so that what is in its way can be said, or what is there and appended to; None
-    where that is not decided.
+    where that is not decided; the rest as of `pack`.
     Samples that are too long, and an output that is in the way, are reported, not refused. Raises as `pack`.
     """
     started = time.monotonic()
@@ -155,18 +161,16 @@ def dry_run(
         engine_of(run) as engine,
     ):
         digests = content_hashes(sources, cache, engine, progress)
-        growth, identity = _identified(sources, digests, setup, Path(output) if append and output else None)
+        place = Place(output=Path(os.path.realpath(output or "")), versioned=versioned, keep=keep)
+        growth, identity = _identified(sources, digests, setup, place.current if append and output else None)
         if output is not None:
-            _tell_of_output(output, sources, identity, growth, overwrite=overwrite)
+            _tell_of_output(output, sources, identity, growth, place, overwrite=overwrite)
         if not growth.new and isinstance(growth.there, PackManifest):
-            seconds = time.monotonic() - started
-            return PackResult(status="up_to_date", output=Path(output or ""), manifest=growth.there, seconds=seconds)
+            return _up_to_date(growth.there, place.current, started)
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
         work.staging.open()
         samples = open_samples(growth.new, setup, work, growth.rows)
-        windows = cut_windows(samples.rows, options)
-        vectors = embed_windows(samples.rows, windows, setup, identity, work)
-        plans = plan_windows(samples.rows, windows, vectors, options, work)
+        vectors, plans = _planned(samples, setup, identity, work)
         manifest = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
     warn_of_samples(samples, are_listed=False)
     return PackResult(
@@ -177,13 +181,26 @@ def dry_run(
     )
 
 
+def _planned(samples: Samples, setup: Setup, identity: Identity, work: Workspace) -> tuple[Vectors | None, Plans]:
+    """The plans of all windows, and the vectors that they were made by. Raises as `embed_rows` and `plan_window`."""
+    windows = cut_windows(samples.rows, setup.options)
+    vectors = embed_windows(samples.rows, windows, setup, identity, work)
+    return vectors, plan_windows(samples.rows, windows, vectors, setup.options, work)
+
+
+def _up_to_date(manifest: PackManifest, output: Path, started: float) -> PackResult:
+    return PackResult(status="up_to_date", output=output, manifest=manifest, seconds=time.monotonic() - started)
+
+
 def _tell_of_output(
-    output: str | Path, sources: list[Input], identity: Identity, growth: Growth, *, overwrite: bool
+    output: str | Path, sources: list[Input], identity: Identity, growth: Growth, place: Place, *, overwrite: bool
 ) -> None:
     """Say whether `pack` would have nothing to do, or would refuse its output."""
     try:
-        target = check_output(output, files=local_files(sources), folders=local_folders(sources))
-        if existing_run(target, identity, overwrite=overwrite, base=growth.there) is not None:
+        check_output(output, files=local_files(sources), folders=local_folders(sources))
+        place.refuse_others(growth.there)
+        folder, base = place.folder(identity.run_id), None if place.versioned else growth.there
+        if existing_run(folder, identity, overwrite=overwrite, base=base) is not None:
             log.info("%s is up to date: without --dry-run there is nothing to do", output)
     except TightpackError as error:
         log.warning("without --dry-run this ends with exit code %d: %s", error.exit_code, error)

@@ -64,15 +64,20 @@ def existing_run(output: Path, identity: Identity, *, overwrite: bool, base: Man
     if base is not None:
         if old.run_id != base.run_id:
             raise BusyError(f"another run replaced {output} meanwhile; run the same command again")
-        damaged = next((name for name, entry in old.files.items() if not _is_whole(output / name, entry, False)), "")
-        if damaged:
-            raise ConfigError(f"--output {output}: {damaged} is damaged; make the dataset anew with --overwrite")
+        require_whole(output, old)
         _refuse_foreign_files(output, old.files)
         return None
     if not overwrite:
         raise _another_run(output, old, identity)
     _refuse_foreign_files(output, old.files)
     return None
+
+
+def require_whole(output: Path, there: Manifest) -> None:
+    """Raise `ConfigError` if a file that is appended to is missing or has another size."""
+    damaged = next((name for name, entry in there.files.items() if not _is_whole(output / name, entry, False)), "")
+    if damaged:
+        raise ConfigError(f"--output {output}: {damaged} is damaged; make the dataset anew with --overwrite")
 
 
 def _another_run(output: Path, old: Manifest, identity: Identity) -> ConfigError:

@@ -18,6 +18,7 @@ from pipeline.format.identity import Identity
 from pipeline.format.manifest import Manifest
 from pipeline.publishing.existing import existing_run
 from pipeline.publishing.output import busy_message, lock_path
+from pipeline.publishing.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Publication:
 
 @contextmanager
 def publication(
-    output: Path, identity: Identity, *, overwrite: bool, base: Manifest | None = None
+    place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None = None
 ) -> Iterator[Publication]:
     """Hold the lock of an output; what the block leaves in `staging.dataset` is published when it ends.
 
@@ -45,19 +46,23 @@ def publication(
     other error nothing is left. Raises `BusyError` if another run holds the lock, `ConfigError` if something else is
     in the output's place, `StorageError` for storage faults.
     """
+    output, folder = place.output, place.folder(identity.run_id)
     staging = Staging(output.parent / f".{output.name}.staging-{identity.run_id[:8]}")
     try:
-        with _parents(output.parent), file_lock(lock_path(output), busy_message(output)):
+        with _parents(output.parent), file_lock(lock_path(output), busy_message(output)), _parents(folder.parent):
             log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
-            _put_back(output)
-            existing = existing_run(output, identity, overwrite=overwrite, base=base)
+            place.refuse_others(base)
+            _put_back(output, folder)
+            existing = existing_run(folder, identity, overwrite=overwrite, base=None if place.versioned else base)
             _remove_abandoned(output, but=None if existing else staging)
             try:
                 if existing is None:
                     staging.open()
                 yield Publication(staging, existing)
                 if existing is None:
-                    _publish(staging.dataset, output)
+                    _publish(staging.dataset, folder)
+                place.settle(identity.run_id)
+                if existing is None:
                     staging.remove()
             except (OSError, BusyError):
                 raise
@@ -92,15 +97,15 @@ def _parents(folder: Path) -> Iterator[None]:
                 break  # not empty: the output or its staging is there
 
 
-def _put_back(output: Path) -> None:
+def _put_back(output: Path, folder: Path) -> None:
     """Give a dataset its name again, if a run was killed between the two renames that were to replace it."""
-    if output.exists():
+    if folder.exists():
         return
     for staging in _stagings(output):
         aside = _aside(staging.dataset)
         if aside.exists():
-            log.warning("%s: the run that was replacing it was killed; the old version is put back first", output)
-            storage.rename(aside, output)
+            log.warning("%s: the run that was replacing it was killed; the old version is put back first", folder)
+            storage.rename(aside, folder)
             return
 
 

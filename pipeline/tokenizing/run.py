@@ -22,6 +22,7 @@ from pipeline.format.records import TokenizedSplit
 from pipeline.publishing.existing import manifest_there
 from pipeline.publishing.finishing import Base, finish
 from pipeline.publishing.output import check_output
+from pipeline.publishing.place import Place
 from pipeline.publishing.publication import publication
 from pipeline.reading.content import Growth, content_hashes, growth_of, input_entries, refuse_other_options
 from pipeline.reading.inputs import Input, local_files, local_folders, resolve
@@ -72,6 +73,8 @@ def tokenize(
     part: InputOptions = InputOptions(),
     overwrite: bool = False,
     append: bool = False,
+    versioned: bool = False,
+    keep: int | None = None,
     run: RunOptions = RunOptions(),
     progress: ProgressCallback | None = None,
 ) -> TokenizeResult:
@@ -79,9 +82,8 @@ def tokenize(
 
     inputs: directories, files, quoted globs, URLs or Hub ids, one or several; output: the directory to be published;
     tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
-    for the tokenizer's own; part: which part of the inputs is read; overwrite: replace another run's dataset;
-    append: tokenise the files alone that the dataset there does not have yet, and add them to it; progress: is called
-    as the run goes on.
+    for the tokenizer's own; part: which part of the inputs is read; overwrite, append, versioned, keep: as of
+    `pack`; progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StorageError` and `BusyError`, each with one
@@ -91,21 +93,22 @@ def tokenize(
     tokenization = load_tokenization(tokenizer, chat_template, options)
     sources = resolve(inputs, part)
     target = check_output(output, files=local_files(sources), folders=local_folders(sources))
+    place = Place(output=target, versioned=versioned, keep=keep)
     with cache_of(run) as cache:
         with engine_of(run) as engine:
             digests = content_hashes(sources, cache, engine, progress)
-        growth = growth_of(sources, digests, manifest_there(target, TOKENIZED) if append else None, target)
+        growth = growth_of(sources, digests, manifest_there(place.current, TOKENIZED) if append else None, target)
         config, origin = TokenizeConfig(**vars(options), **vars(part)), tokenization.origin
         identity = Identity(kind=TOKENIZED, config=config, settings={}, batches=growth.batches, origin=origin)
         refuse_other_options(growth, identity, target)
-        with publication(target, identity, overwrite=overwrite, base=growth.there) as place, engine_of(run) as engine:
-            if isinstance(place.existing, TokenizeManifest):
-                return _result("up_to_date", Path(output), place.existing, started)
-            work = Workspace(engine, cache, place.staging, progress)
+        with publication(place, identity, overwrite=overwrite, base=growth.there) as held, engine_of(run) as engine:
+            if isinstance(held.existing, TokenizeManifest):
+                return _result("up_to_date", place.folder(identity.run_id, output), held.existing, started)
+            work = Workspace(engine, cache, held.staging, progress)
             raw = open_raw_inputs(list(growth.new), tokenization, cache)
             schema = dataset_schema(raw, options)
             splits = [_write_split(split, schema, identity.run_id, tokenization, work, growth) for split in raw]
-            lists = None if options.on_error != "drop" else [target / DROPPED] if growth.there else []
+            lists = None if options.on_error != "drop" else [place.current / DROPPED] if growth.there else []
             files = _files(splits, work.staging.dataset, lists)
             cache.require_unchanged()
             manifest = finish(
@@ -115,10 +118,10 @@ def tokenize(
                 {split.name: [shard.path.name for shard in split.shards] for split in splits},
                 files,
                 part.split,
-                Base(target, growth.there) if growth.there else None,
+                Base(place.current, growth.there) if growth.there else None,
             )
     warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=options.on_error == "drop")
-    return _result("tokenized", Path(output), manifest, started)
+    return _result("tokenized", place.folder(identity.run_id, output), manifest, started)
 
 
 def _write_split(
