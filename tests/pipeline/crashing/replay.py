@@ -72,6 +72,8 @@ class Model:
                 self._change([(parent, name, None)])
             case "rename":
                 self._change([(parent, name, None), (self._find(to.parent), to.name, parent.names[name])])
+            case "link":
+                self._change([(self._find(to.parent), to.name, parent.names[name])])
             case "exchange":
                 other = self._find(to.parent)
                 self._change([(parent, name, other.names[to.name]), (other, to.name, parent.names[name])])

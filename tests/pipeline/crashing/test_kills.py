@@ -78,7 +78,7 @@ def test_a_run_killed_at_a_step_is_resumed(
 ) -> None:
     first = first_trial(jobs[name], tmp_path, run)
     number = len(steps_of(first.at(tmp_path / "steps"), run))
-    kill_at_steps(first, range(3, number, number // 9), tmp_path, warm, run)
+    kill_at_steps(first, range(3, number, number // 8), tmp_path, warm, run)
 
 
 @pytest.mark.slow

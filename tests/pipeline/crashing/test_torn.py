@@ -45,7 +45,7 @@ def crashes(name: str, jobs: dict[str, Job], tmp_path: Path, run: Run, *, each: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["replace", "tokenize"])
 def test_a_crash_of_the_machine_loses_nothing(name: str, jobs: dict[str, Job], tmp_path: Path, run: Run) -> None:
-    crashes(name, jobs, tmp_path, run, each=9, states=1)
+    crashes(name, jobs, tmp_path, run, each=15, states=1)
 
 
 @pytest.mark.soak

@@ -130,7 +130,7 @@ def test_missing_extra_and_swapped_files_are_found(
     kind: str, change: str, published: dict[str, Path], tmp_path: Path
 ) -> None:
     files = files_of(published[kind])
-    for turn in range(len(files)):
+    for turn in range(0, len(files), 1 if "missing" in change else 3):
         folder = shutil.copytree(published[kind], tmp_path / f"{turn}")
         names = [folder / file.relative_to(published[kind]) for file in files[turn:] + files[:turn]]
         is_same = names[0].read_bytes() == names[1].read_bytes()
