@@ -30,7 +30,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return topical(tmp_path_factory.mktemp("rows") / "rows", 300_000)
+    return topical(tmp_path_factory.mktemp("rows") / "rows", 100_000)
 
 
 def members(session: int) -> list[str]:
