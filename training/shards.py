@@ -152,7 +152,10 @@ def _files(folder: Path, split: str | None, option: str) -> list[Path]:
     state = json.loads((folder / "state.json").read_bytes())
     if state.get("_indices_data_files"):
         raise ValueError("its rows are chosen by indices: save it again with flatten_indices()")
-    return [folder / each["filename"] for each in state["_data_files"]]
+    names = [str(each["filename"]) for each in state["_data_files"]]
+    if any("/" in name or name in ("", ".", "..") for name in names):
+        raise ValueError("its state.json names files outside of it")
+    return [folder / name for name in names]
 
 
 def _mapped(files: Sequence[Path]) -> tuple[list[pa.RecordBatch], pa.Schema]:

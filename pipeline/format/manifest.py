@@ -205,10 +205,20 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise ManifestError(f"{where} was changed after it was written")
     try:
         if is_tokenized:
-            return msgspec.convert(_up_to_date(value), TokenizeManifest)
-        return msgspec.convert(value, PackManifest)
+            manifest: Manifest = msgspec.convert(_up_to_date(value), TokenizeManifest)
+        else:
+            manifest = msgspec.convert(value, PackManifest)
+        _require_inside(manifest.files)
+        return manifest
     except (msgspec.ValidationError, ConfigError) as error:
         raise ManifestError(f"{where} is not a manifest of format {FORMAT_VERSION}: {error}") from None
+
+
+def _require_inside(files: Collection[str]) -> None:
+    """Raise `ConfigError` for a path that leads out of the directory."""
+    for path in files:
+        if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
+            raise ConfigError(f"it names the file {path!r}, which could lie anywhere")
 
 
 def _up_to_date(value: dict[str, Any]) -> dict[str, Any]:

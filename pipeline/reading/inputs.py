@@ -194,6 +194,8 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
         splits = _read_json(system, f"{path}/dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits:
             raise DataError(f"input {path}/dataset_dict.json: it names no splits")
+        for split in splits:
+            _require_inside(split, f"input {path}/dataset_dict.json: the split")
         files = {str(split): _saved_files(system, f"{path}/{split}") for split in splits}
         return Input(name=base, splits=files, folder=folder, manifest=_tokenized_manifest(system, path))
     if system.exists(f"{path}/state.json"):
@@ -207,6 +209,12 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
     raise DataError(f"input {name}: not a dataset written by save_to_disk (it has no state.json){way_out}")
 
 
+def _require_inside(name: object, what: str) -> None:
+    """Raise `DataError` for a name that is no plain name, and could lead out of the directory."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise DataError(f"{what} {name!r} is no plain name, and could lie anywhere; the file was tampered with")
+
+
 def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFile, ...]:
     """The shards of a `save_to_disk` directory, as its state.json lists them."""
     state = _read_json(system, f"{path}/state.json")
@@ -217,6 +225,7 @@ def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFil
     except (KeyError, TypeError):
         raise DataError(f"input {path}/state.json: it lists no data files") from None
     for file in names:
+        _require_inside(file, f"input {path}/state.json: the shard")
         if not system.exists(f"{path}/{file}"):
             raise DataError(f"input {path}: the shard {file} listed in state.json is missing")
     return tuple(InputFile(system=system, path=f"{path}/{file}", format="arrow") for file in names)

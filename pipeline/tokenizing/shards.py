@@ -22,6 +22,7 @@ from pipeline.reading.cache import FileCache
 from pipeline.reading.decoding.raw import RawFile, open_raw
 from pipeline.reading.inputs import Input
 from pipeline.reading.workspace import Workspace
+from pipeline.tokenizing.chats.template import EXCEEDS
 from pipeline.tokenizing.encoding import EncodedBlock
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import blocks_of
@@ -158,7 +159,8 @@ def write_shards(
                 shard = ShardBuilder(layout.path(len(shards)), layout.schema, work.staging, at, rows_before)
             file_begin = shard.next_row - at[1]
             counted_from = (task.file, 0 if encoded_block.counts_in_file else at[1])
-            if options.on_error == "error":
+            exceeds = any(fault.reason == EXCEEDS for fault in encoded_block.faults)
+            if options.on_error == "error" or exceeds:
                 seen = shard.next_row - layout.first_row
                 _refuse_faults(encoded_block, split, counted_from, file_begin - layout.first_row, seen, encoded)
             _drop_faults(shard, encoded_block, split, counted_from, file_begin)
@@ -212,6 +214,9 @@ def _refuse_faults(
     fault = next((fault for fault in encoded_block.faults if fault.is_error), None)
     if fault is None:
         return
+    where = f"{split.files[at[0]].where}, row {at[1] + fault.row}: {fault.detail}"
+    if fault.reason == EXCEEDS:
+        raise DataError(where)
     until = max(_LOOKED_AT, file_begin + at[1] + fault.row + 1)
     alike, file, seen = 0, at[0], rows_before
     blocks = itertools.chain([(file, encoded_block)], ((task.file, block) for task, block in later))
@@ -226,7 +231,7 @@ def _refuse_faults(
             if seen >= until:
                 break
     raise DataError(
-        f"{split.files[at[0]].where}, row {at[1] + fault.row}: {fault.detail} (so it is in at least {alike:,} of the"
+        f"{where} (so it is in at least {alike:,} of the"
         f" first {counted(min(seen, until), 'row')}). Leave out such rows, counted and listed, with --on-error drop"
     )
 

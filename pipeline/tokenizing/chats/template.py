@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.words import in_one_line
+from pipeline.tokenizing.chats import bounds
 from pipeline.tokenizing.chats.syntax import prompt_reads_words
 from pipeline.tokenizing.chats.turn_keys import keys_of_turns
 from pipeline.tokenizing.rows.messages import Message, RowFault
@@ -33,6 +34,9 @@ _CLOCK_IS_READ = "the clock is read"
 _WITHOUT_CLOCK = (  # the line break after it is taken away by Jinja, as its environment here is set
     "{%- macro strftime_now(format) %}{{ raise_exception('" + _CLOCK_IS_READ + "') }}{% endmacro %}\n"
 )
+EXCEEDS = "template_exceeds"
+"""What rows are counted under over which a template would run on; they end a run, whatever becomes of others."""
+
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -51,6 +55,16 @@ class TemplateRefusal(RowFault):
         super().__init__("template_refused", f"the template {told}: {way}")
 
 
+class TemplateExceeds(TemplateRefusal):
+    """The template took too long, or too much memory, over a chat; it is not run again."""
+
+    def __init__(self, name: str) -> None:
+        """name: of the template."""
+        what = f"more than {bounds.SECONDS:g} s or {bounds.MOST_BYTES >> 30} GiB of memory"
+        told = f"{name} takes {what} over a chat and was stopped; give another with --chat-template FILE"
+        RowFault.__init__(self, EXCEEDS, told)
+
+
 class ChatTemplate:
     """The tokenizer's template, or one from a file, with the special tokens that it may name."""
 
@@ -65,9 +79,11 @@ class ChatTemplate:
 
         Raises `ConfigError` if there is none, it cannot be read, or is not valid Jinja.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - heavy
+        from transformers.utils import chat_template_utils  # noqa: PLC0415 - heavy
 
-        self._render = render_jinja_template
+        chat_template_utils.ImmutableSandboxedEnvironment = bounds.BoundedEnvironment  # type: ignore[attr-defined]
+        self._render = chat_template_utils.render_jinja_template
+        self._has_exceeded: list[str] = []  # its name, once it has; copies share it
         self._variables: dict[str, Any] = dict(tokenizer.whole.special_tokens_map) | dict(kwargs or {})
         self.name = f"--chat-template {path}" if path else f"the chat template of {tokenizer.name}"
         plain, with_tools = _sources(tokenizer, path)
@@ -156,15 +172,24 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[list[str], list[list[Span]]]:
         source = self._source if tools is None else self._source_with_tools
+        if self._has_exceeded:
+            raise TemplateExceeds(self.name)
         try:
-            return self._render(
-                conversations=[_in_parts(chat) for chat in chats] if self._wants_parts else chats,  # type: ignore[arg-type]
-                tools=tools,
-                chat_template=("" if marks else _UNTRACKED) + (_WITHOUT_CLOCK if self._needs_day else "") + source,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generation_prompt,
-                **(self._variables | dict(kwargs or {})),
+            return bounds.within_bounds(
+                lambda: self._render(
+                    conversations=[_in_parts(chat) for chat in chats] if self._wants_parts else chats,  # type: ignore[arg-type]
+                    tools=tools,
+                    chat_template=("" if marks else _UNTRACKED) + (_WITHOUT_CLOCK if self._needs_day else "") + source,
+                    return_assistant_tokens_mask=marks,
+                    add_generation_prompt=generation_prompt,
+                    **(self._variables | dict(kwargs or {})),
+                ),
+                bounds.SECONDS,
             )  # type: ignore[return-value]
+        except bounds.Exceeded:
+            if len(chats) == 1:  # of several, each is rendered alone next, which tells the one
+                self._has_exceeded.append(self.name)
+            raise TemplateExceeds(self.name) from None
         except Exception as error:  # a template is a program: anything can come out of it
             if self._needs_day and str(error) == _CLOCK_IS_READ:
                 today = datetime.date.today().isoformat()
