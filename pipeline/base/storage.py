@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 Done = TypeVar("Done")
 
 Operation = (
-    Literal["look", "list", "open", "create", "write", "sync", "link"]
+    Literal["look", "list", "open", "create", "write", "sync", "link", "get", "put", "copy"]
     | Literal["rename", "exchange", "make", "remove", "remove folder", "lock"]
 )
-"""What is done: look stands for what a file system tells of an input, open for reading or mapping a file."""
+"""What is done: look stands for what a file system tells of an input, open for reading or mapping a file, get, put and
+copy for requests to an object store."""
 
 _BUFFER_BYTES = 1 << 17
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)

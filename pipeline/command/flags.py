@@ -70,9 +70,9 @@ def input_and_output(without: str) -> list[Decorator]:
         click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
         click.option(
             "--output",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=str),
             metavar="DIR",
-            help=f"Publish the result as this directory. It may be missing with {without} alone.",
+            help=f"Publish the result as this directory or s3:// URL. It may be missing with {without} alone.",
         ),
     ]
 

@@ -22,6 +22,7 @@ _PROGRAM = Program(
         "transformers": "tokenize",
         "tokenizers": "tokenize",
         "jinja2": "tokenize",
+        "botocore": "s3",
         "s3fs": "s3",
         "prometheus_client": "metrics",
     },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -26,14 +25,11 @@ from pipeline.packing.samples import Samples, open_samples, warn_of_samples, wri
 from pipeline.packing.segments import OverlongSamples
 from pipeline.packing.setup import Setup, set_up
 from pipeline.packing.steps import Plans, cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
-from pipeline.publishing.existing import existing_run, manifest_there
-from pipeline.publishing.finishing import Base, finish
-from pipeline.publishing.output import check_output
-from pipeline.publishing.place import Place
-from pipeline.publishing.publication import publication
+from pipeline.publishing.finishing import finish
+from pipeline.publishing.target import AnyPlace, check_place, place_of, publication_at
 from pipeline.reading.content import Growth, content_hashes, growth_of, origin_of, refuse_other_options
 from pipeline.reading.files import InputFile
-from pipeline.reading.inputs import Input, local_files, local_folders, resolve
+from pipeline.reading.inputs import Input, local_folders, resolve, shown_files
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 
 if TYPE_CHECKING:
@@ -52,8 +48,8 @@ class PackResult:
     status: Literal["packed", "up_to_date", "planned"]
     manifest: PackManifest
     seconds: float
-    output: Path | None = None
-    """The directory; None where nothing was written."""
+    output: str | Path | None = None
+    """The directory, or its URL; None where nothing was written."""
 
     overlong: OverlongSamples = field(default_factory=OverlongSamples)
     """The samples that are longer than `max_length`; not known of a run that was done before."""
@@ -75,11 +71,11 @@ def pack(
 ) -> PackResult:
     """Pack samples into a published dataset, or find that it was done before.
 
-    inputs: tokenised, or raw where there is a tokenizer; output: the directory to be published; tokenizer: a
-    directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None for the
-    tokenizer's own; overwrite: replace another run's dataset; append: pack the files alone that the dataset there does
-    not have yet, and add them to it; versioned: publish as a folder of its own inside the output, to which `latest`
-    points then; keep: how many other versions stay, the newest; progress: is called as the run goes on.
+    inputs: tokenised, or raw where there is a tokenizer; output: the directory to be published, or an s3:// URL;
+    tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
+    for the tokenizer's own; overwrite: replace another run's dataset; append: pack the files alone that the dataset
+    there does not have yet, and add them to it; versioned: publish as a folder of its own inside the output, to which
+    `latest` points then; keep: how many other versions stay, the newest; progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StrategyError`, `StorageError` and
@@ -87,13 +83,13 @@ def pack(
     """
     started = time.monotonic()
     setup, sources = set_up(options, tokenizer, chat_template), resolve(inputs, options)
-    checked = check_output(output, files=local_files(sources), folders=local_folders(sources))
-    place = Place(output=checked, versioned=versioned, keep=keep)
+    place = place_of(output, run, versioned=versioned, keep=keep)
+    check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
     with cache_of(run) as cache:
         with engine_of(run) as engine:
             digests = content_hashes(sources, cache, engine, progress)
-        growth, identity = _identified(sources, digests, setup, place.current if append else None)
-        with publication(place, identity, overwrite=overwrite, base=growth.there) as held, engine_of(run) as engine:
+        growth, identity = _identified(sources, digests, setup, place if append else None)
+        with publication_at(place, identity, overwrite, growth.there, progress) as held, engine_of(run) as engine:
             shown = place.folder(identity.run_id, output)
             if isinstance(held.existing, PackManifest):
                 return _up_to_date(held.existing, shown, started)
@@ -103,7 +99,7 @@ def pack(
             refuse_overlong(plans, samples.rows, options)
             shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work, growth.samples)
             files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
-            lists = write_lists(samples, setup, held.staging.dataset, place.current if growth.there else None)
+            lists = write_lists(samples, setup, held.staging.dataset, place.before(growth.there, held.staging))
             cache.require_unchanged()
             made = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
             manifest = finish(
@@ -113,7 +109,7 @@ def pack(
                 {split: list(of_split) for split, of_split in shards.items()},
                 {**lists, **files},
                 options.split,
-                Base(place.current, growth.there) if growth.there else None,
+                place.base(growth.there),
             )
     warn_of_samples(samples, are_listed=bool(lists))
     warn_of_losses(made)
@@ -122,13 +118,14 @@ def pack(
 
 
 def _identified(
-    sources: list[Input], digests: Mapping[InputFile, str], setup: Setup, appended_to: Path | None
+    sources: list[Input], digests: Mapping[InputFile, str], setup: Setup, appended_to: AnyPlace | None
 ) -> tuple[Growth, Identity]:
     """What of the inputs is new to what is there, and what makes the run another than others. Raises `ConfigError`."""
-    there = None if appended_to is None else manifest_there(appended_to, PACKED)
-    growth = growth_of(sources, digests, there, appended_to or "")
+    there = None if appended_to is None else appended_to.there(PACKED)
+    shown = "" if appended_to is None else appended_to.name
+    growth = growth_of(sources, digests, there, shown)
     identity = setup.identity(growth.batches, origin_of(sources))
-    refuse_other_options(growth, identity, appended_to or "")
+    refuse_other_options(growth, identity, shown)
     return growth, identity
 
 
@@ -161,12 +158,12 @@ def dry_run(
         engine_of(run) as engine,
     ):
         digests = content_hashes(sources, cache, engine, progress)
-        place = Place(output=Path(os.path.realpath(output or "")), versioned=versioned, keep=keep)
-        growth, identity = _identified(sources, digests, setup, place.current if append and output else None)
+        place = place_of(output or "", run, versioned=versioned, keep=keep)
+        growth, identity = _identified(sources, digests, setup, place if append and output else None)
         if output is not None:
-            _tell_of_output(output, sources, identity, growth, place, overwrite=overwrite)
+            _tell_of_output(sources, identity, growth, place, overwrite=overwrite, append=append)
         if not growth.new and isinstance(growth.there, PackManifest):
-            return _up_to_date(growth.there, place.current, started)
+            return _up_to_date(growth.there, place.folder(growth.there.run_id), started)
         work = Workspace(engine, cache, Staging(Path(folder)), progress)
         work.staging.open()
         samples = open_samples(growth.new, setup, work, growth.rows)
@@ -188,19 +185,18 @@ def _planned(samples: Samples, setup: Setup, identity: Identity, work: Workspace
     return vectors, plan_windows(samples.rows, windows, vectors, setup.options, work)
 
 
-def _up_to_date(manifest: PackManifest, output: Path, started: float) -> PackResult:
+def _up_to_date(manifest: PackManifest, output: str | Path, started: float) -> PackResult:
     return PackResult(status="up_to_date", output=output, manifest=manifest, seconds=time.monotonic() - started)
 
 
 def _tell_of_output(
-    output: str | Path, sources: list[Input], identity: Identity, growth: Growth, place: Place, *, overwrite: bool
+    sources: list[Input], identity: Identity, growth: Growth, place: AnyPlace, *, overwrite: bool, append: bool
 ) -> None:
     """Say whether `pack` would have nothing to do, or would refuse its output."""
     try:
-        check_output(output, files=local_files(sources), folders=local_folders(sources))
+        check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
         place.refuse_others(growth.there)
-        folder, base = place.folder(identity.run_id), None if place.versioned else growth.there
-        if existing_run(folder, identity, overwrite=overwrite, base=base) is not None:
-            log.info("%s is up to date: without --dry-run there is nothing to do", output)
+        if place.existing(identity, overwrite=overwrite, base=growth.there) is not None:
+            log.info("%s is up to date: without --dry-run there is nothing to do", place.name)
     except TightpackError as error:
         log.warning("without --dry-run this ends with exit code %d: %s", error.exit_code, error)

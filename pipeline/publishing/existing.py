@@ -28,7 +28,7 @@ def manifest_there(output: Path, kind: str) -> Manifest | None:
         there = read_manifest(output)
     except ManifestError as error:
         raise _not_what_would_be_written(output, str(error)) from None
-    _refuse_other_kind(output, there, kind)
+    refuse_other_kind(output, there, kind)
     return there
 
 
@@ -68,7 +68,8 @@ def existing_run(output: Path, identity: Identity, *, overwrite: bool, base: Man
         _refuse_foreign_files(output, old.files)
         return None
     if not overwrite:
-        raise _another_run(output, old, identity)
+        way_out = "choose another output, or replace it with --overwrite, or add new inputs to it with --append"
+        raise another_run(output, old, identity, way_out)
     _refuse_foreign_files(output, old.files)
     return None
 
@@ -80,26 +81,28 @@ def require_whole(output: Path, there: Manifest) -> None:
         raise ConfigError(f"--output {output}: {damaged} is damaged; make the dataset anew with --overwrite")
 
 
-def _another_run(output: Path, old: Manifest, identity: Identity) -> ConfigError:
+def another_run(output: Path | str, old: Manifest, identity: Identity, way_out: str) -> ConfigError:
+    """The error of a run whose place another has."""
     try:
-        _refuse_other_kind(output, old, identity.kind)
+        refuse_other_kind(output, old, identity.kind)
     except ConfigError as error:
         return error
     there = old.identity({}) if isinstance(old, PackManifest) else old.identity()
     lines = "".join(f"\n  {line}" for line in differences(there, identity))
     return ConfigError(
-        f"--output {output} holds another run ({old.run_id} there, {identity.run_id} now); choose another output, or"
-        f" replace it with --overwrite, or add new inputs to it with --append. What differs:{lines}"
+        f"--output {output} holds another run ({old.run_id} there, {identity.run_id} now); {way_out}."
+        f" What differs:{lines}"
     )
 
 
-def _refuse_other_kind(output: Path, there: Manifest, kind: str) -> None:
+def refuse_other_kind(output: Path | str, there: Manifest, kind: str) -> None:
+    """Raise `ConfigError` unless what is there is a dataset of that kind."""
     if isinstance(there, PackManifest) != (kind == PACKED):
         called = "packed" if isinstance(there, PackManifest) else "tokenised"
         raise _not_what_would_be_written(output, f"{output} is a {called} dataset")
 
 
-def _not_what_would_be_written(output: Path, why: str) -> ConfigError:
+def _not_what_would_be_written(output: Path | str, why: str) -> ConfigError:
     return ConfigError(f"--output {output} exists and is not what would be written ({why}); choose another output")
 
 

@@ -20,7 +20,7 @@ from pipeline.format.records import FileEntry
 class Base:
     """The dataset that is appended to."""
 
-    output: Path
+    output: Path | str
     manifest: Manifest
 
     def with_shards(self, new: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -35,15 +35,18 @@ class Base:
         """
         entries = {path: entry for path, entry in self.manifest.files.items() if entry.is_shard}
         for path in entries:
-            with map_file(self.output / path) as file:
-                columns = pa.ipc.open_stream(file).schema.names
-            if columns != schema.names:
-                raise ConfigError(
-                    f"--append: the shards in {self.output} have the columns {', '.join(columns)}, and new ones would"
-                    f" have {', '.join(schema.names)}; make it anew with --overwrite"
-                )
-            link_or_copy(self.output / path, folder / path)
+            with map_file(Path(self.output, path)) as file:
+                self.require_same(pa.ipc.open_stream(file).schema.names, schema)
+            link_or_copy(Path(self.output, path), folder / path)
         return entries
+
+    def require_same(self, columns: Sequence[str], schema: pa.Schema) -> None:
+        """Raise `ConfigError` if a shard of it has other columns than those that are to stand beside it."""
+        if columns != schema.names:
+            raise ConfigError(
+                f"--append: the shards in {self.output} have the columns {', '.join(columns)}, and new ones would"
+                f" have {', '.join(schema.names)}; make it anew with --overwrite"
+            )
 
 
 def finish(

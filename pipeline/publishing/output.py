@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.lock import refuse_locked
 
-_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
-
 
 def check_output(output: str | Path, *, files: Iterable[str], folders: Iterable[str]) -> Path:
     """The real path of an output.
 
     files: of the inputs; folders: inputs that are local directories.
-    Raises `ConfigError` if the output holds an input, lies inside one, is a file, or is no local path; `BusyError` if
+    Raises `ConfigError` if the output holds an input, lies inside one, or is a file; `BusyError` if
     another run is writing it now.
     """
-    if _URL.match(str(output)):
-        raise ConfigError(f"--output {output}: only local directories can be written so far; upload it afterwards")
     path = Path(os.path.realpath(output))
     in_the_way = next((part for part in (path, *path.parents) if part.exists()), path)
     if not in_the_way.is_dir():

@@ -11,18 +11,24 @@ from pathlib import Path
 
 from pipeline.base import storage
 from pipeline.base.errors import BusyError, ConfigError
+from pipeline.base.staging import Staging
 from pipeline.base.words import counted
+from pipeline.format.identity import Identity
 from pipeline.format.manifest import MANIFEST, Manifest
-from pipeline.publishing.existing import require_whole
+from pipeline.publishing.existing import existing_run, manifest_there, require_whole
+from pipeline.publishing.finishing import Base
 
 log = logging.getLogger(__name__)
 
 LATEST = "latest"
 """The link to the version that is current."""
 
-_VERSION = re.compile(r"[0-9a-f]{32}")
+VERSION = re.compile(r"[0-9a-f]{32}")
+"""The name of a version."""
+
 _REMOVED = ".removed-"  # what a version is called while it is removed
-_OF_DATASETS = (MANIFEST, "state.json", "dataset_dict.json", "dataset_info.json")
+OF_DATASETS = (MANIFEST, "state.json", "dataset_dict.json", "dataset_info.json")
+"""Names that a dataset itself has, and a folder of versions has not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +55,46 @@ class Place:
         return output / run_id if self.versioned else output
 
     @property
+    def name(self) -> str:
+        """How messages call what is there."""
+        return str(self.current)
+
+    @property
     def current(self) -> Path:
         """Where the dataset is, if there is one, to which something can be appended."""
         return Path(os.path.realpath(self.output / LATEST)) if self.versioned else self.output
+
+    def there(self, kind: str) -> Manifest | None:
+        """The manifest of the current dataset, None if there is none. kind: packed or tokenized.
+
+        Raises `ConfigError` for anything but a dataset of that kind.
+        """
+        return manifest_there(self.current, kind)
+
+    def existing(self, identity: Identity, *, overwrite: bool, base: Manifest | None) -> Manifest | None:
+        """The manifest of what is there, if it is this run. Raises as `existing_run`."""
+        folder = self.folder(identity.run_id)
+        return existing_run(folder, identity, overwrite=overwrite, base=None if self.versioned else base)
+
+    def base(self, there: Manifest | None) -> Base | None:
+        """What is appended to; None for a first run."""
+        return None if there is None else Base(self.current, there)
+
+    def before(self, there: Manifest | None, _: Staging) -> Path | None:
+        """The folder of what is appended to; None for a first run."""
+        return None if there is None else self.current
 
     def refuse_others(self, base: Manifest | None) -> None:
         """Raise `ConfigError` where no versions can be kept, and `BusyError` where another is current than `base`."""
         if not self.versioned or not self.output.exists():
             return
         names = [path.name for path in storage.list_folder(self.output)]
-        plain = next((name for name in _OF_DATASETS if name in names), None)
+        plain = next((name for name in OF_DATASETS if name in names), None)
         if plain is not None:
             raise ConfigError(
                 f"--versioned: {self.output} is a dataset itself (it has {plain}); choose another --output for versions"
             )
-        if names and not any(_VERSION.fullmatch(name) or name == LATEST or name.startswith(".") for name in names):
+        if names and not any(VERSION.fullmatch(name) or name == LATEST or name.startswith(".") for name in names):
             raise ConfigError(f"--versioned: {self.output} holds {names[0]} and no version; choose another --output")
         if base is not None:
             if self.current.name != base.run_id:
@@ -86,7 +117,7 @@ class Place:
         for path in storage.list_folder(self.output):
             if path.name.startswith(_REMOVED):  # by a run that was killed
                 storage.remove_tree(path)
-            elif _VERSION.fullmatch(path.name) and path.name != run_id and (path / MANIFEST).is_file():
+            elif VERSION.fullmatch(path.name) and path.name != run_id and (path / MANIFEST).is_file():
                 versions.append(((path / MANIFEST).stat().st_mtime_ns, path))
         held = 0
         for _, path in sorted(versions, reverse=True)[keep:]:

@@ -16,7 +16,6 @@ from pipeline.base.lock import file_lock
 from pipeline.base.staging import Staging
 from pipeline.format.identity import Identity
 from pipeline.format.manifest import Manifest
-from pipeline.publishing.existing import existing_run
 from pipeline.publishing.output import busy_message, lock_path
 from pipeline.publishing.place import Place
 
@@ -47,14 +46,14 @@ def publication(
     in the output's place, `StorageError` for storage faults.
     """
     output, folder = place.output, place.folder(identity.run_id)
-    staging = Staging(output.parent / f".{output.name}.staging-{identity.run_id[:8]}")
+    staging = staging_of(output, identity.run_id)
     try:
         with _parents(output.parent), file_lock(lock_path(output), busy_message(output)), _parents(folder.parent):
             log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
             place.refuse_others(base)
             _put_back(output, folder)
-            existing = existing_run(folder, identity, overwrite=overwrite, base=None if place.versioned else base)
-            _remove_abandoned(output, but=None if existing else staging)
+            existing = place.existing(identity, overwrite=overwrite, base=base)
+            remove_abandoned(output, but=None if existing else staging)
             try:
                 if existing is None:
                     staging.open()
@@ -70,11 +69,11 @@ def publication(
                 staging.remove()
                 raise
     except KeyboardInterrupt as interruption:
-        interruption.add_note(_what_is_kept(staging))
+        interruption.add_note(what_is_kept(staging))
         raise
     except OSError as error:
         where = error.filename or output
-        raise StorageError(f"{where}: {error.strerror or error}; {_what_is_kept(staging)}") from error
+        raise StorageError(f"{where}: {error.strerror or error}; {what_is_kept(staging)}") from error
 
 
 @contextmanager
@@ -109,12 +108,17 @@ def _put_back(output: Path, folder: Path) -> None:
             return
 
 
-def _remove_abandoned(output: Path, but: Staging | None) -> None:
+def remove_abandoned(output: Path, but: Staging | None) -> None:
     """Remove the staging of earlier runs for the same output; whoever holds the lock may."""
     for staging in _stagings(output):
         if staging != but:
             log.info("removing the staging of an abandoned run: %s", staging.folder)
             staging.remove()
+
+
+def staging_of(output: Path, run_id: str) -> Staging:
+    """Where a run builds an output."""
+    return Staging(output.parent / f".{output.name}.staging-{run_id[:8]}")
 
 
 def _stagings(output: Path) -> list[Staging]:
@@ -123,7 +127,8 @@ def _stagings(output: Path) -> list[Staging]:
     return [Staging(path) for path in storage.list_folder(output.parent) if name.fullmatch(path.name)]
 
 
-def _what_is_kept(staging: Staging) -> str:
+def what_is_kept(staging: Staging) -> str:
+    """What a message says of the work that was finished."""
     if not staging.folder.exists():
         return "nothing was written"
     return f"finished work is kept in {staging.folder}, and the same command resumes it"

@@ -91,9 +91,9 @@ def resolve(names: str | Path | Iterable[str | Path], options: InputOptions) -> 
     return inputs
 
 
-def local_files(inputs: Iterable[Input]) -> list[str]:
-    """The paths of all files that can be mapped where they lie."""
-    return [file.path for entry in inputs for file in entry.files() if file.is_local]
+def shown_files(inputs: Iterable[Input]) -> list[str]:
+    """The paths of all local files, and the URLs of all others."""
+    return [file.shown for entry in inputs for file in entry.files()]
 
 
 def local_folders(inputs: Iterable[Input]) -> list[str]:

@@ -19,13 +19,10 @@ from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZED, TOKENIZER
 from pipeline.format.manifest import TokenizeConfig, TokenizeManifest
 from pipeline.format.options import InputOptions, TokenizeOptions
 from pipeline.format.records import TokenizedSplit
-from pipeline.publishing.existing import manifest_there
-from pipeline.publishing.finishing import Base, finish
-from pipeline.publishing.output import check_output
-from pipeline.publishing.place import Place
-from pipeline.publishing.publication import publication
+from pipeline.publishing.finishing import finish
+from pipeline.publishing.target import check_place, place_of, publication_at
 from pipeline.reading.content import Growth, content_hashes, growth_of, input_entries, refuse_other_options
-from pipeline.reading.inputs import Input, local_files, local_folders, resolve
+from pipeline.reading.inputs import Input, local_folders, resolve, shown_files
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 from pipeline.tokenizing.shard import TokenizedShard
 from pipeline.tokenizing.shards import RawSplit, ShardLayout, dataset_schema, open_raw_inputs, write_shards
@@ -39,7 +36,7 @@ class TokenizeResult:
     """What a run of `tokenize` gave."""
 
     status: Literal["tokenized", "up_to_date"]
-    output: Path
+    output: str | Path
     manifest: TokenizeManifest
     seconds: float
 
@@ -80,10 +77,10 @@ def tokenize(
 ) -> TokenizeResult:
     """Turn raw rows into a published dataset of tokens and targets, or find that it was done before.
 
-    inputs: directories, files, quoted globs, URLs or Hub ids, one or several; output: the directory to be published;
-    tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
-    for the tokenizer's own; part: which part of the inputs is read; overwrite, append, versioned, keep: as of
-    `pack`; progress: is called as the run goes on.
+    inputs: directories, files, quoted globs, URLs or Hub ids, one or several; output: the directory to be published, or
+    an s3:// URL; tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a
+    Jinja file, None for the tokenizer's own; part: which part of the inputs is read; overwrite, append, versioned,
+    keep: as of `pack`; progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StorageError` and `BusyError`, each with one
@@ -92,24 +89,24 @@ def tokenize(
     started = time.monotonic()
     tokenization = load_tokenization(tokenizer, chat_template, options)
     sources = resolve(inputs, part)
-    target = check_output(output, files=local_files(sources), folders=local_folders(sources))
-    place = Place(output=target, versioned=versioned, keep=keep)
+    place = place_of(output, run, versioned=versioned, keep=keep)
+    check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
     with cache_of(run) as cache:
         with engine_of(run) as engine:
             digests = content_hashes(sources, cache, engine, progress)
-        growth = growth_of(sources, digests, manifest_there(place.current, TOKENIZED) if append else None, target)
+        growth = growth_of(sources, digests, place.there(TOKENIZED) if append else None, place.name)
         config, origin = TokenizeConfig(**vars(options), **vars(part)), tokenization.origin
         identity = Identity(kind=TOKENIZED, config=config, settings={}, batches=growth.batches, origin=origin)
-        refuse_other_options(growth, identity, target)
-        with publication(place, identity, overwrite=overwrite, base=growth.there) as held, engine_of(run) as engine:
+        refuse_other_options(growth, identity, place.name)
+        with publication_at(place, identity, overwrite, growth.there, progress) as held, engine_of(run) as engine:
             if isinstance(held.existing, TokenizeManifest):
                 return _result("up_to_date", place.folder(identity.run_id, output), held.existing, started)
             work = Workspace(engine, cache, held.staging, progress)
             raw = open_raw_inputs(list(growth.new), tokenization, cache)
             schema = dataset_schema(raw, options)
             splits = [_write_split(split, schema, identity.run_id, tokenization, work, growth) for split in raw]
-            lists = None if options.on_error != "drop" else [place.current / DROPPED] if growth.there else []
-            files = _files(splits, work.staging.dataset, lists)
+            before = place.before(growth.there, held.staging) if options.on_error == "drop" else None
+            files = _files(splits, work.staging.dataset, before, is_listed=options.on_error == "drop")
             cache.require_unchanged()
             manifest = finish(
                 work.staging.dataset,
@@ -118,7 +115,7 @@ def tokenize(
                 {split.name: [shard.path.name for shard in split.shards] for split in splits},
                 files,
                 part.split,
-                Base(place.current, growth.there) if growth.there else None,
+                place.base(growth.there),
             )
     warn_of_rows(RowTally.total(split.tally for split in splits), are_listed=options.on_error == "drop")
     return _result("tokenized", place.folder(identity.run_id, output), manifest, started)
@@ -139,15 +136,18 @@ def _write_split(
     return _WrittenSplit(name=split.name, shards=shards, tally=tally, rows_of_files=split.rows_of_files(tally))
 
 
-def _files(splits: Sequence[_WrittenSplit], folder: Path, lists: Sequence[Path] | None) -> dict[str, FileFacts]:
+def _files(
+    splits: Sequence[_WrittenSplit], folder: Path, before: Path | None, *, is_listed: bool
+) -> dict[str, FileFacts]:
     """The files that are in the dataset's folder so far, but for shards that were there before.
 
-    lists: of rows left out before, to be gone on with; None where there is to be none.
+    before: the folder of what is appended to; is_listed: whether rows left out are listed.
     """
     files: dict[str, FileFacts] = {
         path_in_dataset(split.name, shard.path.name): _facts(shard) for split in splits for shard in split.shards
     }
-    if lists is not None:
+    if is_listed:
+        lists = [before / DROPPED] if before else []
         dropped = [shard.dropped for split in splits for shard in split.shards]
         files[DROPPED] = write_dropped([*lists, *dropped], folder)
     return files
@@ -179,6 +179,6 @@ def _facts(shard: TokenizedShard) -> _ShardFacts:
 
 
 def _result(
-    status: Literal["tokenized", "up_to_date"], output: Path, manifest: TokenizeManifest, started: float
+    status: Literal["tokenized", "up_to_date"], output: str | Path, manifest: TokenizeManifest, started: float
 ) -> TokenizeResult:
     return TokenizeResult(status=status, output=output, manifest=manifest, seconds=time.monotonic() - started)

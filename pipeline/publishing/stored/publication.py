@@ -1,0 +1,81 @@
+"""A publication on an object store: built on a disk, under a lease, then uploaded so that nothing half is ever seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.base import storage
+from pipeline.base.errors import BusyError, StorageError
+from pipeline.base.lock import file_lock
+from pipeline.base.objects.lease import Lease, leased
+from pipeline.base.progress import ProgressCallback, stage
+from pipeline.base.staging import Staging
+from pipeline.format.identity import Identity
+from pipeline.format.manifest import Manifest, read_manifest
+from pipeline.publishing.output import lock_path
+from pipeline.publishing.publication import Publication, remove_abandoned, staging_of, what_is_kept
+from pipeline.publishing.stored.place import StoredPlace
+from pipeline.publishing.stored.version import put_dataset
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stored_publication(
+    place: StoredPlace, identity: Identity, *, overwrite: bool, base: Manifest | None, progress: ProgressCallback | None
+) -> Iterator[Publication]:
+    """Hold the lease of an output; what the block leaves in `staging.dataset` is published when it ends.
+
+    overwrite: mend this run where it is damaged; base: what is there and appended to.
+
+    After a fault of a disk or the store, or an interruption, finished work stays on the disk and the store, and the
+    same run takes it up; after any other error nothing is left on the disk. Raises as `publication`.
+    """
+    local, busy = place.local, f"another run is writing {place.store.url}; wait for it, or choose another --output"
+    staging = staging_of(local, identity.run_id)
+    try:
+        storage.make_folders(local.parent)
+        with file_lock(lock_path(local), busy), leased(place.store, busy) as lease:
+            log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
+            place.refuse_others(base)
+            existing = place.prepare(identity, overwrite=overwrite)
+            remove_abandoned(local, but=None if existing else staging)
+            try:
+                if existing is None:
+                    staging.open()
+                yield Publication(staging, existing)
+                if existing is None:
+                    _upload(place, identity, staging, lease, base, progress)
+                place.settle(identity.run_id, lease)
+                if existing is None:
+                    staging.remove()
+            except (BusyError, StorageError) as error:
+                raise type(error)(f"{error}; {what_is_kept(staging)}") from error
+            except OSError:
+                raise
+            except Exception:
+                staging.remove()
+                raise
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(what_is_kept(staging))
+        raise
+    except OSError as error:
+        where = error.filename or place.store.url
+        raise StorageError(f"{where}: {error.strerror or error}; {what_is_kept(staging)}") from error
+
+
+def _upload(
+    place: StoredPlace,
+    identity: Identity,
+    staging: Staging,
+    lease: Lease,
+    base: Manifest | None,
+    progress: ProgressCallback | None,
+) -> None:
+    manifest = read_manifest(staging.dataset)
+    total = sum(entry.bytes for entry in manifest.files.values() if entry.is_shard)
+    target, old = place.at(identity.run_id), None if base is None else place.at(base.run_id)
+    with stage(progress, "uploading", total, "B") as advance:
+        put_dataset(staging.dataset, manifest, target, lease, old, advance)
