@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from pipeline.base.errors import ConfigError, DataError
+from pipeline.base.objects.copies import kept_copy
+from pipeline.base.objects.store import is_url
 from pipeline.base.words import first_line
 from training.packs import Integers, extents, segment_lengths, tokens_per_pack
 
@@ -104,12 +106,14 @@ class Shards:
 
 
 def open_shards(path: str, split: str | None = None, *, option: str = "--split") -> Shards:
-    """Open a directory that `python -m pipeline pack` wrote. `datasets` is not needed.
+    """Open a directory that `python -m pipeline pack` wrote, or a copy of one on an object store, kept in the cache.
 
     split: needed where it holds several. option: by which a user chooses it.
 
-    Raises `ConfigError` for a split that does not exist, `DataError` for what are no packs.
+    Raises `ConfigError` for a split that does not exist, `DataError` for what are no packs, and as `kept_copy`.
     """
+    if is_url(path):
+        path = str(kept_copy(path, "--shards"))
     folder = Path(path)
     if not folder.is_dir():
         wrong = "a file, not the directory of the shards" if folder.exists() else "no such directory"

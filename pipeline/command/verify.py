@@ -10,6 +10,7 @@ import click
 
 from pipeline.base.errors import ConfigError, ExitCode
 from pipeline.base.harness import EagerCommand, end_with, flags, print_result, result_options
+from pipeline.base.objects.store import is_url
 from pipeline.command.flags import RUN_FLAGS
 from pipeline.command.metrics import METRICS_FLAGS, watch_of
 from pipeline.command.raw_rows import run_options
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @click.command(cls=EagerCommand)
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=click.Path(path_type=str), metavar="DIR")
 @click.option(
     "--source",
     multiple=True,
@@ -35,12 +36,12 @@ log = logging.getLogger(__name__)
 @flags(RUN_FLAGS, METRICS_FLAGS)
 @result_options
 @click.pass_context
-def verify(ctx: click.Context, /, directory: Path, source: tuple[str, ...], **values: Any) -> None:
+def verify(ctx: click.Context, /, directory: str, source: tuple[str, ...], **values: Any) -> None:
     """Check a packed or tokenised dataset: checksums, every invariant of the format, with --source every token."""
     from pipeline.command.tables import verify_table
     from pipeline.verifying.verify import verify as run_verify
 
-    for name in ("cache_dir", "rehash"):
+    for name in ("rehash",) if is_url(directory) else ("cache_dir", "rehash"):
         if values[name] and not source:
             raise ConfigError(f"--{name.replace('_', '-')} has no effect without --source")
     watch = watch_of(ctx)
@@ -56,7 +57,7 @@ def verify(ctx: click.Context, /, directory: Path, source: tuple[str, ...], **va
         for problem in result.problems:
             log.error("%s", problem, extra={"status": result.status})
     else:
-        watch.done(result.status, {"tokens": result.tokens, "packs": result.packs}, directory=str(directory))
+        watch.done(result.status, {"tokens": result.tokens, "packs": result.packs}, directory=directory)
     print_result(*verify_table(result), values["as_json"])
     if result.problems:
         end_with(ExitCode.CHECK)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base import storage
 from pipeline.base.errors import BusyError, ConfigError
+from pipeline.base.objects.copies import LATEST, VERSION
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted
 from pipeline.format.identity import Identity
@@ -19,12 +19,6 @@ from pipeline.publishing.existing import existing_run, manifest_there, require_w
 from pipeline.publishing.finishing import Base
 
 log = logging.getLogger(__name__)
-
-LATEST = "latest"
-"""The link to the version that is current."""
-
-VERSION = re.compile(r"[0-9a-f]{32}")
-"""The name of a version."""
 
 _REMOVED = ".removed-"  # what a version is called while it is removed
 OF_DATASETS = (MANIFEST, "state.json", "dataset_dict.json", "dataset_info.json")

@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 
 from pipeline.base.errors import BusyError, ConfigError, DataError
+from pipeline.base.objects.copies import LATEST, VERSION
 from pipeline.base.words import counted, first_line
 from pipeline.format.identity import SINGLE, TOKENIZED
 from pipeline.format.manifest import MANIFEST, ManifestError, TokenizeManifest, parse_manifest
@@ -183,6 +184,9 @@ def _takes(pattern: Sequence[str], parts: Sequence[str]) -> bool:
 def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
     base = path.rstrip("/").rsplit("/", 1)[-1]
     if not system.isdir(path):
+        version = _named_version(system, path) if base == LATEST else None
+        if version is not None:
+            return replace(_at(system, version, name), name=base)
         kind = _format(base)
         if kind is None:
             raise DataError(
@@ -213,6 +217,12 @@ def _require_inside(name: object, what: str) -> None:
     """Raise `DataError` for a name that is no plain name, and could lead out of the directory."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
         raise DataError(f"{what} {name!r} is no plain name, and could lie anywhere; the file was tampered with")
+
+
+def _named_version(system: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """The version that an object names as the current one, where there are no links; None if it names none."""
+    text = system.cat_file(path, end=64).decode(errors="replace").strip()
+    return f"{path.removesuffix(LATEST)}{text}" if VERSION.fullmatch(text) else None
 
 
 def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFile, ...]:

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,8 @@ from msgspec import UNSET
 
 from pipeline.base.digests import canonical_json
 from pipeline.base.errors import ConfigError, DataError
+from pipeline.base.objects.copies import passing_copy
+from pipeline.base.objects.store import is_url
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback, stage
 from pipeline.base.staging import Staging
@@ -47,7 +49,7 @@ _MOST_PROBLEMS = 20
 class VerifyResult:
     """What was looked at, and what is wrong with it."""
 
-    directory: Path
+    directory: str | Path
     problems: Problems
     """What is wrong, in words; the first 20."""
 
@@ -83,12 +85,20 @@ def verify(
 ) -> VerifyResult:
     """Check files and their checksums, every invariant of the format, the counts, and with a source every token.
 
+    directory: also an s3:// URL, of which a copy is made for the time of this call; of versions, that of `latest`;
     source: the inputs that it was packed from, in their order, and none for a tokenised dataset; tokenizer,
     chat_template: for raw inputs that were tokenised as they were packed.
 
     What is wrong with the dataset is returned as problems. Raises `ConfigError` for a directory or a source of another
-    kind, `DataError` for a source that cannot be read and for a dataset of an older release.
+    kind, `DataError` for a source that cannot be read and for a dataset of an older release, and as `passing_copy`.
     """
+    if is_url(directory):
+        with passing_copy(directory, "verify", run) as folder:
+            result = verify(
+                folder, source=source, tokenizer=tokenizer, chat_template=chat_template, run=run, progress=progress
+            )
+        problems = [problem.replace(str(folder), str(directory)) for problem in result.problems]
+        return replace(result, directory=str(directory), problems=problems)
     started = time.monotonic()
     directory = Path(directory)
     source_names = SourceNames.of(source, tokenizer, chat_template)

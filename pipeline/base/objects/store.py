@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,7 @@ _MOST_COPIED = 5 << 30  # by one request
 _COPIED_PART = 1 << 30
 _BLOCK_BYTES = 1 << 20
 _MOST_DELETED = 1_000  # by one request
+_AT_ONCE = 8
 _HASH = "xxh3-128"  # the metadata in which an object's content hash is kept
 
 
@@ -54,6 +56,7 @@ class Listed:
     """What a listing says of an object."""
 
     bytes: int
+    etag: str
     modified: datetime
 
 
@@ -99,7 +102,7 @@ class ObjectStore:
         for page in self._pages("list_objects_v2", Prefix=self.prefix):
             for entry in page.get("Contents", ()):
                 name = entry["Key"].removeprefix(self.prefix)
-                found[name] = Listed(bytes=entry["Size"], modified=entry["LastModified"])
+                found[name] = Listed(bytes=entry["Size"], etag=entry["ETag"], modified=entry["LastModified"])
         return dict(sorted(found.items()))
 
     def names(self) -> set[str]:
@@ -294,6 +297,18 @@ class ObjectStore:
             return list(client.get_paginator(request).paginate(Bucket=self.bucket, **options))
 
         return self._request("list", "", act)
+
+
+def side_by_side(task: Callable[[str], None], names: Iterable[str]) -> None:
+    """Do a task for all names, some at once; where one fails, those that have not begun are left undone."""
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="store") as pool:
+        futures = [pool.submit(task, name) for name in names]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _part(part: Callable[..., Any], number: int, start: int, end: int, where: Mapping[str, Any], client: Any) -> Any:

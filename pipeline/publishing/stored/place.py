@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import BusyError, ConfigError
+from pipeline.base.objects.copies import LATEST, VERSION
 from pipeline.base.objects.lease import Lease
 from pipeline.base.objects.store import ObjectStore
 from pipeline.base.staging import Staging
@@ -20,7 +22,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.records import FileEntry
 from pipeline.publishing.existing import another_run, refuse_other_kind
 from pipeline.publishing.finishing import Base
-from pipeline.publishing.place import LATEST, OF_DATASETS, VERSION
+from pipeline.publishing.place import OF_DATASETS
 from pipeline.publishing.stored.version import Version, look_at
 
 log = logging.getLogger(__name__)
@@ -184,14 +186,13 @@ class StoredPlace:
     def _prune(self, run_id: str, lease: Lease) -> None:
         """Remove what runs left unfinished, and all but the newest versions."""
         others = [name.rstrip("/") for name in self.store.names() if name.endswith("/") and name[:-1] != run_id]
-        published: list[tuple[object, Version]] = []
+        published: list[tuple[datetime, str, Version]] = []
         for name in others:
             if not VERSION.fullmatch(name):
                 continue
             version = look_at(self.at(name))
             if version.is_published:
-                mark = max(entry.modified for entry in version.objects.values())
-                published.append((mark, version))
+                published.append((max(entry.modified for entry in version.objects.values()), name, version))
             else:
                 lease.require()
                 log.info("removing the version %s, which was never finished", name)
@@ -199,10 +200,10 @@ class StoredPlace:
                 version.remove()
         if self.keep is None:
             return
-        for _, version in sorted(published, key=lambda each: str(each[0]), reverse=True)[self.keep :]:
+        for _, name, version in sorted(published, key=lambda each: each[:2], reverse=True)[self.keep :]:
             lease.require()
             version.remove()
-            log.info("removed the version %s", version.store.url.rpartition("/")[2])
+            log.info("removed the version %s", name)
 
     @property
     def _current(self) -> str | None:

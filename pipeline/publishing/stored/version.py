@@ -7,15 +7,14 @@ Shards, whose names are a run's own, go first. Then every other name is made on 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.objects.lease import LEASE, Lease
-from pipeline.base.objects.store import Listed, ObjectStore
+from pipeline.base.objects.store import Listed, ObjectStore, side_by_side
 from pipeline.base.storage import FileFacts, read_bytes
 from pipeline.format.manifest import MANIFEST, Manifest, ManifestError, parse_manifest, to_bytes
 from pipeline.format.records import FileEntry
@@ -24,7 +23,6 @@ MARKS = ("dataset_dict.json", "state.json")
 """What readers look for first: who finds neither finds no dataset."""
 
 _SHARD = re.compile(r"(?:.*/)?data-[0-9a-f]{8}-[^/]*\.arrow")
-_AT_ONCE = 8  # uploads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def put_dataset(
                 store.upload(folder / name, name, _facts(entry))
         advance(entry.bytes)
 
-    _side_by_side(put_shard, shards)
+    side_by_side(put_shard, shards)
     content = to_bytes(manifest)
     _claim(store, MANIFEST, content, FileFacts(bytes=len(content), xxh3_128=hash_bytes(content)), lease)
     mark = mark_of(manifest)
@@ -146,18 +144,6 @@ def _claim(store: ObjectStore, name: str, content: bytes, facts: FileFacts, leas
     lease.require()
     if there is None or name == MANIFEST or store.replace(name, content, there.etag, facts) is None:
         raise BusyError(f"{store.url}/{name}: another run wrote it meanwhile; run the same command again")
-
-
-def _side_by_side(task: Callable[[str], None], names: Iterable[str]) -> None:
-    """Do a task for all names, some at once; where one fails, those that have not begun are left undone."""
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload") as pool:
-        futures = [pool.submit(task, name) for name in names]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _facts(entry: FileEntry) -> FileFacts:

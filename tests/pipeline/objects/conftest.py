@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
 
 from tests.pipeline.objects.server import CREDENTIALS, Proxy, serving
+from tests.pipeline.samples import random_rows, write_jsonl
 
 _buckets = itertools.count()
 
@@ -38,7 +41,20 @@ def store(proxy: Proxy) -> Iterator[fsspec.AbstractFileSystem]:
 @pytest.fixture
 def bucket(store: fsspec.AbstractFileSystem, proxy: Proxy) -> str:
     """A bucket of the test's own."""
-    name = f"bucket-{next(_buckets)}"
+    name = f"bucket-{os.getpid()}-{next(_buckets)}"
     store.mkdir(name)
     proxy.seen.clear()
     return name
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_jsonl(random_rows(120), tmp_path / "one.jsonl")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease of half a second, and retries that hardly wait."""
+    monkeypatch.setattr("pipeline.base.objects.lease.SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 0.1)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)

@@ -10,34 +10,13 @@ import fsspec
 import pytest
 
 from tests.conftest import Run
+from tests.pipeline.objects.datasets import FLAGS, contents, files, puts
 from tests.pipeline.objects.server import Proxy
-from tests.pipeline.samples import random_rows, save, write_jsonl
+from tests.pipeline.samples import random_rows, save
 
 ROWS = random_rows(120)
-FLAGS = ["--max-length", "80", "--shard-size", "4KB"]
 
 pytestmark = pytest.mark.needs("moto", "s3fs")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_jsonl(ROWS, tmp_path / "one.jsonl")
-
-
-def contents(store: fsspec.AbstractFileSystem, folder: str) -> dict[str, bytes]:
-    """All objects below a folder."""
-    return {name.removeprefix(f"{folder}/"): store.cat_file(name) for name in store.find(folder)}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def puts(proxy: Proxy, out: str) -> list[str]:
-    """The names that were written below a folder, in order, but for the lease."""
-    begin = f"PUT /{out}/"
-    written = [request.removeprefix(begin).partition("?")[0] for request in proxy.seen if request.startswith(begin)]
-    return [name for name in written if name != ".lease"]
 
 
 @pytest.mark.parametrize("has_splits", [False, True])
