@@ -45,7 +45,12 @@ class Lora(click.ParamType[LoraOptions]):
 
 
 SHARD_FLAGS: list[Decorator] = [
-    flag(ShardOptions, "shards", "Read what `python -m pipeline pack` wrote to this directory.", metavar="DIR"),
+    flag(
+        ShardOptions,
+        "shards",
+        "Read what `python -m pipeline pack` wrote to this directory or URL.",
+        metavar="DIR",
+    ),
     flag(ShardOptions, "split", "Read this split; it is needed where the shards have several.", metavar="NAME"),
 ]
 

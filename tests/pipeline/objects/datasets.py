@@ -13,6 +13,11 @@ from tests.pipeline.objects.server import Proxy
 
 FLAGS = ["--max-length", "80", "--shard-size", "4KB"]
 
+_SIGNED = {
+    "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host,"
+    " Signature=0"
+}
+
 
 def contents(store: fsspec.AbstractFileSystem, folder: str) -> dict[str, bytes]:
     """All objects below a folder."""
@@ -48,8 +53,9 @@ def read(proxy: Proxy, out: str) -> dict[str, int] | None:
 def _get(proxy: Proxy, path: str) -> bytes | None:
     """An object, behind the back of the proxy."""
     connection = http.client.HTTPConnection(*proxy.target)
-    connection.request("GET", quote(f"/{path}"))
+    connection.request("GET", quote(f"/{path}"), headers=_SIGNED)
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
+    assert answer.status in (200, 404), content
     return content if answer.status == 200 else None

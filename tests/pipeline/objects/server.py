@@ -77,7 +77,8 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if half else content)
+            if self.command != "HEAD":
+                self.wfile.write(content[: len(content) // 2] if half else content)
             if half:
                 self.wfile.flush()
                 self._reset()

@@ -18,6 +18,12 @@ from tests.conftest import Run
 from tests.pipeline.objects.datasets import FLAGS, contents, files, puts, read
 from tests.pipeline.objects.server import Proxy
 
+
+def soak(*values: object) -> Any:
+    """A case that scripts/soak alone runs."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 pytestmark = [pytest.mark.needs("moto", "s3fs"), pytest.mark.usefixtures("quick")]
 
 
@@ -28,7 +34,7 @@ def expected(run: Run, tmp_path: Path, source: Path) -> dict[str, bytes]:
     return files(tmp_path / "local")
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "reset", "lost", "half"])
+@pytest.mark.parametrize("fault", ["503", "lost", *map(soak, ["500", "reset", "half"])])
 def test_every_request_fails_at_first(
     run: Run,
     source: Path,
@@ -57,16 +63,19 @@ def test_every_request_fails_at_first(
     assert contents(store, out) == expected
 
 
+FAULTS = [
+    ("500", 75, "InternalError"),
+    ("503", 75, "SlowDown"),
+    ("reset", 75, "onnect"),
+    ("denied", 74, "AccessDenied"),
+]
+OUTAGES = [(at, *fault) for at in ("/.lease", ".arrow", "/manifest.json", "/state.json") for fault in FAULTS]
+USUAL = [(".arrow", "denied"), ("/manifest.json", "reset"), ("/state.json", "500")]
+
+
 @pytest.mark.parametrize(
-    ("fault", "code", "told"),
-    [
-        ("500", 75, "InternalError"),
-        ("503", 75, "SlowDown"),
-        ("reset", 75, "Connection"),
-        ("denied", 74, "AccessDenied"),
-    ],
+    ("at", "fault", "code", "told"), [each if each[:2] in USUAL else soak(*each) for each in OUTAGES]
 )
-@pytest.mark.parametrize("at", ["/.lease", ".arrow", "/manifest.json", "/state.json"])
 def test_an_outage(
     run: Run,
     source: Path,
@@ -75,10 +84,10 @@ def test_an_outage(
     store: fsspec.AbstractFileSystem,
     bucket: str,
     expected: dict[str, bytes],
+    at: str,
     fault: str,
     code: int,
     told: str,
-    at: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -95,8 +104,8 @@ def test_an_outage(
     assert read(proxy, out) is None
     is_kept = "finished work is kept in" in ended.err
     assert is_kept == (at != "/.lease"), ended.err
-    done = {name for name in puts(proxy, out) if store.exists(f"{out}/{name}")}
     proxy.fault = lambda _, __: None
+    done = {name for name in puts(proxy, out) if store.exists(f"{out}/{name}")}
     proxy.seen.clear()
     assert run("pack", source, "--output", f"s3://{out}", *FLAGS).code == 0
     assert contents(store, out) == expected
@@ -155,7 +164,7 @@ def runs(source: Path, tmp_path: Path, bucket: str, proxy: Proxy) -> Iterator[Ca
         each.thread.join(60)
 
 
-@pytest.mark.parametrize("at", [".arrow", "/manifest.json", "/state.json"])
+@pytest.mark.parametrize("at", ["/state.json", *map(soak, [".arrow", "/manifest.json"])])
 def test_the_second_of_two_runs_is_sent_away(runs: Callable[[str], _Runs], proxy: Proxy, at: str) -> None:
     both = runs(at)
     with pytest.raises(BusyError, match="another run is writing s3://"):
@@ -166,7 +175,7 @@ def test_the_second_of_two_runs_is_sent_away(runs: Callable[[str], _Runs], proxy
     assert read(proxy, both.out)
 
 
-@pytest.mark.parametrize("at", [".arrow", "/manifest.json", "/state.json"])
+@pytest.mark.parametrize("at", ["/manifest.json", *map(soak, [".arrow", "/state.json"])])
 def test_a_run_that_is_frozen_loses_its_place(
     runs: Callable[[str], _Runs],
     proxy: Proxy,
@@ -174,30 +183,37 @@ def test_a_run_that_is_frozen_loses_its_place(
     at: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pipeline.base.objects.lease.SECONDS", 3.0)
     monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 1e6)  # as it is for a process that stands still
     both = runs(at)
-    both_are_whole = both.pack(seed=2)
+    monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 0.1)
+    assert both.pack(seed=2) == "packed"
     both.go_on.set()
     both.thread.join(60)
     (lost,) = both.outcome
     assert isinstance(lost, BusyError), lost
-    assert both_are_whole == "packed"
     proxy.fault = lambda _, __: None
     assert read(proxy, both.out)
     assert both.pack(seed=2) == "up_to_date"
 
 
 KILLS = [
-    ("put", ".arrow"),
-    ("put", "/manifest.json"),
-    ("put", "/README.md"),
-    ("put", "/state.json"),
-    ("remove", "/.lease"),
+    (operation, name, is_done)
+    for operation, name in [
+        ("put", ".arrow"),
+        ("put", "/manifest.json"),
+        ("put", "/README.md"),
+        ("put", "/state.json"),
+        ("remove", "/.lease"),
+    ]
+    for is_done in (False, True)
 ]
 
 
-@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(("operation", "name"), KILLS, ids=lambda value: value.strip("/."))
+@pytest.mark.parametrize(
+    ("operation", "name", "is_done"),
+    [each if each[1:] in [(".arrow", True), ("/state.json", False)] else soak(*each) for each in KILLS],
+)
 def test_a_killed_run_goes_on(
     run: Run,
     source: Path,

@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline import DataError
 from tests.conftest import Run
 from tests.pipeline.objects.datasets import FLAGS, contents, files
 from tests.pipeline.objects.server import Proxy
@@ -92,3 +93,26 @@ def test_tokens_by_their_current_version(
     packed = run("pack", f"s3://{bucket}/tokens/latest", "--output", tmp_path / "packed", "--max-length", 99, "--json")
     assert packed.code == 0, packed.err
     assert packed.json["counts"]["samples_in"] == 40
+
+
+@pytest.mark.needs("torch")
+def test_training_reads_a_copy_that_stays(
+    run: Run,
+    tmp_path: Path,
+    source: Path,
+    proxy: Proxy,
+    store: fsspec.AbstractFileSystem,
+    bucket: str,
+) -> None:
+    from training.shards import open_shards
+
+    for out, more in ((tmp_path / "packed", []), (f"s3://{bucket}/packed", ["--versioned"])):
+        assert run("pack", source, "--output", out, *FLAGS, *more).code == 0
+    local = open_shards(str(tmp_path / "packed"))
+    there = open_shards(f"s3://{bucket}/packed/latest")
+    assert there.packs.table(range(len(there.packs))).equals(local.packs.table(range(len(local.packs))))
+    proxy.seen.clear()
+    assert open_shards(f"s3://{bucket}/packed/latest").path == there.path
+    assert not any(".arrow" in request and request.startswith("GET") for request in proxy.seen)
+    with pytest.raises(DataError, match="there is nothing"):
+        open_shards(f"s3://{bucket}/nothing")
