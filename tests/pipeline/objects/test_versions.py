@@ -46,7 +46,7 @@ def test_versions_grow_and_go(
     store.pipe_file(f"{out}/{'0' * 32}/data-00000000-w0000-s0000.arrow", b"of a run that never came back")
     age = {name: store.info(f"{out}/{name}/state.json")["LastModified"] for name in (first, second, third)}
     newest = packed("--seed", 2, "--keep", 1)
-    (kept,) = {name.partition("/")[0] for name in contents(store, out)} - {"latest", newest}
+    (kept,) = {name.removeprefix(f"{out}/").partition("/")[0] for name in store.find(out)} - {"latest", newest}
     assert age[kept] == max(age.values())
     assert run("verify", f"s3://{out}/{newest}").code == 0
     plain = run("pack", source, "--output", f"s3://{out}", *FLAGS)
