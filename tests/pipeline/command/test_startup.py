@@ -22,7 +22,7 @@ def test_pack_imports_neither_torch_nor_datasets(tmp_path: Path, source: Path) -
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.slow  # it compiles every kernel
+@pytest.mark.soak  # it compiles every kernel
 def test_a_read_only_install_without_a_home_still_packs(tmp_path: Path, source: Path) -> None:
     no_place = "import numba.core.caching as caching\ncaching.CacheImpl._locator_classes = []\n"
     ended = python("-c", no_place + call_main("pack", source, "--output", tmp_path / "out", "--max-length", 60))

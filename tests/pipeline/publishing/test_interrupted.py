@@ -19,7 +19,7 @@ from pipeline.base.digests import hash_file
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 OPTIONS = PackOptions(max_length=512, shard_size=2_000_000)
 
 
