@@ -28,6 +28,8 @@ SECONDS = 60.0
 RENEWED_AFTER = 15.0
 """Seconds from one writing to the next."""
 
+_PATIENCE = 5.0  # seconds to wait for its end
+
 
 class Lease:
     """A lease that this run holds."""
@@ -68,6 +70,11 @@ class Lease:
     def release(self) -> None:
         """Give it back; what cannot be is told, and ends by itself."""
         self._is_over.set()
+        giving = threading.Thread(target=self._give_back, name="lease", daemon=True)
+        giving.start()
+        giving.join(_PATIENCE)  # a store that does not answer does not keep the process
+
+    def _give_back(self) -> None:
         self._renewing.join()
         if time.monotonic() >= self._good_until:
             return

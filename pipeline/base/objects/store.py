@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -300,15 +300,34 @@ class ObjectStore:
 
 
 def side_by_side(task: Callable[[str], None], names: Iterable[str]) -> None:
-    """Do a task for all names, some at once; where one fails, those that have not begun are left undone."""
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="store") as pool:
-        futures = [pool.submit(task, name) for name in names]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    """Do a task for all names, some at once; where one fails, those that have not begun are left undone.
+
+    An interruption waits for none of them: a store that does not answer would keep the process.
+    """
+    left, failed = list(names)[::-1], list[BaseException]()
+
+    def work() -> None:
+        while not failed:
+            try:
+                name = left.pop()
+            except IndexError:
+                return
+            try:
+                task(name)
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, name="store", daemon=True) for _ in range(min(_AT_ONCE, len(left)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as interruption:
+        failed.append(interruption)
+        raise
+    if failed:
+        raise failed[0]
 
 
 def _part(part: Callable[..., Any], number: int, start: int, end: int, where: Mapping[str, Any], client: Any) -> Any:

@@ -29,12 +29,24 @@ def proxy(_server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     _server.fault = lambda _, __: None
 
 
+@pytest.fixture(scope="session")
+def _system(_server: Proxy) -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem(
+        "s3",
+        key=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        secret=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=_server.url,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
 @pytest.fixture
-def store(proxy: Proxy) -> Iterator[fsspec.AbstractFileSystem]:
-    """The store, as fsspec sees it."""
-    kind = type(fsspec.filesystem("s3"))
+def store(proxy: Proxy, _system: fsspec.AbstractFileSystem) -> Iterator[fsspec.AbstractFileSystem]:
+    """The store, as fsspec sees it; what is made of URLs knows no other."""
+    kind = type(_system)
     kind.clear_instance_cache()
-    yield fsspec.filesystem("s3", use_listings_cache=False)
+    yield _system
     kind.clear_instance_cache()
 
 

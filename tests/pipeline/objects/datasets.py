@@ -11,7 +11,7 @@ import fsspec
 
 from tests.pipeline.objects.server import Proxy
 
-FLAGS = ["--max-length", "80", "--shard-size", "4KB"]
+FLAGS = ["--max-length", "80", "--shard-size", "12KB"]
 
 _SIGNED = {
     "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host,"
