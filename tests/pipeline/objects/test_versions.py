@@ -77,6 +77,7 @@ def test_verify_finds_what_is_wrong(
     store.rm(f"{Path(shard).parent}/stranger.txt")
     ended = run("pack", source, "--output", out, *FLAGS, "--versioned", "--overwrite")
     assert (ended.code, ended.err.count("up to date")) == (0, 0), ended.err
+    assert run("verify", f"{out}/latest").code == 0, "what was damaged is mended"
 
 
 def test_tokens_by_their_current_version(
