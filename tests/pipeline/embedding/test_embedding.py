@@ -278,7 +278,7 @@ def test_raw_rows_are_embedded_by_their_prompts(run: Run, tmp_path: Path, real_d
 
 
 @pytest.mark.needs("transformers")
-@pytest.mark.slow
+@pytest.mark.soak  # it plans all of superni four times
 def test_instructions_of_many_tasks_by_tokens(run: Run, tmp_path: Path, real_data: Path) -> None:
     """The figures that the strategy promises, on real data; vectors are made once for all runs."""
     source, tokens = real_data / "superni" / "train.jsonl", tmp_path / "tokens"

@@ -66,7 +66,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lease of half a second, and retries that hardly wait."""
-    monkeypatch.setattr("pipeline.base.objects.lease.SECONDS", 0.5)
-    monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 0.1)
+    """A short lease, which a loaded machine renews in time all the same, and retries that hardly wait."""
+    monkeypatch.setattr("pipeline.base.objects.lease.SECONDS", 3.0)
+    monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 0.3)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)

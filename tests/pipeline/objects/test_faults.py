@@ -27,7 +27,7 @@ def soak(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.soak)
 
 
-pytestmark = [pytest.mark.needs("moto", "s3fs"), pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.soak, pytest.mark.needs("moto", "s3fs"), pytest.mark.usefixtures("quick")]
 
 
 @pytest.fixture

@@ -41,8 +41,14 @@ def chats_of(lines: list[bytes], prompt: list[str], completion: str) -> Iterator
         yield chat("\n".join(row[part] for part in prompt if row[part]), row[completion]) if prompt else row["messages"]
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", FILES)
+EVERY = [  # each set in one style, and each style with one set; all others in scripts/soak
+    pytest.param(name, style, marks=[] if style == "chatml" or name == "oasst1" else [pytest.mark.soak])
+    for name in FILES
+    for style in STYLES
+]
+
+
+@pytest.mark.parametrize(("name", "style"), EVERY)
 def test_ids_and_targets(run: Run, tmp_path: Path, real_data: Path, gpt2: Path, name: str, style: str) -> None:
     file, prompt, completion = FILES[name]
     lines = lines_of(real_data / file, style)
