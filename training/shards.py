@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.objects.copies import kept_copy
 from pipeline.base.objects.store import is_url
-from pipeline.base.words import first_line
+from pipeline.base.words import first_line, leads_out
 from training.packs import Integers, extents, segment_lengths, tokens_per_pack
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def _files(folder: Path, split: str | None, option: str) -> list[Path]:
         name = split or splits[0]
         if name not in splits:
             raise ConfigError(f"shards {folder}: no split {name!r}, but {', '.join(splits)}")
+        if leads_out(str(name)):
+            raise ValueError("its dataset_dict.json names a split outside of it")
         folder = folder / name
     elif split is not None:
         raise ConfigError(f"shards {folder}: there are no splits, so no {split!r}")
@@ -157,7 +159,7 @@ def _files(folder: Path, split: str | None, option: str) -> list[Path]:
     if state.get("_indices_data_files"):
         raise ValueError("its rows are chosen by indices: save it again with flatten_indices()")
     names = [str(each["filename"]) for each in state["_data_files"]]
-    if any("/" in name or name in ("", ".", "..") for name in names):
+    if any("/" in name or leads_out(name) for name in names):
         raise ValueError("its state.json names files outside of it")
     return [folder / name for name in names]
 

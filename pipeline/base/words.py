@@ -17,6 +17,11 @@ def listed(names: Iterable[str], word: str) -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
+def leads_out(path: str) -> bool:
+    """Whether a relative path, with slashes, is no plain way into a folder, but may lead out of it."""
+    return bool({"", ".", ".."} & set(path.split("/"))) or "\0" in path
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line: its first, and the next where that only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

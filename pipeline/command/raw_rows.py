@@ -45,9 +45,7 @@ _NEED_TOKENIZER = (*_CHOICES, *_MAPPINGS, "template_kwargs", "chat_template", "s
 
 
 def replacing(values: dict[str, Any]) -> dict[str, Any]:
-    """Whether what is there is replaced, added to, or stays beside. Raises `ConfigError` for the first two together."""
-    if values["overwrite"] and values["append"]:
-        raise ConfigError("--overwrite makes all of it anew and --append adds to it; choose one")
+    """Whether what is there is replaced, added to, or stays beside."""
     return {name: values[name] for name in ("overwrite", "append", "versioned", "keep")}
 
 

@@ -44,7 +44,12 @@ class FileHash(NamedHash, frozen=True, kw_only=True):
     @property
     def content(self) -> tuple[str, ...]:
         """What tells it from other files: its hash, and its split where there are splits."""
-        return (self.xxh3_128,) if self.split is UNSET else (self.split, self.xxh3_128)
+        return content_of(self.xxh3_128, SINGLE if self.split is UNSET else self.split)
+
+
+def content_of(digest: str, split: str) -> tuple[str, ...]:
+    """What tells a data file from others, by the hash of its bytes and its split."""
+    return (digest,) if split == SINGLE else (split, digest)
 
 
 TOKENIZER, CHAT_TEMPLATE, EMBEDDING_MODEL = ORIGINS = ("tokenizer", "chat_template", "embedding_model")

@@ -16,7 +16,9 @@ from msgspec import UNSET, UnsetType, structs
 
 from pipeline.base.digests import canonical_json, hash_json
 from pipeline.base.errors import ConfigError
+from pipeline.base.objects.copies import LATEST
 from pipeline.base.storage import FileFacts, read_bytes
+from pipeline.base.words import leads_out
 from pipeline.format.figures import Figures
 from pipeline.format.identity import FORMAT_VERSION, ORIGINS, PACKED, TOKENIZED, Identity, NamedHash
 from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
@@ -178,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = read_bytes(where)
     except FileNotFoundError:
-        versions = "; versions are inside: name the current one, latest" if (folder / "latest").is_symlink() else ""
+        versions = f"; versions are inside: name the current one, {LATEST}" if (folder / LATEST).is_symlink() else ""
         raise ManifestError(f"{where} is missing{versions}") from None
     return parse_manifest(content, str(where))
 
@@ -217,7 +219,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 def _require_inside(files: Collection[str]) -> None:
     """Raise `ConfigError` for a path that leads out of the directory."""
     for path in files:
-        if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
+        if leads_out(path):
             raise ConfigError(f"it names the file {path!r}, which could lie anywhere")
 
 

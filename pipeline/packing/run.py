@@ -83,7 +83,7 @@ def pack(
     """
     started = time.monotonic()
     setup, sources = set_up(options, tokenizer, chat_template), resolve(inputs, options)
-    place = place_of(output, run, versioned=versioned, keep=keep)
+    place = place_of(output, run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
     check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
     with cache_of(run) as cache:
         with engine_of(run) as engine:
@@ -158,7 +158,7 @@ def dry_run(
         engine_of(run) as engine,
     ):
         digests = content_hashes(sources, cache, engine, progress)
-        place = place_of(output or "", run, versioned=versioned, keep=keep)
+        place = place_of(output or "", run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
         growth, identity = _identified(sources, digests, setup, place if append and output else None)
         if output is not None:
             _tell_of_output(sources, identity, growth, place, overwrite=overwrite, append=append)

@@ -26,11 +26,8 @@ OF_DATASETS = (MANIFEST, "state.json", "dataset_dict.json", "dataset_info.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """The place of an output."""
-
-    output: Path
-    """What the user named."""
+class Versioning:
+    """Whether an output holds one dataset or several."""
 
     versioned: bool = False
     """Whether every run has a folder of its own inside, and `LATEST` points to the current one."""
@@ -42,6 +39,14 @@ class Place:
         """Raise `ConfigError` where other versions are to be removed and there are none."""
         if self.keep is not None and not self.versioned:
             raise ConfigError("--keep is for versions, and has no effect without --versioned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Versioning):
+    """The place of an output on a disk."""
+
+    output: Path
+    """What the user named."""
 
     def folder(self, run_id: str, named: str | Path | None = None) -> Path:
         """Where a run's dataset is to be. named: what to call the output, None for its real path."""

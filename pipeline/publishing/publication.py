@@ -47,33 +47,51 @@ def publication(
     """
     output, folder = place.output, place.folder(identity.run_id)
     staging = staging_of(output, identity.run_id)
-    try:
-        with _parents(output.parent), file_lock(lock_path(output), busy_message(output)), _parents(folder.parent):
-            log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
-            place.refuse_others(base)
-            _put_back(output, folder)
-            existing = place.existing(identity, overwrite=overwrite, base=base)
-            remove_abandoned(output, but=None if existing else staging)
-            try:
-                if existing is None:
-                    staging.open()
-                yield Publication(staging, existing)
-                if existing is None:
-                    _publish(staging.dataset, folder)
-                place.settle(identity.run_id)
-                if existing is None:
-                    staging.remove()
-            except (OSError, BusyError):
-                raise
-            except Exception:
+    with (
+        telling_what_is_kept(staging, output),
+        _parents(output.parent),
+        file_lock(lock_path(output), busy_message(output)),
+        _parents(folder.parent),
+    ):
+        log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
+        place.refuse_others(base)
+        _put_back(output, folder)
+        existing = place.existing(identity, overwrite=overwrite, base=base)
+        remove_abandoned(output, but=None if existing else staging)
+        with kept_after(staging, OSError, BusyError):
+            if existing is None:
+                staging.open()
+            yield Publication(staging, existing)
+            if existing is None:
+                _publish(staging.dataset, folder)
+            place.settle(identity.run_id)
+            if existing is None:
                 staging.remove()
-                raise
+
+
+@contextmanager
+def telling_what_is_kept(staging: Staging, output: Path | str) -> Iterator[None]:
+    """Say, where the block is interrupted or storage fails, what is kept. Raises `StorageError` for storage faults."""
+    try:
+        yield
     except KeyboardInterrupt as interruption:
         interruption.add_note(what_is_kept(staging))
         raise
     except OSError as error:
         where = error.filename or output
         raise StorageError(f"{where}: {error.strerror or error}; {what_is_kept(staging)}") from error
+
+
+@contextmanager
+def kept_after(staging: Staging, *faults: type[Exception]) -> Iterator[None]:
+    """Leave nothing in staging after an error of the block, unless it is one of these."""
+    try:
+        yield
+    except faults:
+        raise
+    except Exception:
+        staging.remove()
+        raise
 
 
 @contextmanager

@@ -22,8 +22,15 @@ from pipeline.publishing.stored.publication import stored_publication
 AnyPlace = Place | StoredPlace
 
 
-def place_of(output: str | Path, run: RunOptions, *, versioned: bool, keep: int | None) -> AnyPlace:
-    """The place of an output, which is not looked at yet. Raises `ConfigError` for a URL that cannot be written."""
+def place_of(
+    output: str | Path, run: RunOptions, *, overwrite: bool, append: bool, versioned: bool, keep: int | None
+) -> AnyPlace:
+    """The place of an output, which is not looked at yet.
+
+    Raises `ConfigError` for a URL that cannot be written, and for choices that contradict each other.
+    """
+    if overwrite and append:
+        raise ConfigError("--overwrite makes all of it anew and --append adds to it; choose one")
     if not is_url(output):
         return Place(output=Path(os.path.realpath(output)), versioned=versioned, keep=keep)
     cache = run.resolved().cache_dir

@@ -13,7 +13,16 @@ from msgspec import UNSET
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.progress import ProgressCallback, stage
-from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZER, FileHash, Identity, Origin, differences
+from pipeline.format.identity import (
+    CHAT_TEMPLATE,
+    SINGLE,
+    TOKENIZER,
+    FileHash,
+    Identity,
+    Origin,
+    content_of,
+    differences,
+)
 from pipeline.format.manifest import Manifest, PackManifest, batches_of
 from pipeline.format.records import InputEntry
 from pipeline.reading.cache import FileCache
@@ -165,7 +174,7 @@ def _new_files(
         for split, files in entry.splits.items():
             new = []
             for file in files:
-                content = (digests[file],) if split == SINGLE else (split, digests[file])
+                content = content_of(digests[file], split)
                 if left[content]:
                     left[content] -= 1
                 else:

@@ -17,7 +17,7 @@ from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.reading.columns import Selection, find_columns
 from pipeline.reading.decoding.batches import addressable, arrow_batches, json_batches, parquet_batches, reading
-from pipeline.reading.decoding.beside import tell_unread
+from pipeline.reading.decoding.beside import tell_unread, unread_columns
 from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.decoding.json_lines import open_text
 from pipeline.reading.decoding.packs import refuse_packs
@@ -76,6 +76,8 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
             tasks.append(DecodeTask(file=file, path=path, selection=selection, spool=spool))
         else:
             opened[file] = mapped
+    others = dict.fromkeys(file for entry in inputs if entry.manifest is None for file in entry.files())
+    unread = unread_columns([(file, work.cache.local_path(file)) for file in others], selection)
     if tasks:
         _announce(tasks, work.staging.work)
         with work.stage("decoding inputs", len(tasks), "file") as advance:
@@ -84,8 +86,7 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
                 advance(1)
     if selection.unpack:
         _tell_unpacked(list(opened.values()))
-    others = dict.fromkeys(file for entry in inputs if entry.manifest is None for file in entry.files())
-    tell_unread([(file, work.cache.local_path(file)) for file in others], selection)
+    tell_unread(unread)
     return InputRows(
         splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
         rows_of_files={

@@ -20,7 +20,7 @@ import fsspec
 
 from pipeline.base.errors import BusyError, ConfigError, DataError
 from pipeline.base.objects.copies import LATEST, VERSION
-from pipeline.base.words import counted, first_line
+from pipeline.base.words import counted, first_line, leads_out
 from pipeline.format.identity import SINGLE, TOKENIZED
 from pipeline.format.manifest import MANIFEST, ManifestError, TokenizeManifest, parse_manifest
 from pipeline.format.options import InputOptions
@@ -215,7 +215,7 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
 
 def _require_inside(name: object, what: str) -> None:
     """Raise `DataError` for a name that is no plain name, and could lead out of the directory."""
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+    if not isinstance(name, str) or "/" in name or leads_out(name):
         raise DataError(f"{what} {name!r} is no plain name, and could lie anywhere; the file was tampered with")
 
 

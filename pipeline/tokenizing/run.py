@@ -89,7 +89,7 @@ def tokenize(
     started = time.monotonic()
     tokenization = load_tokenization(tokenizer, chat_template, options)
     sources = resolve(inputs, part)
-    place = place_of(output, run, versioned=versioned, keep=keep)
+    place = place_of(output, run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
     check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
     with cache_of(run) as cache:
         with engine_of(run) as engine:

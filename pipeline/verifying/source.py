@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.staging import Staging
-from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZER, NamedHash
+from pipeline.format.identity import CHAT_TEMPLATE, SINGLE, TOKENIZER, NamedHash, content_of
 from pipeline.format.manifest import PackManifest, batches_of
 from pipeline.format.options import PackOptions
 from pipeline.format.records import Tally
@@ -108,8 +108,7 @@ def _in_order(inputs: list[Input], manifest: PackManifest, work: Workspace) -> l
     for entry in inputs:
         for split, files in entry.splits.items():
             for file in files:
-                content = (digests[file],) if split == SINGLE else (split, digests[file])
-                left.setdefault(content, []).append(file)
+                left.setdefault(content_of(digests[file], split), []).append(file)
     batches = []
     for batch in batches_of(manifest):
         splits: dict[str, list[InputFile]] = {split: [] for split in inputs[0].splits}

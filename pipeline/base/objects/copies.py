@@ -17,7 +17,7 @@ from pipeline.base.lock import file_lock
 from pipeline.base.objects.lease import LEASE
 from pipeline.base.objects.store import Listed, ObjectStore, side_by_side
 from pipeline.base.options import RunOptions
-from pipeline.base.words import counted
+from pipeline.base.words import counted, leads_out
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _objects(store: ObjectStore) -> dict[str, Listed]:
     if LATEST in objects:
         raise ConfigError(f"{store.url} holds versions; name the current one, {store.url}/{LATEST}")
     for name in objects:
-        if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+        if leads_out(name):
             raise DataError(f"{store.url}: the name of the object {name!r} leads out of the dataset, or is no file's")
     return objects
 

@@ -22,32 +22,21 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.records import FileEntry
 from pipeline.publishing.existing import another_run, refuse_other_kind
 from pipeline.publishing.finishing import Base
-from pipeline.publishing.place import OF_DATASETS
+from pipeline.publishing.place import OF_DATASETS, Versioning
 from pipeline.publishing.stored.version import Version, look_at
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredPlace:
-    """The place of an output on an object store."""
+class StoredPlace(Versioning):
+    """The place of an output on an object store, where `LATEST` is an object that names the current version."""
 
     store: ObjectStore
     """Below the URL that the user named."""
 
     cache: Path
     """The folder where it is built before it is uploaded."""
-
-    versioned: bool = False
-    """As of `Place`; `LATEST` is an object that names the current version."""
-
-    keep: int | None = None
-    """As of `Place`."""
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` where other versions are to be removed and there are none."""
-        if self.keep is not None and not self.versioned:
-            raise ConfigError("--keep is for versions, and has no effect without --versioned")
 
     @property
     def name(self) -> str:

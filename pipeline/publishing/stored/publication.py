@@ -15,7 +15,14 @@ from pipeline.base.staging import Staging
 from pipeline.format.identity import Identity
 from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.publishing.output import lock_path
-from pipeline.publishing.publication import Publication, remove_abandoned, staging_of, what_is_kept
+from pipeline.publishing.publication import (
+    Publication,
+    kept_after,
+    remove_abandoned,
+    staging_of,
+    telling_what_is_kept,
+    what_is_kept,
+)
 from pipeline.publishing.stored.place import StoredPlace
 from pipeline.publishing.stored.version import put_dataset
 
@@ -35,7 +42,7 @@ def stored_publication(
     """
     local, busy = place.local, f"another run is writing {place.store.url}; wait for it, or choose another --output"
     staging = staging_of(local, identity.run_id)
-    try:
+    with telling_what_is_kept(staging, place.store.url):
         storage.make_folders(local.parent)
         with file_lock(lock_path(local), busy), leased(place.store, busy) as lease:
             log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
@@ -43,27 +50,17 @@ def stored_publication(
             existing = place.prepare(identity, overwrite=overwrite)
             remove_abandoned(local, but=None if existing else staging)
             try:
-                if existing is None:
-                    staging.open()
-                yield Publication(staging, existing)
-                if existing is None:
-                    _upload(place, identity, staging, lease, base, progress)
-                place.settle(identity.run_id, lease)
-                if existing is None:
-                    staging.remove()
+                with kept_after(staging, OSError, BusyError, StorageError):
+                    if existing is None:
+                        staging.open()
+                    yield Publication(staging, existing)
+                    if existing is None:
+                        _upload(place, identity, staging, lease, base, progress)
+                    place.settle(identity.run_id, lease)
+                    if existing is None:
+                        staging.remove()
             except (BusyError, StorageError) as error:
                 raise type(error)(f"{error}; {what_is_kept(staging)}") from error
-            except OSError:
-                raise
-            except Exception:
-                staging.remove()
-                raise
-    except KeyboardInterrupt as interruption:
-        interruption.add_note(what_is_kept(staging))
-        raise
-    except OSError as error:
-        where = error.filename or place.store.url
-        raise StorageError(f"{where}: {error.strerror or error}; {what_is_kept(staging)}") from error
 
 
 def _upload(

@@ -38,8 +38,10 @@ _SHOWN = 8  # names in a message
 _BLOCK_BYTES = 1 << 20
 
 
-def tell_unread(files: Iterable[tuple[InputFile, str]], selection: Selection) -> None:
-    """Warn of columns that nobody reads, in one line. files: each with the path where it can be opened.
+def unread_columns(files: Iterable[tuple[InputFile, str]], selection: Selection) -> Counter[str]:
+    """The columns that nobody reads, with the number of files that have them; found before anything is decoded.
+
+    files: each with the path where it can be opened.
 
     Raises `DataError` for a row with content in a column that changes what should be trained.
     """
@@ -52,6 +54,11 @@ def tell_unread(files: Iterable[tuple[InputFile, str]], selection: Selection) ->
             for name in names & _UNUSABLE.keys():
                 _refuse_content(file, path, name)
         found.update(sorted(names - _UNUSABLE.keys()))
+    return found
+
+
+def tell_unread(found: Counter[str]) -> None:
+    """Warn of such columns, in one line."""
     if found:
         told = [f"{name} ({counted(number, 'file')})" for name, number in found.items()]
         more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""

@@ -84,6 +84,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 )
             elif name == "replace" and len(arguments) > 1:
                 _require(_of_replace(owner, *arguments[:2]))
+            elif name == "join" and arguments:
+                _require(_of_join(arguments[0], owner))
         return super().call(context, obj, *arguments, **keywords)
 
 
@@ -96,6 +98,12 @@ def _of_replace(text: Any, old: Any, new: Any) -> int:
     return len(whole) + whole.count(str(old)) * len(str(new))
 
 
+def _of_join(parts: Any, between: Any = "", *_: Any) -> int:
+    if not isinstance(parts, list | tuple):
+        return 0  # made one by one
+    return sum(len(part) for part in parts if isinstance(part, str)) + len(parts) * len(str(between))
+
+
 def _of_indent(text: Any, width: Any = 4, *_: Any) -> int:
     lines: int = str(text).count("\n") + 1
     return lines * (int(width) if isinstance(width, int) else len(str(width)))
@@ -105,6 +113,7 @@ _LENGTHS: dict[str, Callable[..., int]] = {
     "center": lambda text, width=80: int(width),
     "indent": _of_indent,
     "format": lambda text, *_, **__: _of_format(text),
+    "join": _of_join,
     "replace": lambda text, old, new, *_: _of_replace(text, old, new),
 }
 """How long what filters make is, at the least."""
@@ -152,7 +161,7 @@ class _Watch:
         own = threading.get_ident()
         with self._lock:
             self._running[own] = _Running(time.monotonic(), seconds)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # none is after a fork
                 self._thread = threading.Thread(target=self._look, daemon=True, name="template watch")
                 self._thread.start()
         try:

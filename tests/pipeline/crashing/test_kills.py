@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.digests import is_whole
+from pipeline.base.staging import Staging
 from pipeline.base.storage import FileFacts, Step, intercepted
 from tests.conftest import Run
 from tests.pipeline.crashing.jobs import NAMES, Job, Trial, first_trial, steps_of, unless_it_swaps
@@ -29,7 +30,8 @@ def warm() -> Iterator[WarmProcess]:
 def finished_files(folder: Path) -> set[str]:
     """The files of finished tasks in staging folders: those with a record of what they hold."""
     found = set()
-    for record in folder.glob(".out.staging-*/work/*.done"):
+    records = [record for staging in folder.glob(".out.staging-*") for record in Staging(staging).work.glob("*.done")]
+    for record in records:
         facts = json.loads(record.read_bytes())["file"]
         part, _, rest = record.name.removesuffix(".done").partition("-")
         for file in record.parents[1].joinpath(part).rglob("*"):

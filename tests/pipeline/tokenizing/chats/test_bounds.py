@@ -34,6 +34,8 @@ AT_ONCE = {
     "a width in a method": "{{ '{:99999999999}'.format(1) }}",
     "padding": "{{ 'a'.center(10**11) }}",
     "padding in a filter": "{{ 'a' | center(10**11) }}",
+    "joining": "{{ ('ab' * 60000000).join([1, 2, 3]) }}",
+    "joining in a filter": "{{ [1, 2, 3] | join('ab' * 60000000) }}",
     "replacing": "{{ ('ab' * 60000000).replace('a', 'b' * 60000000) }}",
     "replacing in a filter": "{{ ('ab' * 60000000) | replace('a', 'b' * 60000000) }}",
 }
