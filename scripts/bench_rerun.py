@@ -62,10 +62,10 @@ def _measure(folder: Path, samples: int, rounds: int) -> dict[str, object]:
 
 def _pack(folder: Path, inputs: Path, output: Path, *flags: str) -> float:
     """Seconds of a run that must succeed."""
-    command = ["-m", "pipeline", "pack", str(inputs / "*.arrow"), "--output", str(output), "--max-length", str(CAPACITY), *flags]
+    flags = ("--output", str(output), "--max-length", str(CAPACITY), "--cache-dir", str(folder / "cache"), *flags)
+    command = [sys.executable, "-m", "pipeline", "pack", str(inputs / "*.arrow"), *flags]
     started = time.perf_counter()
-    whole = [sys.executable, *command, "--cache-dir", str(folder / "cache")]
-    subprocess.run(whole, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
