@@ -44,7 +44,7 @@ class Runs:
         self.model = folder / "llama.json"
         config.to_json_file(self.model)
         rows = packed(
-            "gsm8k-like", 16, 64, 256 if small else CAPACITY
+            "gsm8k-like", 16, 64, 128 if small else CAPACITY
         )  # few tokens, so that there is something to learn
         self._shards = write_shards(rows, folder / "shards")
         self.untrained: Weights = load_model(str(self.model)).state_dict()
@@ -78,16 +78,11 @@ class Runs:
         return _norm(one, two) / _norm(two, self.untrained)
 
 
-def check_train(report: Report, backend: str, device: torch.device, folder: Path, *, small: bool) -> None:
-    """Train, and hold every way to do it against the plain one."""
-    checks: dict[str, Callable[[Report, str, Runs, torch.device], None]] = {
-        "learns": _learns,
-        "goes on after it was stopped": _goes_on,
-        "parameters stay in float32": _stays_float32,
-        "gradient checkpointing": _checkpoints,
-        "torchrun": _under_torchrun,
-        "torchrun --fsdp": _divided,
-    }
+def check_train(
+    report: Report, backend: str, device: torch.device, folder: Path, *, small: bool, launch: bool = True
+) -> None:
+    """Train, and hold every way to do it against the plain one. launch: also what torchrun starts."""
+    checks = _IN_PROCESS | (_LAUNCHED if launch else {})
     report.plan(f"train: {name}" for name in checks)
     if device.type == "cuda":
         report.plan([_MEMORY])
@@ -153,6 +148,17 @@ def _under_torchrun(report: Report, name: str, runs: Runs, device: torch.device)
 def _divided(report: Report, name: str, runs: Runs, device: torch.device) -> None:
     """Divided over one rank: every weight is gathered and every gradient scattered, as among many."""
     _launch(report, name, runs, device, "fsdp", "--fsdp")
+
+
+_Checks = dict[str, Callable[[Report, str, Runs, torch.device], None]]
+
+_IN_PROCESS: _Checks = {
+    "learns": _learns,
+    "goes on after it was stopped": _goes_on,
+    "parameters stay in float32": _stays_float32,
+    "gradient checkpointing": _checkpoints,
+}
+_LAUNCHED: _Checks = {"torchrun": _under_torchrun, "torchrun --fsdp": _divided}
 
 
 def _launch(report: Report, name: str, runs: Runs, device: torch.device, output: str, *more: str) -> None:

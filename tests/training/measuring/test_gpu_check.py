@@ -138,17 +138,24 @@ def test_the_command_line(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert ended.value.code == 2
 
 
-@pytest.mark.soak
 def test_it_trains_under_kernels(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but what torchrun starts, where there are no stand-ins."""
+    """All but what torchrun starts, where there are no stand-ins: scripts/soak runs that without."""
     stand_in(monkeypatch, "flash-attn")
-    monkeypatch.setattr(gpu.running, "_launch", lambda *_: None)
-    report = gpu.report.Report(None, {}, judged=False)
-    gpu.running.check_train(report, "flash-attn", CPU, tmp_path, small=True)
-    assert report.failed() == [
-        f"train: {name}: absent: it was not measured" for name in ("torchrun", "torchrun --fsdp")
-    ]
-    assert CALLS["flash-attn deterministic backward"] > 100
+    report = gpu.report.Report(tmp_path / "found.json", {}, judged=False)
+    gpu.running.check_train(report, "flash-attn", CPU, tmp_path, small=True, launch=False)
+    assert report.failed() == []
+    assert {each.name for each in report.checks} == {
+        "train: learns",
+        "train: goes on after it was stopped",
+        "train: parameters stay in float32",
+        "train: gradient checkpointing",
+    }
+    logs = report.figures["train"]
+    assert [line["step"] for line in logs["stopped"]] == list(range(1, gpu.running.STEPS + 1))
+    micro_batches, layers = 2 * gpu.running.STEPS, gpu.made.TINY.num_hidden_layers
+    assert CALLS["flash-attn deterministic backward"] >= len(logs) * micro_batches * layers
+    assert CALLS["flash-attn"] >= (len(logs) + 1) * micro_batches * layers, "forward passes are done again"
+    assert CALLS["flash-attn backward"] == 0
 
 
 @pytest.mark.soak
