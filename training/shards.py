@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
-from pipeline.base.errors import ConfigError, DataError
+from pipeline.base.errors import BusyError, ConfigError, DataError
+from pipeline.base.lock import SharedLock
 from pipeline.base.objects.copies import kept_copy
 from pipeline.base.objects.store import is_url
 from pipeline.base.words import first_line, leads_out
@@ -27,6 +31,11 @@ COLUMNS = ("input_ids", "labels", "position_ids", "boundaries", "target_counts")
 SEE_VERIFY = "see `python -m pipeline verify {}`"
 
 _MANIFEST = "manifest.json"
+
+_LOOKS, _LOOKS_AGAIN_AFTER = 20, 0.05
+"""How often, and after how many seconds, a version is looked at that somebody has locked."""
+
+log = logging.getLogger(__name__)
 
 
 class Packs(Dataset[Any]):
@@ -100,6 +109,9 @@ class Shards:
     manifest: PackManifest | None
     """What the run that wrote them says of them; None where it is not there."""
 
+    lock: SharedLock | None = field(default=None, repr=False)
+    """Held as long as this is, so that no run of `pack --keep` removes the version that is read."""
+
     def extents(self, *, joint: bool) -> tuple[Integers, Integers, Integers]:
         """As `packs.extents`, of all packs.  # shapes: (num_packs,)"""
         return extents(pa.table({"boundaries": self.packs.column("boundaries")}), joint=joint)
@@ -108,9 +120,12 @@ class Shards:
 def open_shards(path: str, split: str | None = None, *, option: str = "--split") -> Shards:
     """Open a directory that `python -m pipeline pack` wrote, or a copy of one on an object store, kept in the cache.
 
+    A link, such as the one to the latest version, is followed once: what it leads to then is what is read.
+
     split: needed where it holds several. option: by which a user chooses it.
 
-    Raises `ConfigError` for a split that does not exist, `DataError` for what are no packs, and as `kept_copy`.
+    Raises `ConfigError` for a split that does not exist, `DataError` for what are no packs, `BusyError` for a version
+    that is being removed, and as `kept_copy`.
     """
     if is_url(path):
         path = str(kept_copy(path, "--shards"))
@@ -118,6 +133,8 @@ def open_shards(path: str, split: str | None = None, *, option: str = "--split")
     if not folder.is_dir():
         wrong = "a file, not the directory of the shards" if folder.exists() else "no such directory"
         raise DataError(f"shards {path}: {wrong}")
+    folder, lock = _held(folder)
+    path = str(folder)
     manifest = _manifest(folder)
     if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         wrong = f"state.json is missing; {SEE_VERIFY.format(path)}" if manifest else "no dataset"
@@ -138,7 +155,34 @@ def open_shards(path: str, split: str | None = None, *, option: str = "--split")
     packs = Packs(batches, schema)
     longest_pack, longest, most = _extents(packs, path)
     capacity = longest_pack if manifest is None else manifest.capacity
-    return Shards(path, packs, files, capacity, longest, most, manifest)
+    return Shards(path, packs, files, capacity, longest, most, manifest, lock)
+
+
+def _held(path: Path) -> tuple[Path, SharedLock | None]:
+    """A folder by the name that is its own, and the lock of its manifest, None where it has none.
+
+    Raises `BusyError` where somebody has that lock alone.
+    """
+    for _ in range(_LOOKS):
+        folder = Path(os.path.realpath(path)) if path.is_symlink() else path
+        try:
+            lock = SharedLock(folder / _MANIFEST)
+        except FileNotFoundError:
+            if folder.is_dir():
+                return folder, None
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            log.warning("%s cannot be held (%s): a run with --keep may remove it", folder, error.strerror)
+            return folder, None
+        else:
+            if folder != path:
+                log.info("%s is %s", path, folder)
+            return folder, lock
+        time.sleep(_LOOKS_AGAIN_AFTER)  # the link moves on before a version that it led to goes
+    raise BusyError(
+        f"shards {path}: being removed, or somebody has the lock of its manifest; run the same command again"
+    )
 
 
 def _files(folder: Path, split: str | None, option: str) -> list[Path]:

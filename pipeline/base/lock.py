@@ -1,10 +1,12 @@
-"""A kernel lock on a file, for one run at a time."""
+"""Kernel locks on files: for one run at a time, or shared by readers."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,18 @@ def file_lock(path: Path, busy: str) -> Iterator[None]:
             log.warning("%s could not be removed (%s); it locks nothing any more", path, error.strerror)
         finally:
             os.close(descriptor)
+
+
+class SharedLock:
+    """The lock of a file, shared with others who read: as long as this object lives, nobody has it alone."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `BlockingIOError` where somebody has it alone, or the file has another name now; and `OSError`."""
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not _is_named(descriptor, path):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
 
 
 def refuse_locked(path: Path, busy: str) -> None:

@@ -167,5 +167,7 @@ def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str,
     if differ:
         name = differ[0]
         was, wanted = ("none" if each.get(name) is None else repr(each[name]) for each in (known, identity))
-        what = _BY_CONTENT.get(name, f"its {name.replace('_', '-')} is {was}, not {wanted}")
+        what = f"its {name.replace('_', '-')} is {was}, not {wanted}"
+        if name in _BY_CONTENT:
+            what = f"{_BY_CONTENT[name]} ({was} was given, and {wanted} now)"
         raise ConfigError(f"{output} holds another run: {what}; choose another --output, or remove it")

@@ -13,7 +13,8 @@ from contextlib import nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import CheckError, ConfigError, StorageError
+from pipeline.base.digests import hash_json
+from pipeline.base.errors import BusyError, CheckError, ConfigError, StorageError
 from pipeline.base.storage import free_bytes, free_text
 from training.attention.interface import resolve_backend, use_backend
 from training.checking.content import check_content, check_fits, check_segments
@@ -48,6 +49,9 @@ def train(options: TrainOptions) -> TrainResult:
             raise ConfigError("--fsdp divides a model over ranks: torchrun --nproc-per-node N -m training train …")
         shards = open_shards(options.shards, options.split)
         eval_shards = _open_evaluated(options, shards)
+        for each in (shards, eval_shards):
+            if each is not None:
+                _check_same(each, place)
         identity = run_identity(options, shards, eval_shards) if place.is_first else {}
         if place.is_first:
             output.check_output(options.output, identity)
@@ -100,6 +104,14 @@ def _open_evaluated(options: TrainOptions, shards: Shards) -> Shards | None:
             trained_by.name,
         )
     return evaluated
+
+
+def _check_same(shards: Shards, place: Place) -> None:
+    """Raise `BusyError` where ranks have opened others, as when a link moved on meanwhile."""
+    own = hash_json([shards.manifest.run_id if shards.manifest else "", len(shards.packs), shards.capacity])
+    number = int(own[:15], 16)
+    if place.highest(number) != -place.highest(-number):
+        raise BusyError(f"shards {shards.path}: other ranks have opened others, or another version; run it again")
 
 
 def _load(options: TrainOptions, place: Place, autocast: torch.dtype | None) -> PreTrainedModel:
