@@ -210,11 +210,11 @@ def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
         if column is not None:
             of_rows = replace(selection, extra=SOURCE_ROW)
             for samples in unpacked(batch, columns, column, where, first_row):
-                yield from addressable(samples, columns, of_rows)
+                yield from addressable(samples, columns, of_rows, where)
         else:
             if not selection.unpack:
                 refuse_packs(batch, columns, where, first_row)
-            yield from addressable(batch, columns, selection)
+            yield from addressable(batch, columns, selection, where)
         first_row += batch.num_rows
 
 
@@ -224,4 +224,4 @@ def _batches(task: DecodeTask) -> Iterator[pa.RecordBatch]:
         return parquet_batches(path, selection, file.shown)
     if file.format == "json":
         return json_batches(lambda: open_text(file, path), selection, file.shown)
-    return arrow_batches(path)
+    return arrow_batches(path, file.shown)

@@ -20,7 +20,7 @@ from pipeline.base.errors import DataError
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.format.options import TOKENS
 from pipeline.reading.columns import Columns, find_columns, tells_sources
-from pipeline.reading.decoding.batches import is_arrow_file
+from pipeline.reading.decoding.growth import is_arrow_file, refuse_growth, require_bounded
 from pipeline.reading.decoding.packs import refuse_packs
 from strategies.arrays import Int64Array
 
@@ -136,6 +136,7 @@ def map_file(
     content = _map(path)
     file = pa.BufferReader(content)
     if is_arrow_file(content):
+        refuse_growth(content, name)
         reader = pa.ipc.open_file(file)
         schema = reader.schema
         batches = iter([(i, reader.get_batch(i)) for i in range(reader.num_record_batches)])
@@ -206,9 +207,12 @@ def _stream(
     schema = pa.ipc.read_schema(pa.ipc.read_message(file))
 
     def batches() -> Iterator[tuple[int, pa.RecordBatch]]:
+        first_row = 0
         while file.tell() < whole.size - len(_END_OF_STREAM):
             position = file.tell()
-            yield position, pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
+            message = pa.ipc.read_message(file)
+            first_row += require_bounded(message, first_row, name)
+            yield position, pa.ipc.read_record_batch(message, schema)
 
     return schema, batches()
 

@@ -20,6 +20,7 @@ from pipeline.format.counts import Counts, Loss
 from pipeline.format.figures import Figures, figures_of
 from pipeline.format.manifest import MANIFEST, PackManifest
 from pipeline.format.records import FileEntry, SplitEntry, Tally, WindowEntry
+from pipeline.reading.decoding.growth import growth_of
 from pipeline.reading.windows import SplitRows, Window
 from pipeline.verifying.account import Rules, account_of
 from pipeline.verifying.files import Problems, fault_of
@@ -236,7 +237,7 @@ class _SplitCheck:
 def _checked_shard(
     path: Path, entry: FileEntry, capacity: int, rows: WindowSource | None, max_segments: int | None
 ) -> ShardContent | str:
-    fault = fault_of(path, entry)
+    fault = fault_of(path, entry) or growth_of(path)
     if fault is not None:
         return fault
     try:

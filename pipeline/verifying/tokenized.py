@@ -17,6 +17,7 @@ from pipeline.format.columns import SOURCE_ROW, SOURCE_TURN, tokenized_schema
 from pipeline.format.labels import IGNORE
 from pipeline.format.manifest import MANIFEST, TokenizeManifest
 from pipeline.format.records import FileEntry
+from pipeline.reading.decoding.growth import growth_of
 from pipeline.verifying.files import Problems, fault_of
 from pipeline.verifying.splits import Content
 
@@ -78,7 +79,7 @@ def _check_split(
 
 def _check_shard(path: Path, entry: FileEntry) -> _Sums | str:
     """What a shard holds, or what is wrong with it."""
-    fault = fault_of(path, entry)
+    fault = fault_of(path, entry) or growth_of(path)
     if fault is not None:
         return fault
     sums = _Sums()

@@ -23,6 +23,7 @@ from pipeline.base.words import first_line
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
+from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups, refuse_growth, require_bounded_views
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
 from pipeline.reading.files import permitted
 
@@ -50,10 +51,11 @@ def reading(where: str, path: str) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
 
 
-def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Record batches of an Arrow IPC stream or file, compressed or not."""
+def arrow_batches(path: str, where: str) -> Iterator[pa.RecordBatch]:
+    """Record batches of an Arrow IPC stream or file, compressed or not. Raises `DataError` for a bomb."""
     with map_file(path) as file:
         content = file.read_buffer(file.size())
+    refuse_growth(content, where)
     if is_arrow_file(content):
         reader = pa.ipc.open_file(content)
         for i in range(reader.num_record_batches):
@@ -62,17 +64,13 @@ def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
         yield from pa.ipc.open_stream(content)
 
 
-def is_arrow_file(content: pa.Buffer) -> bool:
-    """Whether it is in the IPC *file* format, which starts with a magic word."""
-    return bool(content.slice(0, 6).to_pybytes() == b"ARROW1")
-
-
 def parquet_batches(path: str, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
     """Record batches of a parquet file, decoded page by page."""
     with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
         schema, metadata = file.schema_arrow, file.metadata
         columns = find_columns(schema, selection.names, where)
         names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))
+        refuse_growing_groups(path, metadata, names, where)
         for group in range(metadata.num_row_groups):
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
@@ -206,15 +204,18 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
     return DataError(f"{where}: cannot be read ({error})")
 
 
-def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection) -> Iterator[pa.RecordBatch]:
+def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
     """What is read of a decoded batch as it can be addressed, in pieces of bounded size.
 
-    Booleans become bytes, and list views lists; nothing else changes type.
+    Booleans become bytes, and list views lists; nothing else changes type. Raises `DataError` for views that would be
+    too much as lists.
     """
     arrays = []
     names = selection.of_file(columns, batch.schema)
     for name in names:
-        array = end_to_end(batch.column(batch.schema.get_field_index(name)))
+        column = batch.column(batch.schema.get_field_index(name))
+        require_bounded_views(column, f"{where}, column {name!r}")
+        array = end_to_end(column)
         array.validate(full=True)
         if name in columns.names() and pa.types.is_boolean(array.type.value_type):
             array = array.cast(pa.large_list(pa.uint8()))

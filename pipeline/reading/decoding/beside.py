@@ -16,6 +16,7 @@ from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Selection
 from pipeline.reading.decoding.batches import arrow_batches, reading
+from pipeline.reading.decoding.growth import refuse_growing_groups
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
 from pipeline.reading.decoding.unread import rows_with_content
 from pipeline.reading.files import InputFile
@@ -73,7 +74,7 @@ def _names(file: InputFile, path: str) -> list[str]:
     if file.format == "parquet":
         schema = pq.read_schema(arrow_file(path))
     else:
-        schema = next((batch.schema for batch in arrow_batches(path)), pa.schema([]))
+        schema = next((batch.schema for batch in arrow_batches(path, file.shown)), pa.schema([]))
     return [field.name for field in schema if not pa.types.is_null(field.type)]
 
 
@@ -94,10 +95,11 @@ def _values(file: InputFile, path: str, name: str) -> Iterator[pa.Array]:
             yield pa.array([None if row.get(name) in (None, [], "") else True])
     elif file.format == "parquet":
         with pq.ParquetFile(arrow_file(path)) as opened:
+            refuse_growing_groups(path, opened.metadata, [name], file.shown)
             for batch in opened.iter_batches(batch_size=1024, columns=[name], use_threads=False):
                 yield batch.column(0)
     else:
-        for batch in arrow_batches(path):
+        for batch in arrow_batches(path, file.shown):
             yield batch.column(batch.schema.get_field_index(name))
 
 

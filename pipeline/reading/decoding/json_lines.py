@@ -10,7 +10,9 @@ import contextlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,15 +22,22 @@ from pipeline.base.errors import DataError
 from pipeline.base.storage import arrow_file
 from pipeline.format.options import TOKENS
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign_text, refuse_wrapped_rows
+from pipeline.reading.decoding.growth import GrowingText, require_short
 from pipeline.reading.files import InputFile
 
 _ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "prompt", "instruction", "text"))
 """What an object has that is a row, and no envelope of rows."""
 
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
+
 
 def open_text(file: InputFile, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name says."""
-    return io.BufferedReader(pa.input_stream(arrow_file(path), compression=compression_of(file)), 1 << 20)
+    compression = compression_of(file)
+    text = pa.input_stream(arrow_file(path), compression=compression)
+    if compression is None:
+        return io.BufferedReader(text, 1 << 20)
+    return io.BufferedReader(GrowingText(text, Path(path).stat().st_size, file.shown), 1 << 20)
 
 
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
@@ -43,7 +52,7 @@ def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[byte
     if file.peek(1 << 16).lstrip()[:1] == b"[":
         yield from _array_blocks(file, where, size)
         return
-    blocks = _line_blocks(file, size)
+    blocks = _line_blocks(file, where, size)
     first = next(blocks, b"")
     lines = list(itertools.islice(lines_of(first), 2))
     second = next(blocks, b"") if len(lines) == 1 else b""
@@ -88,16 +97,19 @@ def _refuse_envelope(line: bytes, where: str) -> None:
         refuse_wrapped_rows(parse_line(line), _ROW_COLUMNS, where)
 
 
-def _line_blocks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
+def _line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
     parts: list[bytes] = []  # of a line that goes on
+    line, length = 1, 0  # its number, and what is there of it
     while block := file.read(size):
         cut = block.rfind(b"\n") + 1
         if cut:
             whole = b"".join([*parts, block[:cut]])
             if whole.strip():
                 yield whole
-            parts = []
+            parts, length, line = [], 0, line + whole.count(b"\n")
         parts.append(block[cut:])
+        length += len(block) - cut
+        require_short(length, f"{where}, line {line}")
     rest = b"".join(parts)
     if rest.strip():
         yield rest
@@ -109,10 +121,9 @@ def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Itera
     text = characters.read(block_size)
     position = text.index("[") + 1
     lines: list[str] = []
-    size = 0
+    row = size = 0
     while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
+        position = _BETWEEN.match(text, position).end()  # type: ignore[union-attr]
         if position < len(text) and text[position] == "]":
             rest = text[position + 1 :]
             while not rest.strip():
@@ -127,11 +138,12 @@ def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Itera
         except RecursionError:
             raise DataError(f"{where}: the JSON array is nested too deeply") from None
         except json.JSONDecodeError as error:
-            more = characters.read(max(block_size, len(text)))
-            if not more:
+            more = _until_object_ends(characters, text[position:], block_size, f"{where}, row {row}")
+            if len(more) == len(text) - position:
                 raise DataError(f"{where}: the JSON array is truncated or malformed ({error.msg})") from None
-            text, position = text[position:] + more, 0
+            text, position = more, 0
             continue
+        row += 1
         lines.append(json.dumps(value))
         size += end - position
         position = end
@@ -140,3 +152,18 @@ def _array_blocks(file: io.BufferedReader, where: str, block_size: int) -> Itera
             lines, size = [], 0
     if lines:
         yield "\n".join(lines).encode()
+
+
+def _until_object_ends(characters: io.TextIOWrapper, text: str, block_size: int, where: str) -> str:
+    """A text that is longer by as much as an object may end in; as long as it was at the end of the file.
+
+    Raises `DataError` for a row that is too long.
+    """
+    more = text
+    while more:
+        require_short(len(text), where)
+        more = characters.read(max(block_size, len(text)))
+        text += more
+        if "}" in more:
+            break
+    return text

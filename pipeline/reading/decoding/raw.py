@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
 from pipeline.base.storage import arrow_file, map_file
-from pipeline.reading.decoding.batches import arrow_batches, is_arrow_file, reading
+from pipeline.reading.decoding.batches import arrow_batches, reading
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
+from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups
 from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
 from pipeline.reading.decoding.unread import light_parts, unread_rows
 from pipeline.reading.files import InputFile
@@ -109,9 +110,9 @@ class RawFile:
             if self.file.format == "json":
                 yield from self._json_blocks()
             elif self.file.format == "parquet":
-                yield from _parquet_blocks(self.path, columns)
+                yield from _parquet_blocks(self.path, self.where, columns)
             else:
-                yield from _arrow_blocks(self.path, columns)
+                yield from _arrow_blocks(self.path, self.where, columns)
 
     def first_rows(self) -> list[Row]:
         """The rows that are looked at to tell what a row is: at most a hundred, or what is in the first blocks."""
@@ -140,7 +141,7 @@ def open_raw(file: InputFile, path: str) -> RawFile:
             with pq.ParquetFile(arrow_file(path)) as parquet:
                 columns, is_empty = tuple(parquet.schema_arrow.names), not parquet.metadata.num_rows
             return RawFile(file=file, path=path, columns=columns, is_empty=is_empty)
-        is_empty = not any(batch.num_rows for batch in arrow_batches(path))
+        is_empty = not any(batch.num_rows for batch in arrow_batches(path, file.shown))
         return RawFile(file=file, path=path, columns=_arrow_columns(path), is_empty=is_empty)
 
 
@@ -173,9 +174,9 @@ def _arrow_columns(path: str) -> tuple[str, ...]:
         return tuple(reader.schema.names)
 
 
-def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
+def _arrow_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[RawBlock]:
     def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
-        for batch in arrow_batches(path):
+        for batch in arrow_batches(path, where):
             selected = batch.select(list(columns))
             selected.validate(full=True)
             yield selected, batch.nbytes, unread_rows(batch, columns)
@@ -183,10 +184,11 @@ def _arrow_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
     return _even_blocks(batches())
 
 
-def _parquet_blocks(path: str, columns: Sequence[str]) -> Iterator[RawBlock]:
+def _parquet_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[RawBlock]:
     with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
         per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
         light, heavy = light_parts(file, columns)
+        refuse_growing_groups(path, file.metadata, [*columns, *light], where)
 
         def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
             more = heavy

@@ -1,16 +1,10 @@
-"""Files that were damaged or tampered with: one message and an exit code, whatever the bytes; nothing else is written.
-
-Every case is a process forked from this one, which is warm, so that also a crash of the interpreter and a hang show.
-"""
+"""Files that were damaged or tampered with: one message and an exit code, whatever the bytes; no other file."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,39 +14,15 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.command.main import main
 from pipeline.format.manifest import hash_of_rest
 from tests.conftest import Run
 from tests.pipeline.chats import chat
+from tests.pipeline.hostile.processes import SECONDS, forked
 from tests.pipeline.reading.inputs import stream
 from tests.pipeline.samples import random_rows, table, write_jsonl
 
 ROWS = random_rows(60)
-SECONDS = 60
 FLAGS = ["--max-length", "60", "--num-workers", "1"]
-
-
-def forked(arguments: list[object], folder: Path) -> tuple[int, str]:
-    """The exit code of a command in a process of its own, negative for a signal that ended it, and what it said."""
-    said = folder / "said"
-    child = os.fork()
-    if child == 0:
-        try:
-            descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = ["pipeline", *map(str, arguments)]
-            signal.alarm(SECONDS)
-            main()
-        except SystemExit as ended:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(int(ended.code or 0))
-        finally:
-            os._exit(99)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said.read_text(errors="replace")
 
 
 TOKENS = [b"{", b"]", b"\n", b'"', b"\xf0\x9f", b"NaN", b"-1", b"1e999", b"null", b"../../x"]
@@ -74,9 +44,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
         elif way == 3:
             changed[at : at + size] = draw.choice([b"\xff", b"\x00", b"\x7f", b"\x80"]) * size
         elif way == 4:
-            changed[at:at] = draw.choice(
-                [b"{", b"]", b"\n", b'"', b"\xf0\x9f", b"NaN", b"-1", b"1e999", b"null", b"../../x"]
-            )
+            changed[at:at] = draw.choice(TOKENS)
         else:
             del changed[at:]
     return bytes(changed)
@@ -149,7 +117,7 @@ def attack(kind: str, run: Run, folder: Path, raw_flags: list[object], seed: int
     for case in range(cases):
         target.write_bytes(mutated(original, draw))
         started = time.monotonic()
-        code, said = forked(command, folder)
+        code, said, _ = forked(command, folder)
         what = f"{kind}, case {case} of seed {seed}: exit code {code}: {said[-500:]}"
         assert code in (0, 2, 3, 4), what
         assert "Traceback" not in said and "a bug of ours" not in said, what
