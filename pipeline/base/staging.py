@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.base import storage
 from pipeline.base.digests import is_whole
 from pipeline.base.storage import FileFacts, write_file
 
 log = logging.getLogger(__name__)
+
+
+Record = dict[str, Any]
+"""What is known of a finished task's file; under `file` its size and checksum."""
+
+
+class Mirror(Protocol):
+    """Where finished files of a dataset are, too, before the dataset is published."""
+
+    def keep(self, name: str, path: Path, record: Record) -> None:
+        """Be told of a finished file. name: its path in the dataset. May raise what an earlier one failed with."""
+
+    def record_of(self, name: str) -> Record | None:
+        """The record of a file that is there."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Staging:
     """
 
     folder: Path
+    mirror: Mirror | None = field(default=None, compare=False)
 
     @property
     def dataset(self) -> Path:
@@ -52,18 +67,34 @@ class Staging:
             elif is_unwanted(path):
                 storage.remove(path)
 
-    def finished(self, file: Path) -> dict[str, Any] | None:
-        """The record of a task that an earlier run finished, if its file still has the recorded checksum."""
+    def finished(self, file: Path) -> Record | None:
+        """The record of a task that an earlier run finished, if its file still has the recorded checksum.
+
+        The file may be in the mirror alone. Raises as `Mirror.keep`.
+        """
+        record = self._finished_here(file)
+        if self.mirror is None or not file.is_relative_to(self.dataset):
+            return record
+        name = file.relative_to(self.dataset).as_posix()
+        if record is None:
+            return self.mirror.record_of(name)
+        self.mirror.keep(name, file, record)
+        return record
+
+    def _finished_here(self, file: Path) -> Record | None:
         try:
-            record: dict[str, Any] = json.loads(storage.read_bytes(self._record(file)))
+            record: Record = json.loads(storage.read_bytes(self._record(file)))
             facts = FileFacts(bytes=record["file"]["bytes"], xxh3_128=record["file"]["xxh3_128"])
             return record if is_whole(file, facts) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # what cannot be read is made again
 
     def record(self, file: Path, facts: FileFacts, **more: Any) -> None:
-        """Note that the task which wrote `file` is finished."""
-        write_file(self._record(file), json.dumps({"file": asdict(facts), **more}).encode())
+        """Note that the task which wrote `file` is finished. Raises as `Mirror.keep`."""
+        record = {"file": asdict(facts), **more}
+        write_file(self._record(file), json.dumps(record).encode())
+        if self.mirror is not None and file.is_relative_to(self.dataset):
+            self.mirror.keep(file.relative_to(self.dataset).as_posix(), file, record)
 
     def _record(self, file: Path) -> Path:
         return self.work / ("-".join(file.relative_to(self.folder).parts) + ".done")

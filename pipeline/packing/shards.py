@@ -46,6 +46,9 @@ class ShardTask:
     plan: Path
     """The window's plan."""
 
+    plan_hash: str
+    """Its content hash."""
+
     shard: int
     """Number of the shard in the plan."""
 

@@ -43,6 +43,9 @@ class PlannedWindow:
     plan: Path
     """The file of its `WindowPlan`."""
 
+    plan_hash: str
+    """That file's content hash."""
+
     summary: WindowSummary
 
 
@@ -92,8 +95,7 @@ def plan_windows(
     plans: dict[str, list[PlannedWindow]] = {split: [] for split in windows}
     with work.stage("planning", sum(task.window.num_tokens for task in tasks)) as advance:
         for task in tasks:
-            summary = _planned(task, work, advance)
-            plans[task.split].append(PlannedWindow(window=task.window, plan=task.path, summary=summary))
+            plans[task.split].append(_planned(task, work, advance))
     return plans
 
 
@@ -102,15 +104,17 @@ def _plan_path(split: str, window: Window, vectors: Vectors | None, staging: Sta
     return staging.work / f"plan-{split}-w{window.index:04d}{of_vectors}.arrow"
 
 
-def _planned(task: PlanTask, work: Workspace, advance: Monitor) -> WindowSummary:
+def _planned(task: PlanTask, work: Workspace, advance: Monitor) -> PlannedWindow:
     """A window planned now, or by an earlier run."""
     record = work.staging.finished(task.path)
     if record is not None:
         advance(task.window.num_tokens)
-        return msgspec.convert(record["summary"], WindowSummary)
-    facts, summary = plan_window(task, work.engine, work.engine.monitor(advance))
-    work.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
-    return summary
+        summary, plan_hash = msgspec.convert(record["summary"], WindowSummary), record["file"]["xxh3_128"]
+    else:
+        facts, summary = plan_window(task, work.engine, work.engine.monitor(advance))
+        work.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
+        plan_hash = facts.xxh3_128
+    return PlannedWindow(window=task.window, plan=task.path, plan_hash=plan_hash, summary=summary)
 
 
 def write_shards(
@@ -134,6 +138,7 @@ def write_shards(
                 window=planned.window,
                 first_sample=(before or {}).get(split, 0),
                 plan=planned.plan,
+                plan_hash=planned.plan_hash,
                 shard=number,
                 tokens=size.tokens,
                 schema=schema,
@@ -148,7 +153,7 @@ def write_shards(
     for split in tasks:
         make_folder(work.staging.dataset / split)
     every = [task for of_split in tasks.values() for task in of_split]
-    facts = {task.path: kept for task in every if (kept := _kept_shard(task.path, work.staging)) is not None}
+    facts = {task.path: kept for task in every if (kept := _kept_shard(task, work.staging)) is not None}
     todo = [task for task in every if task.path not in facts]
     if facts and todo:
         log.info("resuming: %s of an earlier run kept, %s to write", counted(len(facts), "shard"), len(todo))
@@ -172,14 +177,15 @@ def _shard_name(run_id: str, window: int, shard: int) -> str:
     return f"data-{run_id[:8]}-w{window:04d}-s{shard:04d}.arrow"
 
 
-def _kept_shard(path: Path, staging: Staging) -> ShardFacts | None:
-    record = staging.finished(path)
-    return None if record is None else ShardFacts(**record["file"])
+def _kept_shard(task: ShardTask, staging: Staging) -> ShardFacts | None:
+    """The shard, if an earlier run wrote it by the same plan: vectors that were made anew may differ by rounding."""
+    record = staging.finished(task.path)
+    return None if record is None or record.get("plan") != task.plan_hash else ShardFacts(**record["file"])
 
 
 def _write_and_record(task: ShardTask, staging: Staging, monitor: Monitor) -> ShardFacts:
     facts = write_shard(task, monitor)
-    staging.record(task.path, facts)
+    staging.record(task.path, facts, plan=task.plan_hash)
     return facts
 
 

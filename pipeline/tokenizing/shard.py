@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.base.digests import is_whole
 from pipeline.base.staging import Staging
-from pipeline.base.storage import FileFacts, HashingFile
+from pipeline.base.storage import FileFacts, HashingFile, write_file
 from pipeline.tokenizing.tally import RowTally
 
 
@@ -100,7 +100,12 @@ class ShardBuilder:
 def finished_shard(path: Path, staging: Staging) -> TokenizedShard | None:
     """The shard that an earlier run left under a name, if it is whole."""
     record, dropped = staging.finished(path), _dropped_path(staging, path)
-    if record is None or "dropped" not in record or not is_whole(dropped, FileFacts(**record["dropped"])):
+    if record is None or "dropped" not in record:
+        return None
+    listed = FileFacts(**record["dropped"])
+    if not listed.bytes and not dropped.exists():  # the shard is in the mirror, and no row of it was left out
+        write_file(dropped, b"")
+    if not is_whole(dropped, listed):
         return None
     return TokenizedShard(
         path=path,

@@ -14,8 +14,9 @@ from pipeline.base import storage
 from pipeline.base.digests import hash_json
 from pipeline.base.errors import BusyError, ConfigError, DataError, StorageError
 from pipeline.base.lock import file_lock
+from pipeline.base.objects.concurrency import side_by_side
 from pipeline.base.objects.lease import LEASE
-from pipeline.base.objects.store import Listed, ObjectStore, side_by_side
+from pipeline.base.objects.store import Listed, ObjectStore
 from pipeline.base.options import RunOptions
 from pipeline.base.words import counted, leads_out
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,8 +33,11 @@ _MOST_COPIED = 5 << 30  # by one request
 _COPIED_PART = 1 << 30
 _BLOCK_BYTES = 1 << 20
 _MOST_DELETED = 1_000  # by one request
-_AT_ONCE = 8
 _HASH = "xxh3-128"  # the metadata in which an object's content hash is kept
+_RECORD = "record"  # the same of how it was made
+
+MOST_RECORDED = 1_500
+"""Characters of a record that fit into an object's metadata, of which S3 takes 2 KB in all."""
 
 
 def is_url(name: str | Path) -> bool:
@@ -58,6 +60,13 @@ class Listed:
     bytes: int
     etag: str
     modified: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded(FileFacts):
+    """What was kept with an object as it was made, and its size; empty where it was not."""
+
+    record: str
 
 
 @dataclass(frozen=True)
@@ -128,19 +137,23 @@ class ObjectStore:
 
         facts: of the content, where they are known, to be kept with it.
         """
-        return self._put(name, content, facts, IfNoneMatch="*")
+        return self._put(name, content, _metadata(facts), IfNoneMatch="*")
 
     def replace(self, name: str, content: bytes, etag: str, facts: FileFacts | None = None) -> str | None:
         """Replace an object, if it still has that ETag; returns the new one, None if it has not."""
-        return self._put(name, content, facts, IfMatch=etag)
+        return self._put(name, content, _metadata(facts), IfMatch=etag)
 
-    def upload(self, path: Path, name: str, facts: FileFacts) -> None:
-        """Make an object of a file, in parts if it is large, or replace it. facts: of the file."""
+    def upload(self, path: Path, name: str, facts: FileFacts, record: str = "") -> None:
+        """Make an object of a file, in parts if it is large, or replace it.
+
+        facts: of the file; record: of how it was made, up to `MOST_RECORDED` characters of ASCII to be kept with it.
+        """
+        metadata = _metadata(facts, record)
         if facts.bytes > _PART_BYTES:
-            self._upload_parts(path, name, facts)
+            self._upload_parts(path, name, facts.bytes, metadata)
             return
         with open_file(path) as file:
-            self._put(name, file.read(), facts)
+            self._put(name, file.read(), metadata)
 
     def copy(self, source: ObjectStore, name: str, size: int) -> None:
         """Let the store copy an object of that name, with what is kept beside it. size: in bytes."""
@@ -149,23 +162,30 @@ class ObjectStore:
             where = {"Bucket": self.bucket, "Key": self.prefix + name}
             self._request("copy", name, lambda client: client.copy_object(**where, CopySource=from_key))
             return
-        facts = FileFacts(bytes=size, xxh3_128=source.recorded_hash(name) or "")
+        kept = source.recorded(name)
 
         def part(client: Any, number: int, start: int, end: int, where: Mapping[str, Any]) -> Any:
             span = f"bytes={start}-{end - 1}"
             more = {"PartNumber": number, "CopySource": from_key, "CopySourceRange": span}
             return client.upload_part_copy(**where, **more)["CopyPartResult"]
 
-        self._in_parts(name, facts, _COPIED_PART, "copy", part)
+        metadata = {} if kept is None else _metadata(kept, kept.record)
+        self._in_parts(name, size, metadata, _COPIED_PART, "copy", part)
 
-    def recorded_hash(self, name: str) -> str | None:
-        """The content hash that was kept with an object as it was made."""
+    def recorded(self, name: str) -> Recorded | None:
+        """What was kept with an object as it was made; None if there is none of that name."""
 
-        def act(client: Any) -> str | None:
+        def act(client: Any) -> Recorded:
             answer = client.head_object(Bucket=self.bucket, Key=self.prefix + name)
-            return str(answer["Metadata"].get(_HASH, ""))
+            metadata, size = answer["Metadata"], answer["ContentLength"]
+            return Recorded(bytes=size, xxh3_128=metadata.get(_HASH, ""), record=metadata.get(_RECORD, ""))
 
-        return self._unless(MISSING, "look", name, act) or None
+        return self._unless(MISSING, "look", name, act)
+
+    def holds(self, name: str, facts: FileFacts) -> bool:
+        """Whether an object is there that was made with that content."""
+        kept = self.recorded(name)
+        return kept is not None and (kept.bytes, kept.xxh3_128) == (facts.bytes, facts.xxh3_128)
 
     def delete(self, names: Collection[str]) -> None:
         """Delete objects, if they are there."""
@@ -219,9 +239,9 @@ class ObjectStore:
             raise DataError(f"{self.url}/{name}: no such object")
         return found
 
-    def _put(self, name: str, content: bytes, facts: FileFacts | None, **condition: str) -> str | None:
+    def _put(self, name: str, content: bytes, metadata: Mapping[str, str], **condition: str) -> str | None:
         """Put an object; None where the condition does not hold. A retry of what was done already is done."""
-        more: dict[str, Any] = {**condition, "Metadata": {} if facts is None else {_HASH: facts.xxh3_128}}
+        more: dict[str, Any] = {**condition, "Metadata": metadata}
 
         def act(client: Any) -> str:
             answer = client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content, **more)
@@ -233,21 +253,26 @@ class ObjectStore:
             return there.etag
         return etag
 
-    def _upload_parts(self, path: Path, name: str, facts: FileFacts) -> None:
+    def _upload_parts(self, path: Path, name: str, size: int, metadata: Mapping[str, str]) -> None:
         def part(client: Any, number: int, start: int, end: int, where: Mapping[str, Any]) -> Any:
             with open_file(path) as file:
                 file.seek(start)
                 data = file.read(end - start)
             return client.upload_part(**where, PartNumber=number, Body=data, ChecksumAlgorithm="CRC32")
 
-        self._in_parts(name, facts, max(_PART_BYTES, -(-facts.bytes // _MOST_PARTS)), "put", part)
+        self._in_parts(name, size, metadata, max(_PART_BYTES, -(-size // _MOST_PARTS)), "put", part)
 
     def _in_parts(
-        self, name: str, facts: FileFacts, part_bytes: int, operation: Operation, part: Callable[..., Any]
+        self,
+        name: str,
+        size: int,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        operation: Operation,
+        part: Callable[..., Any],
     ) -> None:
         """Make an object of parts, and leave none of them where one fails."""
         key = {"Bucket": self.bucket, "Key": self.prefix + name}
-        metadata = {_HASH: facts.xxh3_128}
 
         def begin(client: Any) -> str:
             answer = client.create_multipart_upload(**key, Metadata=metadata, ChecksumAlgorithm="CRC32")
@@ -256,8 +281,8 @@ class ObjectStore:
         where = {**key, "UploadId": self._request(operation, name, begin)}
         try:
             parts = []
-            for number, start in enumerate(range(0, facts.bytes, part_bytes), 1):
-                end = min(start + part_bytes, facts.bytes)
+            for number, start in enumerate(range(0, size, part_bytes), 1):
+                end = min(start + part_bytes, size)
                 made = self._request(operation, name, functools.partial(_part, part, number, start, end, where))
                 known = {field: made[field] for field in ("ETag", "ChecksumCRC32") if field in made}
                 parts.append({"PartNumber": number, **known})
@@ -299,35 +324,9 @@ class ObjectStore:
         return self._request("list", "", act)
 
 
-def side_by_side(task: Callable[[str], None], names: Iterable[str]) -> None:
-    """Do a task for all names, some at once; where one fails, those that have not begun are left undone.
-
-    An interruption waits for none of them: a store that does not answer would keep the process.
-    """
-    left, failed = list(names)[::-1], list[BaseException]()
-
-    def work() -> None:
-        while not failed:
-            try:
-                name = left.pop()
-            except IndexError:
-                return
-            try:
-                task(name)
-            except BaseException as error:
-                failed.append(error)
-
-    threads = [threading.Thread(target=work, name="store", daemon=True) for _ in range(min(_AT_ONCE, len(left)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as interruption:
-        failed.append(interruption)
-        raise
-    if failed:
-        raise failed[0]
+def _metadata(facts: FileFacts | None, record: str = "") -> dict[str, str]:
+    kept = {_HASH: "" if facts is None else facts.xxh3_128, _RECORD: record}
+    return {name: value for name, value in kept.items() if value}
 
 
 def _part(part: Callable[..., Any], number: int, start: int, end: int, where: Mapping[str, Any], client: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pipeline.base import storage
 from pipeline.base.errors import BusyError, StorageError
@@ -24,6 +25,7 @@ from pipeline.publishing.publication import (
     what_is_kept,
 )
 from pipeline.publishing.stored.place import StoredPlace
+from pipeline.publishing.stored.uploads import uploading
 from pipeline.publishing.stored.version import put_dataset
 
 log = logging.getLogger(__name__)
@@ -50,15 +52,20 @@ def stored_publication(
             existing = place.prepare(identity, overwrite=overwrite)
             remove_abandoned(local, but=None if existing else staging)
             try:
-                with kept_after(staging, OSError, BusyError, StorageError):
-                    if existing is None:
-                        staging.open()
+                if existing is not None:
                     yield Publication(staging, existing)
-                    if existing is None:
-                        _upload(place, identity, staging, lease, base, progress)
                     place.settle(identity.run_id, lease)
-                    if existing is None:
-                        staging.remove()
+                    return
+                with (
+                    kept_after(staging, OSError, BusyError, StorageError),
+                    uploading(place.at(identity.run_id), identity.run_id, lease) as uploads,
+                ):
+                    staging.open()
+                    yield Publication(replace(staging, mirror=uploads), None)
+                    uploads.finish()
+                    _upload(place, identity, staging, lease, base, progress)
+                    place.settle(identity.run_id, lease)
+                    staging.remove()
             except (BusyError, StorageError) as error:
                 raise type(error)(f"{error}; {what_is_kept(staging)}") from error
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pipeline.base.digests import hash_bytes
 from pipeline.base.errors import BusyError, ConfigError
+from pipeline.base.objects.concurrency import side_by_side
 from pipeline.base.objects.lease import LEASE, Lease
-from pipeline.base.objects.store import Listed, ObjectStore, side_by_side
+from pipeline.base.objects.store import Listed, ObjectStore
 from pipeline.base.storage import FileFacts, read_bytes
 from pipeline.format.manifest import MANIFEST, Manifest, ManifestError, parse_manifest, to_bytes
 from pipeline.format.records import FileEntry
@@ -57,7 +58,7 @@ class Version:
         for name, entry in self.manifest.files.items():
             if name not in self.objects or self.objects[name].bytes != entry.bytes:
                 return name
-            if by_checksum and self.store.recorded_hash(name) != entry.xxh3_128:
+            if by_checksum and not self.store.holds(name, _facts(entry)):
                 return name
         mark = mark_of(self.manifest)
         content = self.store.get(mark)
@@ -117,7 +118,7 @@ def put_dataset(
     def put_shard(name: str) -> None:
         lease.require()
         entry = shards[name]
-        if name not in there or there[name].bytes != entry.bytes or store.recorded_hash(name) != entry.xxh3_128:
+        if name not in there or not store.holds(name, _facts(entry)):
             if old is not None and not (folder / name).exists():
                 store.copy(old, name, entry.bytes)
             else:

@@ -15,9 +15,12 @@ import pytest
 from pipeline.base.storage import Step, intercepted
 from tests.conftest import Run
 from tests.pipeline.chats import save_tokenizer
-from tests.pipeline.samples import random_rows, save, table, write_jsonl
+from tests.pipeline.samples import random_rows, save, table, topical, write_jsonl
 
-NAMES = ("pack", "replace", "replace by renames", "append", "decode and pack", "tokenize", "tokenize and pack")
+NAMES = (
+    *("pack", "replace", "replace by renames", "append", "relate and pack", "decode and pack"),
+    *("tokenize", "tokenize and pack"),
+)
 PACKING = ("--max-length", "60", "--window-samples", "20", "--shard-size", "4000", "--num-workers", "1")
 
 
@@ -58,6 +61,7 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         "replace": Job(replace, replaces=pack),
         "replace by renames": Job(replace, replaces=pack, swaps=False),
         "append": Job((*pack, str(more), "--append"), replaces=pack),
+        "relate and pack": Job(("pack", str(topical(folder / "topics", 40)), *PACKING, "--strategy", "tfp")),
         "decode and pack": Job(("pack", str(parquet), *PACKING)),
         "tokenize": Job(("tokenize", str(lines), "--on-error", "drop", *raw)),
         "tokenize and pack": Job(("pack", str(folder / "splits"), *PACKING, *raw[:2])),

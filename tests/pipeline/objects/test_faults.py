@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ import fsspec
 import pytest
 
 from pipeline import BusyError, PackOptions, RunOptions, pack
-from pipeline.base.storage import Step, intercepted
 from tests.conftest import Run
 from tests.pipeline.objects.datasets import FLAGS, contents, files, puts, read
 from tests.pipeline.objects.server import Proxy
@@ -199,65 +197,6 @@ def test_a_run_that_is_frozen_loses_its_place(
     proxy.fault = lambda _, __: None
     assert read(proxy, both.out)
     assert both.pack(seed=2) == "up_to_date"
-
-
-KILLS = [
-    (operation, name, is_done)
-    for operation, name in [
-        ("put", ".arrow"),
-        ("put", "/manifest.json"),
-        ("put", "/README.md"),
-        ("put", "/state.json"),
-        ("remove", "/.lease"),
-    ]
-    for is_done in (False, True)
-]
-
-
-@pytest.mark.parametrize(
-    ("operation", "name", "is_done"),
-    [each if each[1:] in [(".arrow", True), ("/state.json", False)] else soak(*each) for each in KILLS],
-)
-def test_a_killed_run_goes_on(
-    run: Run,
-    source: Path,
-    tmp_path: Path,
-    proxy: Proxy,
-    store: fsspec.AbstractFileSystem,
-    bucket: str,
-    expected: dict[str, bytes],
-    operation: str,
-    name: str,
-    is_done: bool,
-) -> None:
-    out = f"{bucket}/out"
-    command = ["pack", source, "--output", f"s3://{out}", *FLAGS]
-
-    def killed(step: Step, act: Callable[[], Any]) -> Any:
-        is_it = step.operation == operation and step.path.startswith("s3://") and step.path.endswith(name)
-        if is_it and not is_done:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = act()
-        if is_it:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    child = os.fork()
-    if child == 0:
-        os.environ["AWS_EXECUTION_ENV"] = str(os.getpid())  # for a client, and connections, of its own
-        with intercepted(killed):
-            run(*command)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    is_published = (name, is_done) == ("/state.json", True) or operation == "remove"
-    assert (read(proxy, out) is not None) == is_published
-    proxy.seen.clear()
-    ended = run(*command, "--json")
-    assert ended.code == 0, ended.err
-    assert ended.json["status"] == ("up_to_date" if is_published else "packed")
-    assert contents(store, out) == expected
-    if name != ".arrow":
-        assert not [put for put in puts(proxy, out) if put.endswith(".arrow")]
 
 
 @pytest.mark.soak

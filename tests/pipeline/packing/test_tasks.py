@@ -91,6 +91,7 @@ def test_a_window_is_planned_and_its_shards_written_elsewhere(tmp_path: Path, wo
         window=window,
         first_sample=0,
         plan=tmp_path / "here.plan",
+        plan_hash="",
         shard=1,
         tokens=summary.shards[1].tokens,
         schema=PACK_SCHEMA,
