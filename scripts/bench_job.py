@@ -1,8 +1,8 @@
 """The whole job as a process, against its peer and against what the disk allows.
 
 On tmpfs: `pack` against TRL's `pack_dataset(..., "bfd")` over the whole dataset, followed by `save_to_disk`,
-on the same input. On disk: `pack` against `cp -r` of its own output and `sync`. Memory is the peak of the
-anonymous memory of all processes.
+on the same input. On disk: `pack` against `cp -r` of its own output and `sync`; and a job that comes again, with
+nothing new and with `--append`. Memory is the peak of the anonymous memory of all processes.
 """
 
 from __future__ import annotations
@@ -162,6 +162,39 @@ def against_copy(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def again(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    """A job that comes again with nothing new, and with a file of 1 % as many samples, which is also packed alone."""
+    source, more, grown, first = (folder / name for name in (f"in-{count}", f"in-{count // 100}", "grown", "ours"))
+    make_input(source, count)
+    make_input(more, count // 100)
+    alone = folder / "alone" / "out"
+    timed(ours(source, first), lambda: None)
+    timed(ours(more, alone), lambda: None)
+
+    def as_before() -> None:
+        shutil.rmtree(grown, ignore_errors=True)
+        shutil.copytree(first, grown)
+        os.sync()
+
+    def drop_alone() -> None:
+        shutil.rmtree(alone)
+        os.sync()
+
+    append = [*ours(source, grown), str(more), "--append"]
+    unchanged, appends, alones = [], [], []
+    for _ in range(rounds):
+        unchanged.append(timed(ours(source, first), lambda: None))
+        alones.append(timed(ours(more, alone), drop_alone))
+        appends.append(timed(append, as_before))
+    return {
+        "samples": count,
+        "unchanged_seconds": spread(unchanged),
+        "append_seconds": spread(appends),
+        "alone_seconds": spread(alones),
+        "append_more_than_alone_seconds": spread([a - b for a, b in zip(appends, alones, strict=True)]),
+    }
+
+
 def memory(folder: Path, counts: list[int]) -> dict[str, float]:
     """Peak anonymous memory in GB, by number of samples."""
     peaks = {}
@@ -184,13 +217,14 @@ def help_seconds(rounds: int) -> dict[str, float]:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--tmpfs", type=click.Path(path_type=Path), default=Path("/dev/shm/bench-job"), show_default=True)
 @click.option("--disk", type=click.Path(path_type=Path), default=Path("bench-job"), show_default=True)
-@click.option("--only", type=click.Choice(["peer", "copy", "memory", "help"]), multiple=True)
+@click.option("--only", type=click.Choice(["peer", "copy", "again", "memory", "help"]), multiple=True)
 @click.option("--json", "path", type=click.Path(path_type=Path))
 def main(samples: int, rounds: int, tmpfs: Path, disk: Path, only: tuple[str, ...], path: Path | None) -> None:
     """Measure the job; about 20 GB of disk and 7 GB of tmpfs for a million samples."""
     parts: dict[str, Callable[[], Any]] = {
         "peer": lambda: against_peer(tmpfs, samples, rounds),
         "copy": lambda: against_copy(disk, samples, rounds),
+        "again": lambda: again(disk, samples, rounds),
         "memory": lambda: memory(disk, [samples, 4 * samples]),
         "help": lambda: help_seconds(rounds),
     }

@@ -18,9 +18,9 @@ from tests.conftest import Run
 from tests.pipeline.objects.datasets import contents, files, read
 from tests.pipeline.objects.server import Proxy
 
-pytestmark = [pytest.mark.soak, pytest.mark.needs("moto", "s3fs")]
+pytestmark = [pytest.mark.soak, pytest.mark.needs("moto", "s3fs"), pytest.mark.usefixtures("quick")]
 
-_AT_STEPS, _AT_MOMENTS = 40, 20
+_AT_STEPS, _AT_MOMENTS = 24, 12
 
 
 class Count:
@@ -58,11 +58,8 @@ def test_a_killed_run_goes_on(
     proxy: Proxy,
     store: fsspec.AbstractFileSystem,
     bucket: str,
-    monkeypatch: pytest.MonkeyPatch,
     is_moved: bool,
 ) -> None:
-    monkeypatch.setattr("pipeline.base.objects.lease.SECONDS", 0.8)
-    monkeypatch.setattr("pipeline.base.objects.lease.RENEWED_AFTER", 0.2)
     assert run(*job, "--output", tmp_path / "local").code == 0
     expected, count = files(tmp_path / "local"), Count()
     with intercepted(count):
