@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from pipeline.base.digests import canonical_json
 from pipeline.format.manifest import hash_of_rest
 from tests.conftest import Run
 from tests.pipeline.chats import chat
 from tests.pipeline.hostile.processes import SECONDS, forked
-from tests.pipeline.reading.inputs import stream
+from tests.pipeline.reading.inputs import json_lines, stream
 from tests.pipeline.samples import random_rows, table, write_jsonl
 
 ROWS = random_rows(60)
@@ -50,6 +54,37 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+EXTREMES = [None, True, -1, 0, 2**63, 10**400, 0.5, "", "../x", "\u0000", "NaN", [], {}, [[]], {"": None}, "\ud800"]
+
+
+def forged(content: bytes, draw: random.Random) -> bytes:
+    """A file of JSON of which some values are others, or left out; the hash of a manifest is right again."""
+    whole = json.loads(content)
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        at = whole
+        while True:
+            places = list(at) if isinstance(at, dict) else range(len(at))
+            if not places:
+                break
+            place = draw.choice(places)
+            if isinstance(at[place], dict | list) and draw.random() < 0.8:
+                at = at[place]
+                continue
+            way = draw.randrange(4)
+            if way == 0:
+                del at[place]
+            elif way == 1 and isinstance(at[place], int):
+                at[place] += draw.choice([-1, 1, 1000, -(2**40)])
+            elif way == 2 and isinstance(at, dict):
+                at[str(draw.choice(EXTREMES))] = at.pop(place)
+            else:
+                at[place] = draw.choice(EXTREMES)
+            break
+    if "self" in whole:
+        whole["self"] = hash_of_rest(whole)
+    return canonical_json(whole)
+
+
 def read(name: str, folder: Path) -> list[object]:
     return ["pack", folder / name, "--output", folder / "out", *FLAGS]
 
@@ -77,10 +112,24 @@ def of_output(name: str, *command: object) -> Prepare:
     return prepare
 
 
-def raw(run: Run, folder: Path, raw_flags: list[object]) -> tuple[Path, list[object]]:
-    rows = [{"messages": chat("why?", "because"), "id": number} for number in range(40)]
-    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "in.jsonl", ["tokenize", folder / "in.jsonl", "--output", folder / "out", *raw_flags]
+CHATS = [{"messages": chat("why?", "because"), "id": number} for number in range(40)]
+
+
+def of_chats(name: str, target: str = "") -> Prepare:
+    """Chats, of which the file itself is changed, or one that is needed to read them."""
+
+    def prepare(run: Run, folder: Path, raw_flags: list[object]) -> tuple[Path, list[object]]:
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(CHATS), folder / name)
+        else:
+            (folder / name).write_text("".join(json.dumps(row) + "\n" for row in CHATS))
+        tokenizer, template = folder / "tokenizer", folder / "own.jinja"
+        shutil.copytree(str(raw_flags[1]), tokenizer)
+        shutil.copy(str(raw_flags[3]), template)
+        flags = ["--tokenizer", tokenizer, "--chat-template", template, "--num-workers", "1"]
+        return folder / (target or name), ["tokenize", folder / name, "--output", folder / "out", *flags]
+
+    return prepare
 
 
 def job(run: Run, folder: Path, raw_flags: list[object]) -> tuple[Path, list[object]]:
@@ -96,13 +145,24 @@ KINDS: dict[str, Prepare] = {
     "arrow": as_input(".arrow", lambda path: stream(ROWS, path)),
     "lz4": as_input(".arrow", lambda path: stream(ROWS, path, compression="lz4")),
     "jsonl": as_input(".jsonl", lambda path: write_jsonl(ROWS, path)),
-    "raw": raw,
+    "gzip": as_input(".jsonl.gz", lambda path: path.write_bytes(gzip.compress(json_lines(ROWS)))),
+    "zstd": as_input(".jsonl.zst", lambda path: path.write_bytes(zstandard.compress(json_lines(ROWS)))),
+    "array": as_input(".json", lambda path: path.write_text(json.dumps(ROWS))),
+    "chats in jsonl": of_chats("in.jsonl"),
+    "chats in parquet": of_chats("in.parquet"),
+    "template": of_chats("in.jsonl", "own.jinja"),
+    "tokenizer": of_chats("in.jsonl", "tokenizer/tokenizer.json"),
+    "tokenizer's options": of_chats("in.jsonl", "tokenizer/tokenizer_config.json"),
     "job": job,
     "manifest": of_output("manifest.json", *PACK),
     "manifest, verified": of_output("manifest.json", "verify", "out"),
     "manifest, appended to": of_output("manifest.json", *PACK, "--append"),
+    "manifest, forged": of_output("manifest.json", "verify", "out"),
+    "manifest, forged and appended to": of_output("manifest.json", *PACK, "--append"),
+    "manifest, forged and packed": of_output("manifest.json", "pack", "out", "--unpack", "--output", "again", *FLAGS),
     "state": of_output("a/state.json", "verify", "out"),
     "state, packed": of_output("a/state.json", "pack", "out", "--unpack", "--output", "again", *FLAGS),
+    "state, forged": of_output("a/state.json", "pack", "out", "--unpack", "--output", "again", *FLAGS),
     "splits, packed": of_output("dataset_dict.json", "pack", "out", "--unpack", "--output", "again", *FLAGS),
 }
 
@@ -112,10 +172,14 @@ def attack(kind: str, run: Run, folder: Path, raw_flags: list[object], seed: int
     target, command = KINDS[kind](run, folder, raw_flags)
     command = [folder / "again" if one == "again" else one for one in command]
     original, draw = target.read_bytes(), random.Random(f"{kind}{seed}")
+    assert run(*command).code == 0, "what is not damaged is read, and this process is warm"
+    if not target.is_relative_to(folder / "out"):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    shutil.rmtree(folder / "again", ignore_errors=True)
     outputs = [folder / "again", *([] if target.is_relative_to(folder / "out") else [folder / "out"])]
     before = {path for path in folder.rglob("*") if "cache" not in path.parts}
     for case in range(cases):
-        target.write_bytes(mutated(original, draw))
+        target.write_bytes(forged(original, draw) if "forged" in kind else mutated(original, draw))
         started = time.monotonic()
         code, said, _ = forked(command, folder)
         what = f"{kind}, case {case} of seed {seed}: exit code {code}: {said[-500:]}"
@@ -133,14 +197,14 @@ def attack(kind: str, run: Run, folder: Path, raw_flags: list[object], seed: int
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_gets_one_message(run: Run, tmp_path: Path, flags: list[object], kind: str) -> None:
-    attack(kind, run, tmp_path, flags, seed=0, cases=3 if kind == "raw" else 8)
+    attack(kind, run, tmp_path, flags, seed=0, cases=5)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 6))
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(run: Run, tmp_path: Path, flags: list[object], kind: str, seed: int) -> None:
-    attack(kind, run, tmp_path, flags, seed=seed, cases=140)
+    attack(kind, run, tmp_path, flags, seed=seed, cases=100)
 
 
 def test_paths_that_lead_outside(run: Run, tmp_path: Path) -> None:
