@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 import click
 
@@ -305,6 +305,12 @@ def _ending(error: Exception | KeyboardInterrupt, program: Program) -> tuple[str
     return (_report_bug(error), ExitCode.BUG) if fault is None else (fault, ExitCode.USAGE)
 
 
+def _report_file() -> IO[str]:
+    return tempfile.NamedTemporaryFile(
+        "w", prefix="tightpack-bug-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+    )
+
+
 def _report_bug(error: Exception) -> str:
     """Write a report; returns what to say of it."""
     text = "".join(traceback.format_exception(error))
@@ -314,7 +320,7 @@ def _report_bug(error: Exception) -> str:
         click.echo(text, err=True)
     what = f"a bug of ours: {type(error).__name__}: {error}; please report it"
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="tightpack-bug-", suffix=".log", delete=False) as file:
+        with _report_file() as file:
             file.write(" ".join(sys.argv) + "\n" + text)
     except OSError as fault:
         return f"{what} with what --debug shows (no log could be written: {fault.strerror})"

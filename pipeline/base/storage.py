@@ -13,6 +13,7 @@ import fcntl
 import io
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -116,7 +117,14 @@ def sync_folder(folder: Path) -> None:
 
 def open_file(path: str | Path) -> BinaryIO:
     """Open a file for reading."""
-    return perform(Step("open", str(path)), lambda: open(path, "rb"))
+    return perform(Step("open", str(path)), lambda: open(_no_pipe(path), "rb"))
+
+
+def _no_pipe(path: str | Path) -> str:
+    """The path. Raises `OSError` for a named pipe, at which opening would wait for somebody who writes."""
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise OSError(errno.ENOTSUP, "a named pipe, not a file", str(path))
+    return str(path)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -129,14 +137,14 @@ def map_file(path: str | Path) -> pa.MemoryMappedFile:
     """Map a file for Arrow."""
     import pyarrow as pa  # noqa: PLC0415 - commands that map nothing start without it
 
-    return perform(Step("open", str(path)), lambda: pa.memory_map(str(path)))
+    return perform(Step("open", str(path)), lambda: pa.memory_map(_no_pipe(path)))
 
 
 def arrow_file(path: str | Path) -> pa.OSFile:
     """Open a file for Arrow, which reads it piece by piece."""
     import pyarrow as pa  # noqa: PLC0415 - as above
 
-    return perform(Step("open", str(path)), lambda: pa.OSFile(str(path)))
+    return perform(Step("open", str(path)), lambda: pa.OSFile(_no_pipe(path)))
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -88,6 +88,8 @@ class Place(Versioning):
         if not self.versioned or not self.output.exists():
             return
         names = [path.name for path in storage.list_folder(self.output)]
+        if LATEST in names and not (self.output / LATEST).is_symlink():
+            raise ConfigError(f"--versioned: {self.output / LATEST} is no link to a version; move it away")
         plain = next((name for name in OF_DATASETS if name in names), None)
         if plain is not None:
             raise ConfigError(

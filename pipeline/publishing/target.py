@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.objects.copies import LATEST, VERSION
 from pipeline.base.objects.store import ObjectStore, is_url
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback
@@ -32,11 +33,27 @@ def place_of(
     if overwrite and append:
         raise ConfigError("--overwrite makes all of it anew and --append adds to it; choose one")
     if not is_url(output):
-        return Place(output=Path(os.path.realpath(output)), versioned=versioned, keep=keep)
+        path = Path(os.path.realpath(output))
+        _refuse_name(path, versioned=versioned)
+        return Place(output=path, versioned=versioned, keep=keep)
     cache = run.resolved().cache_dir
     assert cache is not None
     store = ObjectStore.at(output, "--output", is_output=True)
     return StoredPlace(store=store, cache=cache, versioned=versioned, keep=keep)
+
+
+def _refuse_name(path: Path, *, versioned: bool) -> None:
+    """Raise `ConfigError` for a name that cannot be told, and for a version, which is named by its run."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise ConfigError(f"--output {shown}: its name, or a folder's, is not in UTF-8; choose another") from None
+    if not versioned and VERSION.fullmatch(path.name) and (path.parent / LATEST).is_symlink():
+        raise ConfigError(
+            f"--output {path} is one of the versions in {path.parent}, each of which is what one run wrote; name"
+            f" --output {path.parent} --versioned"
+        )
 
 
 def check_place(

@@ -183,9 +183,9 @@ def _new_files(
         found.append(replace(entry, splits=splits))
     missing = [file for file in known if left[file.content]]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise ConfigError(
-            f"--append: {missing[0].name} ({missing[0].xxh3_128[:8]}){more} is in {output} and not among the inputs:"
+            f"--append: {missing[0].name} ({missing[0].xxh3_128[:8]}){more} in {output} and not among the inputs:"
             " changed, gone, or not named; name all inputs again as they were, or make it anew with --overwrite"
         )
     return [entry for entry in found if entry.files()]

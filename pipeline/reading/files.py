@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,16 @@ import fsspec
 from pipeline.base.errors import BusyError, DataError, TightpackError
 from pipeline.base.storage import Step, perform
 from pipeline.base.words import in_one_line
+
+_MISSING = "it was removed, or is a link to what is not there"
+_WAYS_OUT = {
+    errno.EACCES: "let this user read it, or run as one who may",
+    errno.EPERM: "let this user read it, or run as one who may",
+    errno.ENOENT: _MISSING,
+    errno.ENOTDIR: _MISSING,
+    errno.ELOOP: "it is a link that leads back to itself",
+}
+"""What to do where an input is out of reach for good."""
 
 # What a file system says of a remote file's version, the most telling first; without any, nothing is remembered.
 _VERSION_MARKS = ("ETag", "Content-MD5", "LastModified", "Last-Modified", "mtime", "created")
@@ -47,7 +59,11 @@ class InputFile:
         Of local files size, time of modification and inode: a hard link, or another owner, is the same version.
         """
         if self.is_local:
-            facts = os.stat(self.path)
+            _require_utf8(self.path)
+            with permitted(self.shown, self.path):
+                facts = os.stat(self.path)
+            if not stat.S_ISREG(facts.st_mode):
+                raise DataError(f"input {self.shown}: a pipe, a device or a folder; write its content to a file")
             return f"size={facts.st_size} mtime_ns={facts.st_mtime_ns} inode={facts.st_ino}"
         with reaching(self.shown, self.system):
             info = self.system.info(self.path)
@@ -78,8 +94,8 @@ def reaching(name: str, system: fsspec.AbstractFileSystem) -> Iterator[None]:
         raise
     except Exception as error:
         if "file" in _protocols(system):
-            if isinstance(error, PermissionError):
-                raise _forbidden(name, error) from None
+            if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+                raise _out_of_reach(name, error) from None
             raise
         message = f"input {name}: {in_one_line(error)}"
         final = isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
@@ -88,17 +104,25 @@ def reaching(name: str, system: fsspec.AbstractFileSystem) -> Iterator[None]:
 
 @contextmanager
 def permitted(name: str, path: str) -> Iterator[None]:
-    """Raise `DataError` where an input may not be read; other faults pass, and those of other files.
+    """Raise `DataError` where an input may not be read, or is not there; other faults pass, and those of other files.
 
     name: how messages name it; path: where it is opened.
     """
     try:
         yield
-    except PermissionError as error:
-        if error.filename != path:
+    except OSError as error:
+        if error.filename != path or error.errno not in _WAYS_OUT:
             raise
-        raise _forbidden(name, error) from None
+        raise _out_of_reach(name, error) from None
 
 
-def _forbidden(name: str, error: PermissionError) -> DataError:
-    return DataError(f"input {name}: {error.strerror}; let this user read it, or run as one who may")
+def _out_of_reach(name: str, error: OSError) -> DataError:
+    return DataError(f"input {name}: {error.strerror}; {_WAYS_OUT[error.errno or 0]}")
+
+
+def _require_utf8(path: str) -> None:
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"input {shown}: its name, or a folder's, is not in UTF-8; rename it, or link to it") from None

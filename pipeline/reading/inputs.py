@@ -210,6 +210,7 @@ def _at(system: fsspec.AbstractFileSystem, path: str, name: str) -> Input:
         raise DataError(f"input {name}: the directory is empty")
     data = next((ending for ending in _FORMATS if any(entry.endswith(ending) for entry in inside)), None)
     way_out = f"; name its files with a quoted pattern, as in '{name}/*{data}'" if data else ""
+    way_out = f"; versions are inside: name the current one, '{name}/{LATEST}'" if LATEST in inside else way_out
     raise DataError(f"input {name}: not a dataset written by save_to_disk (it has no state.json){way_out}")
 
 
@@ -244,12 +245,12 @@ def _saved_files(system: fsspec.AbstractFileSystem, path: str) -> tuple[InputFil
 def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> TokenizeManifest | None:
     """The manifest of a dataset that `tokenize` wrote; other people's are not looked at."""
     where = f"{path}/{MANIFEST}"
-    if not system.exists(where):
+    if not system.isfile(where):
         return None
     content = system.cat_file(where)
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"input {where}: damaged, not valid JSON ({error}); tokenise again, or remove it") from None
     if not isinstance(value, dict) or value.get("kind") != TOKENIZED:
         return None
@@ -262,13 +263,13 @@ def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> Tokeniz
 
 
 def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
-    if not system.exists(path):
+    if not system.isfile(path):
         raise DataError(f"input {path}: no such file; the dataset directory is incomplete")
     content = system.cat_file(path)
     refuse_content(content, "json", f"input {path}")
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"input {path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"input {path}: a JSON object is needed")

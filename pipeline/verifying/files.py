@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.base.digests import hash_file
+from pipeline.base.storage import read_bytes
 from pipeline.base.words import in_one_line
 from pipeline.format.dataset_files import is_left_by_others, path_in_dataset
 from pipeline.format.identity import SINGLE
@@ -52,9 +53,9 @@ def fault_of(path: Path, entry: FileEntry) -> str | None:
 def _check_state(directory: Path, split: str, shards: Sequence[str]) -> Problems:
     name = path_in_dataset(split, "state.json")
     try:
-        state = json.loads((directory / name).read_bytes())
+        state = json.loads(read_bytes(directory / name))
         listed = [entry["filename"] for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []  # reported by its checksum
     return [] if listed == list(shards) else [f"{name}: it does not list the manifest's shards in their order"]
 

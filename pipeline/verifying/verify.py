@@ -20,6 +20,7 @@ from pipeline.base.objects.store import is_url
 from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback, stage
 from pipeline.base.staging import Staging
+from pipeline.base.storage import read_bytes
 from pipeline.format.appends import shards_of
 from pipeline.format.identity import ALGORITHM_VERSION, FORMAT_VERSION, SINGLE
 from pipeline.format.manifest import (
@@ -180,7 +181,7 @@ def _check_manifest(directory: Path) -> tuple[Problems, Manifest | None]:
         return [f"{directory}: no such directory"], None
     try:
         manifest = read_manifest(directory)
-        content = (directory / MANIFEST).read_bytes()
+        content = read_bytes(directory / MANIFEST)
     except OldFormatError as error:
         raise DataError(str(error)) from None
     except (ManifestError, OSError) as error:

@@ -55,6 +55,16 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         return bool(super().filter(record))
 
 
+class _ToFile(logging.FileHandler):
+    """A file of its own; where it cannot be written, as on a full disk, the others are told once, and it ends."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Instead of the traceback that logging prints."""
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self)
+        logging.getLogger(LOGGERS[0]).warning("--log-file %s ends here: %s", self.baseFilename, sys.exception())
+
+
 def begin_log(rank: int | None) -> None:
     """Log to stderr, as text; of several ranks the first alone tells more than errors."""
     handler = _ToStderr(sys.stderr)
@@ -68,7 +78,7 @@ def begin_log(rank: int | None) -> None:
 
 def log_to_file(path: str) -> None:
     """Log to a file as well, in the form that stderr has. Raises `OSError`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _ToFile(path, encoding="utf-8", errors="backslashreplace")
     current = _handlers()[0].formatter
     is_json = isinstance(current, JsonLines)
     handler.setFormatter(current if is_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

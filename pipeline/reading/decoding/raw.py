@@ -76,8 +76,13 @@ class RawBlock:
                 (name, column.to_pylist(), _converter(column.type))
                 for name, column in zip(self.content.schema.names, self.content.columns, strict=True)
             ]
-            for values in zip(*(map(convert, column) for _, column, convert in columns), strict=True):
-                yield {name: value for (name, _, _), value in zip(columns, values, strict=True)}
+            for values in zip(*(column for _, column, _ in columns), strict=True):
+                row: Row | ValueError
+                try:
+                    row = {name: convert(value) for (name, _, convert), value in zip(columns, values, strict=True)}
+                except (ValueError, RecursionError) as error:  # a column of Arrow's JSON type, which it does not check
+                    row = ValueError(f"not valid JSON ({error})")
+                yield row
 
 
 @dataclass(frozen=True, kw_only=True)

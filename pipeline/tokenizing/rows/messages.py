@@ -163,7 +163,7 @@ def functions_in(tools: Any, where: str) -> list[dict[str, Any]]:
         tools = json.loads(tools) if isinstance(tools, str) else tools
         tools = [tools] if isinstance(tools, dict) and ("function" in tools or "name" in tools) else tools
         found = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         found = [None]
     if not all(isinstance(tool, dict) for tool in found):
         raise RowFault("not_text", f"{where} is no list of tool descriptions (JSON schemas)")

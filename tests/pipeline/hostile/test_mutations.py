@@ -54,7 +54,24 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-EXTREMES = [None, True, -1, 0, 2**63, 10**400, 0.5, "", "../x", "\u0000", "NaN", [], {}, [[]], {"": None}, "\ud800"]
+EXTREMES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    10**400,
+    0.5,
+    "",
+    "../x",
+    "\u0000",
+    "NaN",
+    [],
+    {},
+    [[]],
+    {"": None},
+    "\ud800",
+]
 
 
 def forged(content: bytes, draw: random.Random) -> bytes:
