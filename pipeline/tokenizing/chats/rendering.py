@@ -13,15 +13,26 @@ from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.rendered import Rendering, num_without_reasoning
 from pipeline.tokenizing.chats.template import ChatTemplate, Marked, TemplateRefusal
 from pipeline.tokenizing.chats.turns.ends import End, own_or_next, own_or_put
-from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked
+from pipeline.tokenizing.chats.turns.faults import endless, unlocated, unmarked, unparted
 from pipeline.tokenizing.chats.turns.finder import TurnFinder
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Shape, Targets, Turn, parts_in, parts_of, shifted
 from pipeline.tokenizing.chats.unsaid import Unsaid
-from pipeline.tokenizing.rows.messages import RowFault, has_free_arguments, said_besides, who_is, with_text_arguments
+from pipeline.tokenizing.rows.messages import (
+    Message,
+    RowFault,
+    has_free_arguments,
+    reasoning_of,
+    said_besides,
+    who_is,
+    with_text_arguments,
+)
 from pipeline.tokenizing.rows.samples import Chat
 from pipeline.tokenizing.tokens.own_words import HIDDEN, OwnWords
 from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
+
+_CHOICES = {"reasoning": "reasoning", "call": "tool_calls", "inserted": "inserted"}
+"""Kinds of targets -> the option that masks them."""
 
 
 class ChatRenderer:
@@ -44,7 +55,7 @@ class ChatRenderer:
         self._unsaid = Unsaid(template, self._turns.probes, options)
         self._uses_marks = template.has_marks and train_on != "all"
         self._eos = tokenizer.eos_text if options.append_eos else None
-        choices = {"reasoning": options.reasoning, "call": options.tool_calls, "inserted": options.inserted}
+        choices = {kind: getattr(options, name) for kind, name in _CHOICES.items()}
         self._masked = {kind for kind, choice in choices.items() if choice == "mask"}
 
     @property
@@ -219,14 +230,15 @@ class ChatRenderer:
             if number is None or number not in written:
                 continue
             written[number] += text[slice(*mark)]
-            turn = found.turns.get(number)
-            targets += self._chosen(chat, number, within(mark, turn), text, found)
+            parts = within(mark, found.turns.get(number) or found.unbegun.get(number))
+            targets += self._chosen(chat, number, parts, text, found)
         left_out = {(leaf.message, leaf.text) for leaf in found.missing}  # of which it was decided before
         for number, own in written.items():
             message = chat.messages[number]
             answer = str(message.get("content") or "").strip()
             is_there = answer and answer in own
-            if not is_there and (number not in found.turns or not self._special_texts.sub("", own).strip()):
+            is_found = number in found.turns or number in found.unbegun
+            if not is_there and (not is_found or not self._special_texts.sub("", own).strip()):
                 raise unmarked(number, self._template, "text")
             for said in said_besides(message):
                 if said.strip() not in own and (number, said) not in left_out:
@@ -236,7 +248,9 @@ class ChatRenderer:
     def _chosen(self, chat: Chat, number: int, parts: Targets, text: str, found: FoundTurns) -> Targets:
         """The parts of a turn that are trained. Raises `RowFault` where those that the data marks cannot be located."""
         chosen = [(kind, span) for kind, span in parts if kind not in self._masked and span[0] < span[1]]
-        marked, turn = chat.parts_marked(number), found.turns.get(number)
+        marked, turn = chat.parts_marked(number), found.turns.get(number) or found.unbegun.get(number)
+        if turn is None and (masked := self._masked_in(chat.messages[number])):
+            raise unparted(number, self._template, found.untold[number], masked)
         chosen = [(kind, self._stop(span, turn, text) if kind == "end" else span) for kind, span in chosen]
         if marked is None:
             return chosen
@@ -250,6 +264,13 @@ class ChatRenderer:
                 " marks as not trained cannot be located",
             )
         return [one for one in without(chosen, spans) if one[0] != "end" or ends_trained(marked, chat.messages[number])]
+
+    def _masked_in(self, message: Message) -> list[str]:
+        """The options by which something is masked that a turn may have."""
+        thinks = reasoning_of(message) is not None or self._marks.apart(message.get("content")) is not None
+        calls = bool(message.get("tool_calls") or message.get("function_calls"))
+        has = {"reasoning": thinks, "call": calls, "inserted": True}
+        return [_CHOICES[kind].replace("_", "-") for kind in self._masked if has[kind]]
 
     def _add_turns(self, rendering: Rendering, chat: Chat, trained: list[int], found: FoundTurns) -> None:
         """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""

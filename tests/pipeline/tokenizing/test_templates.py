@@ -17,6 +17,8 @@ from tests.pipeline.chats import STYLES
 from tests.pipeline.tokenizing.oracle import samples_of
 from tests.pipeline.tokenizing.test_chats import AGENT, CALL, PLAIN, REASONED, TEMPLATES, TOOL, answer, told, user
 
+WORDS = [("first", "Hello"), ("second", "Ciao")]
+
 
 def test_an_answer_that_loses_what_was_thought_before_a_call_is_cut_there(tok: Path, tmp_path: Path) -> None:
     """gpt-oss writes it until the final answer is there; while that is generated, it is read."""
@@ -51,6 +53,64 @@ def test_a_call_whose_name_is_written_twice(tok: Path, tmp_path: Path) -> None:
     _, ((calls,),) = told(tok, "muse_glimmer", tmp_path, row, template_date="2026-01-02")
     assert calls.startswith(" to=get_weather<|message|><atem:function_calls>")
     assert (calls.count("Oslo"), calls[-7:]) == (2, "<|eot|>")
+
+
+CALLS = [CALL | {"id": "1"}, CALL | {"id": "2"}]
+RESULTS = [{"role": "tool", "content": word, "name": "get_weather", "tool_call_id": word[-1]} for word in ("w1", "w2")]
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v5", "diffusion_gemma"])
+def test_results_inside_a_turn_are_not_trained(tok: Path, tmp_path: Path, name: str) -> None:
+    """Ids tell such chats from those of their shape, so that what others say is looked at otherwise."""
+    turns = [AGENT[0], answer("I look.", tool_calls=CALLS), *RESULTS, answer("It is 12.")]
+    (fault,) = told(tok, name, tmp_path, {"messages": turns, "tools": [TOOL]})[0].faults
+    assert "writes some of it after what comes next" in fault.detail
+    turns[1] = answer("", tool_calls=CALLS)
+    assert told(tok, name, tmp_path, {"messages": turns, "tools": [TOOL]})[0].faults == []
+
+
+def test_a_call_in_front_of_inline_reasoning_is_a_call(tok: Path, tmp_path: Path) -> None:
+    row = {"messages": [AGENT[0], answer("", tool_calls=[CALL], reasoning="Look.")], "tools": [TOOL]}
+    found, ((run,),) = told(tok, "gemma4_v2", tmp_path, row, reasoning_inline=True, tool_calls="mask")
+    assert run == "<think>\nLook.\n</think><turn|>"
+    assert set(found.kinds) == {"reasoning", "end"}
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"reasoning": "mask"}, ["Hello.<|im_end|>\n", "Ciao.<|im_end|>\n"]),
+        ({"reasoning": "mask", "inserted": "mask"}, ["Hello.<|im_end|>\n", "Ciao.<|im_end|>\n"]),
+        ({}, [f"<think>\n{one} thought\n</think>\n\n{said}.<|im_end|>\n" for one, said in WORDS]),
+    ],
+)
+def test_marks_round_turns_whose_prompt_closes_reasoning(
+    tok: Path, tmp_path: Path, options: dict[str, Any], trained: list[str]
+) -> None:
+    """Where they begin is told by the marks alone; what is reasoning in them is masked all the same."""
+    found, runs = told(tok, "qwen3_5_nothink_training", tmp_path, REASONED, **options)
+    assert runs == [trained]
+    assert bool(found.kinds["reasoning"]) is not bool(options)
+
+
+TWICE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }} ({{ m.content }})<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"), [({"reasoning": "mask"}, "--reasoning mask"), ({"inserted": "mask"}, "--inserted mask")]
+)
+def test_marks_in_which_what_is_masked_cannot_be_told(
+    tok: Path, tmp_path: Path, options: dict[str, Any], flag: str
+) -> None:
+    turns = [user("Hi"), answer("<think>Hm.</think>Hello.")]
+    (fault,) = told(tok, TWICE, tmp_path, turns, **options)[0].faults
+    assert (fault.reason, flag in fault.detail) == ("template_mismatch", True)
+    assert told(tok, TWICE, tmp_path, turns)[0].faults == []
+    assert told(tok, TWICE, tmp_path, PLAIN, reasoning="mask")[0].faults == []
 
 
 def test_turns_that_a_template_merges_are_one(tok: Path, tmp_path: Path) -> None:

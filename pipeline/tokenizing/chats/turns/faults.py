@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from pipeline.base.words import listed
 from pipeline.tokenizing.chats.template import ChatTemplate
 from pipeline.tokenizing.chats.turns.probes import CLOSES, CUTS
 from pipeline.tokenizing.chats.turns.shapes import Turn
@@ -25,6 +28,16 @@ def unlocated(number: int, template: ChatTemplate, why: str) -> RowFault:
         "template_mismatch",
         f"turn {number} (assistant) cannot be located: {template.name} {why}; marking the turns with"
         " {% generation %} in a copy of the template settles where they are",
+    )
+
+
+def unparted(number: int, template: ChatTemplate, why: str, masked: Iterable[str]) -> RowFault:
+    """What is wrong with a turn that the template marks, and of which a part is masked that cannot be located."""
+    flags = listed([f"--{kind} mask" for kind in sorted(masked)], "and")
+    return RowFault(
+        "template_mismatch",
+        f"turn {number} (assistant): {template.name} {why}, so what {flags} is about cannot be told in it; leave the"
+        " flag out to train all that it marks, or leave out such rows",
     )
 
 

@@ -148,6 +148,7 @@ class TurnFinder:
         unprompted: set[int] = set()
         slots_of = self._slots_of(layout, leaves)
         times = Counter(layout.slots)
+        told = {leaf.message for leaf in leaves if leaf.kind == "content"}
         for number in range(first, len(messages)):
             if messages[number]["role"] != "assistant":
                 continue
@@ -162,7 +163,7 @@ class TurnFinder:
             between = range(slots[0], slots[-1] + 1)
             after = messages[number + 1 : number + 2]
             if any(leaves[layout.slots[slot]].message > number for slot in between) or (
-                _is_blank_result(after) and self.probes.answers_inside(messages[number])
+                _is_result(after) and number + 1 not in told and self.probes.answers_inside(messages[number])
             ):
                 untold[number] = "writes some of it after what comes next, such as the results of its calls"
                 continue
@@ -216,13 +217,13 @@ class TurnFinder:
     def _found(
         self, chat: Chat, shape: Shape, layout: Layout, leaves: list[Leaf], spans: list[Span], chat_text: str
     ) -> FoundTurns:
-        turns = {
-            number: self._locator.turn(turn, shape, layout, spans, chat_text) for number, turn in shape.turns.items()
-        }
-        missing = [leaves[number] for number in shape.missing]
-        found = FoundTurns(
-            turns, shape.untold, missing, leaves, layout.slots, spans, knows_others=True, unprompted=shape.unprompted
+        turns, unbegun = (
+            {number: self._locator.turn(turn, shape, layout, spans, chat_text) for number, turn in some.items()}
+            for some in (shape.turns, shape.unbegun)
         )
+        missing = [leaves[number] for number in shape.missing]
+        found = FoundTurns(turns, shape.untold, missing, unbegun, leaves, layout.slots, spans)
+        found.knows_others, found.unprompted = True, shape.unprompted
         if shape.by_words is not False:
             self._begin_by_prompts(found, chat, shape, layout, chat_text)
         return found
@@ -251,9 +252,9 @@ class TurnFinder:
         found.turns = dict(sorted(found.turns.items()))
 
 
-def _is_blank_result(after: list[Message]) -> bool:
-    """Whether what comes next is the result of a call that says nothing, so that it stands in no slot."""
-    return bool(after) and after[0]["role"] not in ("assistant", "user") and not str(after[0].get("content")).strip()
+def _is_result(after: list[Message]) -> bool:
+    """Whether what comes next may be the result of a call."""
+    return bool(after) and after[0]["role"] not in ("assistant", "user")
 
 
 def _unwritten(chat: Chat, chat_text: str) -> list[Leaf]:

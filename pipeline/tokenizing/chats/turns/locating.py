@@ -114,8 +114,8 @@ class Locator:
             start = span[0]
             led = self._before_mark(chat_text[at:start]) if this == "reasoning" else 0
             if led:
-                parts.append(("inserted", (at, at + led)))
-                at += led
+                parts.append(("call" if before == "call" else "inserted", (at, at + led)))
+                at, around = at + led, "reasoning"
             if this == "answer" and around == "reasoning" and span[1] > start:  # a blank is of the word after it
                 start = at + len(chat_text[at:start].rstrip(" "))
             if start > at:

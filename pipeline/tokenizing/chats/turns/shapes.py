@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 from pipeline.tokenizing.chats.turns.layout import Layout, Leaf, LeafKind, common
@@ -161,6 +161,11 @@ class FoundTurns:
 
     missing: list[Leaf]
     """What stands nowhere."""
+
+    unbegun: Mapping[int, Turn] = field(default_factory=dict)
+    """The turns among `untold` that only lack where they begin, which is told by marks alone: their first part holds
+    what is written before it, too.
+    """
 
     leaves: Sequence[Leaf] = ()
     """What is said, as far as it was looked for."""
