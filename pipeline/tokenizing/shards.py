@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pipeline.base.arrays import as_arrow
 from pipeline.base.errors import DataError, TightpackError
-from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_ROW, SOURCE_TURN, tokenized_schema
 from pipeline.format.labels import IGNORE
 from pipeline.format.options import TokenizeOptions
@@ -230,10 +229,8 @@ def _refuse_faults(
             seen += block.num_rows
             if seen >= until:
                 break
-    raise DataError(
-        f"{where} (so it is in at least {alike:,} of the"
-        f" first {counted(min(seen, until), 'row')}). Leave out such rows, counted and listed, with --on-error drop"
-    )
+    others = f" (so it is in at least {alike:,} of the first {min(seen, until):,} rows)" if alike > 1 else ""
+    raise DataError(f"{where}{others}. Leave out such rows, counted and listed, with --on-error drop")
 
 
 def _drop_faults(

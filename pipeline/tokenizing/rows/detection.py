@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.base.words import listed
 from pipeline.tokenizing.rows.guards import has_question, preferences_in
-from pipeline.tokenizing.rows.messages import EMPTY, REASONING, ROLES, name_of, parsed, roles_named
+from pipeline.tokenizing.rows.messages import EMPTY, REASONING, ROLES, keys_of_turns, name_of, parsed
 from pipeline.tokenizing.rows.paths import value_at
 from pipeline.tokenizing.rows.turn_reader import TurnReader
 
@@ -155,7 +155,7 @@ class FirstRows:
             return f"column {column!r} {PLAIN_STRINGS}"
         if not all(isinstance(one, dict) for one in value):
             return None
-        keys = self._keys_of_turns(value)
+        keys = keys_of_turns(value)
         if not keys:
             return (
                 f"column {column!r} holds lists of objects with the keys {listed(_keys(value), 'and')}; turns have role"
@@ -163,18 +163,6 @@ class FirstRows:
             )
         mapped = "" if column in ("messages", "conversations") else f"--map messages={column} "
         return f"column {column!r} looks like a chat under other names: {mapped}{keys} reads it"
-
-    def _keys_of_turns(self, turns: list[Any]) -> str | None:
-        """The flags under which a list of objects is a chat: who speaks is a known speaker in every one."""
-        texts = {key: [turn.get(key) for turn in turns] for key in _keys(turns)}
-        texts = {key: values for key, values in texts.items() if all(isinstance(value, str) for value in values)}
-        for role_key, speakers in texts.items():
-            contents = [key for key in texts if key != role_key]
-            if contents and all(speaker.lower() in ROLES for speaker in speakers):
-                content_key = max(contents, key=lambda key: sum(map(len, texts[key])))
-                roles = roles_named(speakers)
-                return f"--keys role={role_key},content={content_key}" + (f" --roles {roles}" if roles else "")
-        return None
 
     def _pair_advice(self, columns: Sequence[str]) -> str | None:
         """The `--map` under which texts of a known name are a pair."""
@@ -235,7 +223,9 @@ def not_a_chat(value: Any) -> str:
         return f": it {one_string(marks)}" if marks else ""
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return f": it {PLAIN_STRINGS}"
-    return ""
+    if isinstance(value, dict) and value and all(isinstance(one, list) for one in value.values()):
+        return f": it holds lists under {listed(value, 'and')}; write every turn as an object with role and content"
+    return ": it holds bytes; write them as text" if isinstance(value, bytes) else ""
 
 
 def pair_of(value: Any) -> list[str] | None:

@@ -19,6 +19,8 @@ from pipeline.tokenizing.rows.messages import (
     RowFault,
     functions_in,
     is_blank,
+    is_named,
+    keys_of_turns,
     kind_of,
     name_of,
     parsed,
@@ -206,6 +208,9 @@ class Format:
             raise RowFault("no_assistant_turn", f"column {column!r} has no turns")
         if all(map(self.reader.is_simple, value)):
             return value, [None] * len(value)
+        keys = None if self.reader.renames or any(map(is_named, value)) else keys_of_turns(value)
+        if keys is not None:
+            raise RowFault("unknown_role", f"column {column!r} looks like a chat under other names: {keys} reads it")
         found = [self.reader.message(turn, f"column {column!r}, turn {number}") for number, turn in enumerate(value)]
         return [message for message, _ in found], [mark for _, mark in found]
 

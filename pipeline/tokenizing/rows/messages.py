@@ -40,6 +40,9 @@ TOOL_ROLES = ("tool", *RESULTS)
 CALLERS = ("function_call", "tool_call")
 """Speakers that are the assistant calling a function; the text is the call."""
 
+_SPEAKER_KEYS = ("role", "from", "speaker", "author", "sender", "who", "user_type", "type", "name", "participant")
+"""What the key of who speaks is called."""
+
 _OTHER_ROLES = ("developer", *TOOL_ROLES, *CALLERS)
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -105,6 +108,40 @@ def roles_named(speakers: Iterable[str]) -> str:
         if role is not None and role != speaker:
             named[role] = f"{named[role]}|{speaker}" if role in named else speaker
     return ",".join(f"{role}={names}" for role, names in named.items())
+
+
+def is_named(turn: Message) -> bool:
+    """Whether a turn has the usual keys of who speaks and of what is said."""
+    return ("content" in turn and ("role" in turn or "from" in turn)) or ("from" in turn and "value" in turn)
+
+
+def keys_of_turns(turns: list[Any]) -> str | None:
+    """The flags under which objects with other keys are turns: every one says who speaks, and has a text or parts.
+
+    Who speaks stands under a key of which every value is a known speaker, or that is called like one.
+    """
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        return None
+    texts = {key: [turn[key] for turn in turns] for key in turns[0] if all(turn.get(key) for turn in turns)}
+    speakers_of = {key: told for key, told in texts.items() if all(isinstance(speaker, str) for speaker in told)}
+    known = [key for key, told in speakers_of.items() if all(speaker.lower() in ROLES for speaker in told)]
+    called = [key for key in speakers_of if key.lower() in _SPEAKER_KEYS and len({*speakers_of[key]}) <= len(ROLES)]
+    for role_key in (*known, *called):
+        contents = [key for key, told in texts.items() if key != role_key and all(map(_is_content, told))]
+        if contents:
+            content_key = max(contents, key=lambda key: sum(map(len, texts[key])))
+            keys = {"role": role_key, "content": content_key}
+            named = ",".join(f"{name}={key}" for name, key in keys.items() if name != key)
+            roles = roles_named(speakers_of[role_key])
+            return f"--keys {named}" + (f" --roles {roles}" if roles else "")
+    return None
+
+
+def _is_content(value: Any) -> bool:
+    """Whether a value is a text, or a list of parts with text."""
+    if isinstance(value, list):
+        return all(isinstance(part, str) or (isinstance(part, dict) and "text" in part) for part in value)
+    return isinstance(value, str)
 
 
 def said_besides(turn: Message) -> list[str]:

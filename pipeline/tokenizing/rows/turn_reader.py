@@ -33,7 +33,7 @@ from pipeline.tokenizing.rows.messages import (
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
-_CONTENTS = ("value", "text", "message")
+_CONTENTS = ("value", "text", "message", "parts")
 """What the content of a turn is called otherwise."""
 
 _MEDIA = re.compile(r"(?:input_)?(image|audio|video)(?:_url)?")
@@ -88,7 +88,7 @@ class TurnReader:
         says_more = role == "assistant" and bool(said_besides(message))
         if content is None:
             if not says_more:
-                other = next((key for key in _CONTENTS if isinstance(message.get(key), str)), None)
+                other = next((key for key in _CONTENTS if isinstance(message.get(key), str | list)), None)
                 way = f"; --keys content={other} reads its {other}" if other else ""
                 raise RowFault("null_content", f"{where} ({role}): its content is null or missing{way}")
         elif not isinstance(content, str):
