@@ -205,7 +205,9 @@ def functions_in(tools: Any, where: str) -> list[dict[str, Any]]:
     if not all(isinstance(tool, dict) for tool in found):
         raise RowFault("not_text", f"{where} is no list of tool descriptions (JSON schemas)")
     return [
-        {"type": "function", "function": function_of(tool)} if "name" in tool and "function" not in tool else tool
+        {"type": "function", "function": {key: one for key, one in tool.items() if (key, one) != ("type", "function")}}
+        if "name" in tool and "function" not in tool
+        else tool
         for tool in found
     ]
 

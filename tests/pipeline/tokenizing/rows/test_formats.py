@@ -17,7 +17,6 @@ from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat, Pair, Sample, Text
 from pipeline.tokenizing.rows.turn_reader import TurnReader
-from pipeline.tokenizing.tokenization import turn_reader
 from tests.conftest import Run
 from tests.pipeline.chats import chat
 from tests.pipeline.tokenizing.conftest import Lines
@@ -115,43 +114,11 @@ def test_forced_and_mapped_win_over_ambiguity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "speakers", "flags"),
-    [
-        (("speaker", "text"), ("user", "assistant"), "--keys role=speaker,content=text"),
-        (
-            ("author", "body"),
-            ("ann", "bot"),
-            "--keys role=author,content=body --roles user=ann,assistant=bot",
-        ),
-        (("type", "content"), ("human", "ai"), "--keys role=type --roles user=human,assistant=ai"),
-        (("role", "parts"), ("user", "model"), "--keys content=parts --roles assistant=model"),
-        (("from", "text"), ("human", "gpt"), "--keys role=from,content=text --roles user=human,assistant=gpt"),
-    ],
-)
-def test_chats_under_other_keys_are_told_how_they_are_read(
-    keys: tuple[str, str], speakers: tuple[str, str], flags: str
-) -> None:
-    says = (lambda text: [{"text": text}]) if keys[1] == "parts" else str
-    turns = [dict(zip(keys, (speaker, says(text)), strict=True)) for speaker, text in zip(speakers, "qa", strict=True)]
-    with pytest.raises(RowFault, match="looks like a chat under other names") as fault:
-        detect({"messages": turns}).sample({"messages": turns}, as_chat=True)
-    assert fault.value.reason == "unknown_role" and f": {flags} reads it" in str(fault.value)
-    told = dict(flag.split(" ") for flag in flags.removeprefix("--").split(" --"))
-    keys_told, roles_told = (
-        dict(part.split("=") for part in told[name].split(",")) if name in told else {} for name in ("keys", "roles")
-    )
-    reader = turn_reader(TokenizeOptions(keys=keys_told, roles=roles_told), None)
-    assert [reader.message(turn, "")[0] for turn in turns] == chat("q", "a")
-
-
-@pytest.mark.parametrize(
     ("row", "reason", "told"),
     [
         ({"messages": []}, "no_assistant_turn", "no turns"),
         ({"messages": None}, "null_content", "'messages' is null"),
         ({"messages": "hello"}, "not_text", "list of turns"),
-        ({"messages": {"role": ["user"], "content": ["a"]}}, "not_text", "it holds lists under role and content"),
-        ({"messages": b"[]"}, "not_text", "it holds bytes"),
         ({"messages": [{"content": "a"}]}, "unknown_role", "turn 0: it has no role"),
         ({"messages": chat("a", "  ")}, "empty_turn", "turn 1 (assistant): it is empty"),
         ({"messages": chat("", "b")}, "empty_turn", "turn 0 (user): it is empty"),
