@@ -52,7 +52,7 @@ class Unsaid:
             is_over = leaf.message < last_user or leaf.message not in trained or self._as_rendered
             if leaf.kind == "name":
                 notes += [] if _is_called(chat, leaf) else ["unsaid_names"]
-            elif leaf.kind == "reasoning" and is_over and self._has_place(turn):
+            elif leaf.kind == "reasoning" and turn["role"] == "assistant" and is_over and self._has_place(turn):
                 notes.append("history_left_out")
             elif leaf.kind == "content" and turn["role"] in ("system", "developer") and self._allows:
                 notes.append("unsaid_system")
@@ -101,7 +101,8 @@ class Unsaid:
             way = "; --unsaid allow takes such chats all the same" if role in ("system", "developer") else ""
             return RowFault("template_mismatch", f"{name} leaves out turn {leaf.message} ({role}){way}")
         what = {"reasoning": "reasoning", "call": "tool call"}.get(leaf.kind, "text")
-        way = self._way(turn) if leaf.kind == "reasoning" else ""
+        own = self._way(turn) if role == "assistant" else "; only the assistant's can be used, so take it out"
+        way = own if leaf.kind == "reasoning" else ""
         return RowFault(
             "template_mismatch",
             f"turn {leaf.message} ({role}): {name} does not write its {what} {leaf.text.strip()[:40]!r}{way}",

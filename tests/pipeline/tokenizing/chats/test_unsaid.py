@@ -124,3 +124,12 @@ def test_a_tool_is_written_however_its_name_is_spelt(tok: Path, tmp_path: Path) 
     tool = {"type": "function", "function": {"name": "größe", "description": "d", "parameters": {}}}
     found = told(tok, source, tmp_path, {"messages": [user("Hi"), answer("Ho")], "tools": [tool]})[0]
     assert (found.faults, found.notes) == ([], {})
+
+
+@pytest.mark.parametrize("options", [{}, {"history": "as-rendered"}, {"history": "expand"}])
+def test_reasoning_of_others_than_the_assistant_is_not_left_out_as_history(
+    tok: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    turns = [user("Hi") | {"reasoning_content": "Hm."}, answer("Hello."), user("Bye"), answer("Ciao.")]
+    (fault,) = told(tok, "qwen3", tmp_path, turns, **options)[0].faults
+    assert "turn 0 (user)" in fault.detail and "reasoning 'Hm.'" in fault.detail and "--reasoning" not in fault.detail
