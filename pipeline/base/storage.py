@@ -96,10 +96,22 @@ def create(path: Path) -> io.BufferedWriter:
     return io.BufferedWriter(raw, _BUFFER_BYTES)
 
 
+def append(path: Path) -> io.BufferedWriter:
+    """Open a file, or make it, to be written on at its end."""
+    raw = perform(Step("create", str(path)), lambda: _WrittenFile(str(path), "a"))
+    return io.BufferedWriter(raw, _BUFFER_BYTES)
+
+
 def sync(file: io.BufferedWriter) -> None:
     """Write what is buffered, and make the file's content durable; its name is not, see `sync_folder`."""
     file.flush()
     perform(Step("sync", str(file.raw.name)), lambda: os.fsync(file.fileno()))  # type: ignore[attr-defined]
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that somebody else has written."""
+    with open_file(path) as file:
+        perform(Step("sync", str(path)), lambda: os.fsync(file.fileno()))
 
 
 def sync_folder(folder: Path) -> None:

@@ -132,7 +132,7 @@ def bench_table(result: dict[str, Any]) -> str:
         aligned(rows),
         *lines,
         *_ratio_lines(result["ratios"]),
-        f"{result['samples']:,} samples of {result['tokens']:,} tokens, {result['parameters']:,} parameters,"
+        f"{result['samples']:,} samples with {result['tokens']:,} tokens in all, {result['parameters']:,} parameters,"
         f" {result['precision']}, {result['device']}, attention by {result['backend']}",
     ]
     if part is not None:

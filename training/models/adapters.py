@@ -76,7 +76,7 @@ def add_lora(model: PreTrainedModel, lora: LoraOptions, *, base: str, seed: int)
         raise ConfigError(f"--lora: {first_line(error)}") from error
     config.base_model_name_or_path = base
     trained = [(name, each.numel()) for name, each in model.named_parameters() if each.requires_grad]
-    layers = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, _ in trained})
+    layers = sorted({name.partition(".lora_")[0].removesuffix(".base_layer").rpartition(".")[2] for name, _ in trained})
     log.info(
         "%s of %s parameters are trained: LoRA of rank %d on %s",
         f"{sum(size for _, size in trained):,}",

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
+from pipeline.base import storage
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.storage import free_text
 from pipeline.base.words import first_line
@@ -63,6 +65,7 @@ def load_model(
         model = load_model(base, seed=seed, dtype=dtype, device=device)
         load_adapter(model, path)
         return model
+    missing: list[str] = []
     is_file = path.is_file()
     folder_without_weights = path.is_dir() and not any(any(path.glob(pattern)) for pattern in WEIGHTS)
     if folder_without_weights and not (path / "config.json").is_file():
@@ -80,18 +83,25 @@ def load_model(
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
             straight = {"device_map": {"": device}} if is_accelerate_available() else {}
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **straight)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **straight)
+            model, missing = loaded[0], sorted(map(str, loaded[1]["missing_keys"]))
     except Exception as error:  # whatever transformers makes of it
         where = "" if path.exists() else " from the Hub (there is no such file or directory here)"
         raise ConfigError(
             f"model {name} cannot be loaded{where} as a causal language model: {first_line(error)}"
         ) from error
     assert isinstance(model, PreTrainedModel)
+    if missing:
+        raise ConfigError(f"model {name}: its weights lack {missing[0]}{_more(missing)}, which would be random")
     if is_adapted(model):  # of the Hub, and loaded by transformers, which freezes it
         raise ConfigError(f"model {name}: an adapter, which is trained from a directory alone: download it first")
     model.to(device)  # type: ignore[arg-type]
     model.eval()
     return model
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def load_on_device(name: str, *, seed: int) -> PreTrainedModel:
@@ -125,13 +135,18 @@ def save_model(model: PreTrainedModel, source: str, folder: Path, weights: dict[
     shutil.rmtree(building, ignore_errors=True)
     try:
         model.save_pretrained(building, state_dict=weights)
-    except SafetensorError as error:
+        _save_tokenizer(source, building)
+        _open_to_readers(building)
+        for path in storage.list_folder(building):
+            storage.sync_file(path)
+        storage.sync_folder(building)
+        shutil.rmtree(folder, ignore_errors=True)
+        storage.rename(building, folder)
+        storage.sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise StorageError(f"{folder} cannot be written ({free_text(folder.parent)}): {first_line(error)}") from error
-    _save_tokenizer(source, building)
-    _open_to_readers(building)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise StorageError(f"{folder} cannot be written ({free_text(folder.parent)}): {why}") from error
 
 
 def _save_tokenizer(source: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.base import storage
 from pipeline.base.errors import ConfigError
 from pipeline.base.lock import file_lock
 from pipeline.base.storage import write_file
@@ -106,7 +107,7 @@ def claim(output: Path, identity: Mapping[str, Any]) -> Iterator[None]:
 
     Raises `BusyError` where another run writes, `OSError`, and as `check_output`.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    storage.make_folders(output)
     with file_lock(output / LOCK, f"another run is writing {output}: wait for it, or choose another --output"):
         check_output(output, identity)  # again: another run may have ended meanwhile
         write_file(output / RECORD, _json_line(identity))
@@ -118,13 +119,14 @@ def finish(result: TrainResult) -> None:
     content = dataclasses.asdict(result)
     del content["status"], content["output"]
     write_file(result.output / RESULT, _json_line({**content, "files": _sizes(result.output / MODEL)}))
-    (result.output / checkpoint.NAME).unlink(missing_ok=True)
+    storage.remove(result.output / checkpoint.NAME)
 
 
 def finished(output: Path) -> TrainResult | None:
     """The result of a run that is done, if its model is still there.
 
-    Raises `ConfigError` where that was changed, by names and sizes: whoever did that may want to keep it.
+    Raises `ConfigError` where that was changed, by names and sizes: whoever did that may want to keep it; and for a
+    result that is damaged.
     """
     if not (output / RESULT).is_file():
         return None
@@ -135,8 +137,11 @@ def finished(output: Path) -> TrainResult | None:
     if not content.pop("files", {}).items() <= _sizes(output / MODEL).items():
         raise ConfigError(f"{output / MODEL} is not as it was written; remove it to train it again")
     evaluation = content.pop("evaluation", None)
-    scores = None if evaluation is None else Scores(**evaluation)
-    return TrainResult(status="up_to_date", output=output, evaluation=scores, **content)
+    try:
+        scores = None if evaluation is None else Scores(**evaluation)
+        return TrainResult(status="up_to_date", output=output, evaluation=scores, **content)
+    except TypeError:
+        raise _damaged(output / RESULT) from None
 
 
 def finite(value: float) -> float | None:
@@ -155,10 +160,16 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _read_json(path: Path) -> dict[str, Any]:
     """What a run wrote of itself. Raises `ConfigError` where that is damaged."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged; remove its directory to begin again") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise _damaged(path)
     return value
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is damaged; remove its directory to begin again")
 
 
 def _refuse_other(output: Path, identity: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import CheckError, DataError
+from pipeline.base import storage
+from pipeline.base.errors import CheckError, ConfigError, DataError
 from pipeline.base.words import counted
 from training.measuring.metrics import peak_flops, peak_memory, training_flops
 from training.options import TrainOptions
@@ -107,20 +108,29 @@ class StepLog:
         if not self._place.is_first:
             return
         if step == 0:
-            self._path.unlink(missing_ok=True)
+            storage.remove(self._path)
             return
-        known = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        kept = [(line, json.loads(line)) for line in known if line.endswith("}")]
-        kept = [(line, record) for line, record in kept if record["step"] <= step]
-        self._path.write_text("".join(line + "\n" for line, _ in kept), encoding="utf-8")
+        kept = self._kept(step)
+        storage.write_file(self._path, "".join(line + "\n" for line, _ in kept).encode())
         for _, record in kept:
             if "evaluation" in record:
                 self.scores = Scores(step=record["step"], **record["evaluation"])
             else:
                 self.loss = record["loss"]
 
+    def _kept(self, step: int) -> list[tuple[str, dict[str, Any]]]:
+        """The lines of the first steps, and what they say. Raises `ConfigError` for a line that is none of ours."""
+        if not self._path.is_file():
+            return []
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            known = [(line, json.loads(line)) for line in lines if line.endswith("}")]
+            return [(line, record) for line, record in known if record["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self._path} is damaged; remove it to go on without what it says") from error
+
     def __enter__(self) -> StepLog:
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = storage.append(self._path)
         self._bar = tqdm(
             total=self._options.steps,
             initial=self._first,
@@ -215,7 +225,7 @@ class StepLog:
         return record
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
         self._file.flush()
 
     def _tell(self, step: int, loss: float | None) -> None:

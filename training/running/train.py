@@ -143,6 +143,12 @@ def _check(
 ) -> None:
     """Raise `DataError` or `CheckError` for what must not be trained, or cannot be evaluated."""
     joint = options.attention == "joint"
+    if options.packs_per_step > len(shards.packs):
+        log.warning(
+            "--packs-per-step %d: there are %d packs, so a step trains some several times",
+            options.packs_per_step,
+            len(shards.packs),
+        )
     for each in (shards, *evaluated):
         check_fits(each, model, joint=joint)
     check_segments(shards, model, backend, options.packs_per_forward, joint=joint, is_static=options.compile)
