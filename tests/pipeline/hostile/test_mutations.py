@@ -153,7 +153,7 @@ def job(run: Run, folder: Path, raw_flags: list[object]) -> tuple[Path, list[obj
     write_jsonl(ROWS, folder / "in.jsonl")
     told = f"input: [{folder}/in.jsonl]\noutput: {folder}/out\nmax_length: 60\nset: {{}}\nseed: 3\n"
     (folder / "job.yaml").write_text(told)
-    return folder / "job.yaml", ["pack", folder / "in.jsonl", "--config", folder / "job.yaml"]
+    return folder / "job.yaml", ["pack", "--config", folder / "job.yaml", "--output", folder / "out"]
 
 
 PACK = ["pack", "in", "--output", "out", *FLAGS]
