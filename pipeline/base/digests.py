@@ -57,6 +57,27 @@ def hash_json(value: Any) -> str:
     return hash_bytes(canonical_json(value))
 
 
+_MOST_DIGITS = 30  # more than any count has, and no float overflows
+
+
+def json_of(content: bytes) -> Any:
+    """The value of a text in JSON. Raises `ValueError`, also for what is nested too deeply, and for lone surrogates
+    and integers beyond any count.
+    """
+    try:
+        value = json.loads(content, parse_int=_integer)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def canonical_json(value: Any) -> bytes:
     """The one form of a JSON value: sorted keys, fixed separators, ASCII, and a line feed at its end."""
     return (json.dumps(value, indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=True) + "\n").encode()

@@ -5,7 +5,6 @@ The file is the canonical form of its content, so that any change to it shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
-from pipeline.base.digests import canonical_json, hash_json
+from pipeline.base.digests import canonical_json, hash_json, json_of
 from pipeline.base.errors import ConfigError
 from pipeline.base.objects.copies import LATEST
 from pipeline.base.storage import FileFacts, read_bytes
@@ -188,8 +187,8 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """The manifest that a file holds. where: words naming the file. Raises `ManifestError`."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = json_of(content)
+    except ValueError as error:
         raise ManifestError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ManifestError(f"{where} is not a manifest of format {FORMAT_VERSION}: a JSON object is needed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import logging
 import os
 import posixpath
@@ -18,6 +17,7 @@ from typing import Any
 
 import fsspec
 
+from pipeline.base.digests import json_of
 from pipeline.base.errors import BusyError, ConfigError, DataError
 from pipeline.base.objects.copies import LATEST, VERSION
 from pipeline.base.words import counted, first_line, leads_out
@@ -249,8 +249,8 @@ def _tokenized_manifest(system: fsspec.AbstractFileSystem, path: str) -> Tokeniz
         return None
     content = system.cat_file(where)
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = json_of(content)
+    except ValueError as error:
         raise DataError(f"input {where}: damaged, not valid JSON ({error}); tokenise again, or remove it") from None
     if not isinstance(value, dict) or value.get("kind") != TOKENIZED:
         return None
@@ -268,8 +268,8 @@ def _read_json(system: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     content = system.cat_file(path)
     refuse_content(content, "json", f"input {path}")
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = json_of(content)
+    except ValueError as error:
         raise DataError(f"input {path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"input {path}: a JSON object is needed")

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.base.digests import canonical_json
+from pipeline.format.manifest import hash_of_rest
 from tests.conftest import Run
 from tests.pipeline.hostile.processes import forked
 from tests.pipeline.samples import random_rows, write_jsonl
@@ -97,6 +99,13 @@ def test_json_that_is_nested_without_end(run: Run, tmp_path: Path, flags: list[o
     assert run("verify", tmp_path / "packed").code == 4
     ended = run("pack", tmp_path / "packed", "--output", tmp_path / "again", "--unpack", *FLAGS)
     assert (ended.code, "state.json: not valid JSON" in ended.err) == (3, True), ended.err
+    (tmp_path / "packed" / "state.json").write_text('{"_data_files": [{"filename": "\\ud800"}]}')
+    ended = run("pack", tmp_path / "packed", "--output", tmp_path / "again", "--unpack", *FLAGS)
+    assert (ended.code, "state.json: not valid JSON" in ended.err) == (3, True), ended.err
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text()) | {"\ud800": 1}
+    manifest["self"] = hash_of_rest(manifest)
+    (tmp_path / "packed" / "manifest.json").write_bytes(canonical_json(manifest))
+    assert run("verify", tmp_path / "packed").code == 4
     turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
     (tmp_path / "tools.jsonl").write_text(json.dumps({"messages": turns, "tools": deep}) + "\n")
     pq.write_table(pa.table({"messages": pa.array([deep, "{x"], pa.json_())}), tmp_path / "typed.parquet")
