@@ -5,6 +5,7 @@ They lie under the cache folder, or in the run's staging where that cannot be wr
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.digests import hash_arrays, hash_bytes, hash_file
+from pipeline.base.digests import hash_arrays, hash_bytes
 from pipeline.base.storage import make_folders, read_bytes, write_file
 from strategies.arrays import Arrays
 
@@ -38,15 +39,23 @@ class VectorStore:
 
     def load(self, name: str) -> tuple[Arrays, str] | None:
         """Arrays and their hash, if they were saved and are whole."""
-        path = self._path(name)
         try:
-            facts = json.loads(read_bytes(path.with_suffix(".json")))
-            if path.stat().st_size == facts["bytes"] and hash_file(path) == facts["xxh3_128"]:
-                with np.load(path) as arrays:
+            return self.read(name)
+        except OSError:
+            return None
+
+    def read(self, name: str) -> tuple[Arrays, str]:
+        """Arrays that were saved, and their hash. Raises `OSError`, also if they are not what was saved."""
+        path = self._path(name)
+        described, data = read_bytes(path.with_suffix(".json")), read_bytes(path)
+        try:
+            facts = json.loads(described)
+            if hash_bytes(data) == facts["xxh3_128"]:
+                with np.load(io.BytesIO(data)) as arrays:
                     return dict(arrays), str(facts["content"])
-        except (OSError, ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             pass
-        return None
+        raise OSError(errno.EIO, "not what was saved there", str(path))
 
     def save(self, name: str, arrays: Arrays) -> str:
         """Keep arrays; returns their hash. Raises `OSError`."""

@@ -167,10 +167,7 @@ def _chunk_name(split: str, start: int) -> str:
 
 
 def _load(store: VectorStore, split: str, start: int) -> Int16Array:
-    entry = store.load(_chunk_name(split, start))
-    if entry is None:
-        raise OSError(f"embeddings were removed while they were used: {_chunk_name(split, start)}")
-    vectors: Int16Array = entry[0]["vectors"]
+    vectors: Int16Array = store.read(_chunk_name(split, start))[0]["vectors"]
     return vectors
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from dataclasses import dataclass
@@ -122,15 +121,17 @@ class Place(Versioning):
                 versions.append(((path / MANIFEST).stat().st_mtime_ns, path))
         held = 0
         for _, path in sorted(versions, reverse=True)[keep:]:
-            with storage.open_file(path / MANIFEST) as manifest:
-                try:
-                    fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    held += 1
-                    continue
+            try:
+                descriptor = storage.lock(path / MANIFEST)  # opened to be written, without which NFS locks for nobody
+            except BlockingIOError:
+                held += 1
+                continue
+            try:
                 removed = self.output / f"{_REMOVED}{path.name}"
                 storage.rename(path, removed)
                 storage.remove_tree(removed)
                 log.info("removed the version %s", path.name)
+            finally:
+                os.close(descriptor)
         if held:
             log.warning("%s not removed: a reader holds the manifest's lock", counted(held, "old version"))
