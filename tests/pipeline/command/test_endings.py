@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -162,6 +161,27 @@ def test_a_bug_as_an_object_that_names_its_log(
     assert failure(ended)["message"] == f"a bug of ours: RuntimeError: planted; please report it with {report}"
 
 
+HOLDING = """
+import sys, time
+from pathlib import Path
+from pipeline.base.storage import intercepted
+from pipeline.command.main import main
+
+file, held = sys.argv.pop(1), Path(sys.argv.pop(1))
+
+def hold(step, act):
+    if step.operation == "open" and step.path == file:
+        held.touch()
+        while held.exists():
+            time.sleep(0.01)
+    return act()
+
+with intercepted(hold):
+    main()
+"""
+"""The command line, which waits where it opens a file for as long as another is there."""
+
+
 @pytest.mark.parametrize(
     ("command", "sent", "code"),
     [
@@ -174,41 +194,32 @@ def test_a_bug_as_an_object_that_names_its_log(
 def test_an_interrupt_as_an_object(
     tmp_path: Path, packed: Path, request: pytest.FixtureRequest, command: str, sent: signal.Signals, code: int
 ) -> None:
-    """A real process, stopped while it reads its input: a pipe, into which nothing is written."""
-    pipe = tmp_path / "rows.jsonl"
-    os.mkfifo(pipe)
-    arguments: list[object] = [pipe, "--output", tmp_path / "new"]
+    """A real process, stopped as it opens its input."""
+    rows, held = tmp_path / "rows.jsonl", tmp_path / "held"
+    rows.write_text('{"input_ids": [1, 2]}\n')
+    arguments: list[object] = [rows, "--output", tmp_path / "new"]
     if command == "pack":
         arguments += ["--max-length", 60]
     elif command == "tokenize":
         arguments += ["--tokenizer", request.getfixturevalue("tokenizer_dir") / "tokenizer.json"]
     else:
-        arguments = [packed, "--source", pipe]
-    call = [sys.executable, "-m", "pipeline", command, *map(str, arguments), "--json"]
+        arguments = [packed, "--source", rows]
+    call = [sys.executable, "-c", HOLDING, str(rows), str(held), command, *map(str, arguments), "--json"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    writer = opened_by_a_reader(pipe, process)
+    while not held.exists():
+        assert process.poll() is None, f"it ended before it read: {process.communicate()}"
+        time.sleep(0.01)
     process.send_signal(sent)
-    os.close(writer)
+    held.unlink()
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
     message = str(failure(Ended(code, out, err))["message"])
     assert message.startswith("interrupted" if sent == signal.SIGINT else "terminated")
     assert not (tmp_path / "new").exists()
-
-
-def opened_by_a_reader(pipe: Path, process: subprocess.Popen[str]) -> int:
-    """The writing end of a pipe, once a process has opened the other."""
-    while process.poll() is None:
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            assert error.errno == errno.ENXIO
-            time.sleep(0.01)
-    raise AssertionError(f"it ended before it read: {process.communicate()}")
 
 
 def test_a_failed_verification_keeps_its_own_object(run: Run, packed: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,18 @@ def meanwhile(folder: Path, seed: int) -> Iterator[None]:
         assert done
 
 
+def wait_until_free(manifest: Path) -> None:
+    """Wait until what read a version is gone, also from threads that are about to end."""
+    for _ in range(200):
+        gc.collect()
+        with open(manifest, "rb") as file:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+    raise AssertionError(f"{manifest} is still held")
+
+
 def test_a_version_stays_while_it_is_read(training: Run, run: Run, tmp_path: Path) -> None:
     packed_shards(run, tmp_path, num_samples=40)
     out = tmp_path / "out"
@@ -62,7 +75,7 @@ def test_a_version_stays_while_it_is_read(training: Run, run: Run, tmp_path: Pat
         assert "1 old version not removed: a reader holds the manifest's lock" in ended.err
         latest = os.readlink(out / "latest")
         assert {each.name for each in out.iterdir() if each.name != "latest"} == {first, latest}
-        gc.collect()
+        wait_until_free(out / first / "manifest.json")
         first = published(tmp_path, seed + 1, keep=0)
         assert {each.name for each in out.iterdir() if each.name != "latest"} == {first} == {latest}
     other = training(*trained)
