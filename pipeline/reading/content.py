@@ -192,7 +192,10 @@ def _new_files(
 
 
 def refuse_other_options(growth: Growth, identity: Identity, output: str | Path) -> None:
-    """Raise `ConfigError`, naming what differs, if what is there was made otherwise than what is to come."""
+    """Raise `ConfigError`, naming what differs, if what is there was made otherwise than what is to come.
+
+    So it is for a manifest whose run is not that of the inputs and options that it tells of.
+    """
     if growth.there is None:
         return
     there = growth.there.identity({}) if isinstance(growth.there, PackManifest) else growth.there.identity()
@@ -200,3 +203,7 @@ def refuse_other_options(growth: Growth, identity: Identity, output: str | Path)
     if lines:
         told = "".join(f"\n  {line}" for line in lines)
         raise ConfigError(f"--append: {output} was made otherwise, and all of it has to be made alike:{told}")
+    if not growth.new and growth.there.run_id != identity.run_id:
+        raise ConfigError(
+            f"--append: {output} is no run over the inputs that its manifest lists; make it anew with --overwrite"
+        )

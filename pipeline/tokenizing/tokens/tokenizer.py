@@ -84,7 +84,10 @@ def load_tokenizer(name: str) -> TextTokenizer:
     longest_first = tuple(sorted(special, key=len, reverse=True))
     from tokenizers import Tokenizer  # noqa: PLC0415 - only where tokens are made
 
-    untrimmed = Tokenizer.from_str(json.dumps(state))
+    try:
+        untrimmed = Tokenizer.from_str(json.dumps(state))
+    except Exception as error:
+        raise ConfigError(f"--tokenizer {name}: damaged ({first_line(error)})") from None
     return TextTokenizer(
         name=path.resolve().name if path.exists() else name,
         content_hash=hash_bytes(content.encode()),
