@@ -31,6 +31,9 @@ from pipeline.reading.workspace import Workspace
 log = logging.getLogger(__name__)
 
 # Spooled bytes for each byte of a file, where only its size is known.
+_PIECE_BYTES = 1 << 25
+"""About how many bytes, decompressed, a piece of a file has: several a core of any file that takes long."""
+
 _GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
 
 
@@ -48,7 +51,7 @@ class InputRows:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTask:
-    """A file that has to be decoded into one that can be mapped."""
+    """A file, or a piece of one, that has to be decoded into a file that can be mapped."""
 
     file: InputFile
     path: str
@@ -58,6 +61,12 @@ class DecodeTask:
     spool: Path
     """The file to be written."""
 
+    groups: range | None = None
+    """The row groups of parquet that are the piece; None for a whole file."""
+
+    first_row: int = 0
+    """The row of the file that the piece begins with."""
+
 
 def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> InputRows:
     """Open tokenised inputs; what is decoded lies in staging.
@@ -65,36 +74,58 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     Raises `DataError` for content that cannot be read or lacks the columns, `OSError` for storage faults.
     """
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
-    opened: dict[InputFile, MappedFile] = {}
-    tasks = []
+    opened: dict[InputFile, list[MappedFile]] = {}
+    tasks: list[DecodeTask] = []
     for number, file in enumerate(files):
         path = work.cache.local_path(file)
         refuse_foreign(file, path)
         mapped = None if selection.unpack else _map_in_place(file, path, selection.names)
         if mapped is None:
             spool = work.staging.work / f"spool-{number:05d}.arrow"
-            tasks.append(DecodeTask(file=file, path=path, selection=selection, spool=spool))
+            tasks += _pieces(DecodeTask(file=file, path=path, selection=selection, spool=spool))
         else:
-            opened[file] = mapped
+            opened[file] = [mapped]
     others = dict.fromkeys(file for entry in inputs if entry.manifest is None for file in entry.files())
     unread = unread_columns([(file, work.cache.local_path(file)) for file in others], selection)
     if tasks:
         _announce(tasks, work.staging.work)
-        with work.stage("decoding inputs", len(tasks), "file") as advance:
+        with work.stage("decoding inputs", len(tasks), "piece") as advance:
             for task, rows in zip(tasks, work.engine.map(lambda task: _decoded(task, work), tasks), strict=True):
-                opened[task.file] = rows
+                opened.setdefault(task.file, []).append(rows)
                 advance(1)
+    every = [piece for pieces in opened.values() for piece in pieces]
     if selection.unpack:
-        _tell_unpacked(list(opened.values()))
+        _tell_unpacked(every)
     tell_unread(unread)
+    files_of = {s: [opened[file] for entry in inputs for file in entry.splits[s]] for s in inputs[0].splits}
     return InputRows(
-        splits={s: SplitRows([opened[file] for entry in inputs for file in entry.splits[s]]) for s in inputs[0].splits},
+        splits={s: SplitRows([piece for pieces in files for piece in pieces]) for s, files in files_of.items()},
         rows_of_files={
-            split: [opened[file].num_source_rows for entry in inputs for file in entry.splits[split]]
-            for split in inputs[0].splits
+            s: [sum(piece.num_source_rows for piece in pieces) for pieces in files] for s, files in files_of.items()
         },
-        tells_sources=_tell_sources([file for file in opened.values() if file.num_rows]),
+        tells_sources=_tell_sources([piece for piece in every if piece.num_rows]),
     )
+
+
+def _pieces(whole: DecodeTask) -> list[DecodeTask]:
+    """A task cut into those of its pieces: row groups of parquet, unless it is to be unpacked.
+
+    Where it is cut depends on the file alone, so that a run finds the pieces of an earlier one. Raises as `reading`.
+    """
+    if whole.file.format != "parquet" or whole.selection.unpack:
+        return [whole]
+    with reading(whole.file.shown, whole.path):
+        metadata = pq.read_metadata(arrow_file(whole.path))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    pieces: list[DecodeTask] = []
+    begin = first_row = size = rows = 0
+    for number, group in enumerate(groups):
+        size, rows = size + group.total_byte_size, rows + group.num_rows
+        if size >= _PIECE_BYTES or number == len(groups) - 1:
+            spool = whole.spool.with_stem(f"{whole.spool.stem}-{len(pieces):05d}")
+            pieces.append(replace(whole, spool=spool, groups=range(begin, number + 1), first_row=first_row))
+            begin, first_row, size, rows = number + 1, first_row + rows, 0, 0
+    return pieces if len(pieces) > 1 else [whole]
 
 
 def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> MappedFile | None:
@@ -135,9 +166,10 @@ def _tell_unpacked(files: list[MappedFile]) -> None:
 
 def _announce(tasks: list[DecodeTask], folder: Path) -> None:
     """Say beforehand what decoding will take on disk."""
-    size = sum(_spooled_bytes(task.file, task.path) for task in tasks)
+    files = {task.file: task.path for task in tasks}
+    size = sum(_spooled_bytes(file, path) for file, path in files.items())
     free = free_bytes(folder)
-    what = f"{counted(len(tasks), 'input file')} to be decoded once, because only plain Arrow of samples can be mapped"
+    what = f"{counted(len(files), 'input file')} to be decoded once, because only plain Arrow of samples can be mapped"
     log.log(
         logging.WARNING if size > free else logging.INFO,
         f"{what}: about {size / 1e6:,.1f} MB in {folder} for the time of the run, {free / 1e6:,.0f} MB are free",
@@ -159,7 +191,7 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
 
 
 def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
-    """A file decoded now, or by an earlier run."""
+    """A file, or piece of one, decoded now, or by an earlier run."""
     record = work.staging.finished(task.spool)
     if record is None:
         facts, num_rows = decode(task, work.engine.monitor(lambda _: None))
@@ -167,9 +199,10 @@ def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
     else:
         num_rows = record["rows"]
     if num_rows == 0:
-        log.warning("%s: there is no row in it", task.file.shown)
+        if task.groups is None:
+            log.warning("%s: there is no row in it", task.file.shown)
         return empty_file(str(task.spool), task.file.shown)
-    mapped = map_file(str(task.spool), task.selection.names, task.file.shown)
+    mapped = map_file(str(task.spool), task.selection.names, task.file.shown, task.first_row)
     assert mapped is not None, "what is decoded can be mapped"
     return replace(mapped, row_base=0 if task.selection.unpack and SOURCE_ROW in mapped.schema.names else None)
 
@@ -200,7 +233,7 @@ def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
 def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
     """What is read of a file, as it can be addressed. Raises `DataError` for packs that are not to be unpacked."""
     where, selection = task.file.shown, task.selection
-    columns, column, first_row = None, None, 0
+    columns, column, first_row = None, None, task.first_row
     for batch in _batches(task):
         if columns is None:
             columns = find_columns(batch.schema, selection.names, where)
@@ -221,7 +254,7 @@ def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
 def _batches(task: DecodeTask) -> Iterator[pa.RecordBatch]:
     file, path, selection = task.file, task.path, task.selection
     if file.format == "parquet":
-        return parquet_batches(path, selection, file.shown)
+        return parquet_batches(path, selection, file.shown, task.groups)
     if file.format == "json":
         return json_batches(lambda: open_text(file, path), selection, file.shown)
     return arrow_batches(path, file.shown)

@@ -64,14 +64,17 @@ def arrow_batches(path: str, where: str) -> Iterator[pa.RecordBatch]:
         yield from pa.ipc.open_stream(content)
 
 
-def parquet_batches(path: str, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
-    """Record batches of a parquet file, decoded page by page."""
+def parquet_batches(
+    path: str, selection: Selection, where: str, groups: range | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of a parquet file, decoded page by page. groups: of rows, if not all are read."""
     with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
         schema, metadata = file.schema_arrow, file.metadata
         columns = find_columns(schema, selection.names, where)
         names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))
-        refuse_growing_groups(path, metadata, names, where)
-        for group in range(metadata.num_row_groups):
+        groups = range(metadata.num_row_groups) if groups is None else groups
+        refuse_growing_groups(path, metadata, names, where, groups)
+        for group in groups:
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
             per_row = max(1, values // max(1, described.num_rows))

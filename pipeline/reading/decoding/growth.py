@@ -122,26 +122,31 @@ def require_bounded_views(array: pa.Array, where: str) -> None:
         _require(_VALUE_BYTES * values, array.values.nbytes, where, "lists instead of list views")
 
 
-def refuse_growing_groups(path: str, metadata: pq.FileMetaData, read: Iterable[str], where: str) -> None:
+def refuse_growing_groups(
+    path: str, metadata: pq.FileMetaData, read: Iterable[str], where: str, groups: range | None = None
+) -> None:
     """Raise `DataError` for a row group of parquet that would grow beyond the bounds.
 
-    read: the columns, or parts of them, that are read. O(number of row groups and columns), and of the pages of columns
-    that grow much.
+    read: the columns, or parts of them, that are read; groups: those that are read, if not all.
+
+    O(number of row groups and columns), and of the pages of columns that grow much.
     """
     wanted = tuple(read)
     first_row = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
+        first_row += group.num_rows
+        if groups is not None and number not in groups:
+            continue
         chunks = [group.column(i) for i in range(group.num_columns)]
         chunks = [one for one in chunks if any(f"{one.path_in_schema}.".startswith(f"{path}.") for path in wanted)]
-        rows = f"{where}, rows {first_row} to {first_row + group.num_rows - 1}"
+        rows = f"{where}, rows {first_row - group.num_rows} to {first_row - 1}"
         size = sum(chunk.total_compressed_size for chunk in chunks)
         values = max((chunk.num_values for chunk in chunks), default=0)
         _require(_VALUE_BYTES * values, size, rows, "smaller row groups")
         for chunk in chunks:
             if chunk.total_uncompressed_size > max(MOST_ROW_BYTES, MOST_GROWTH * chunk.total_compressed_size):
                 _refuse_growing_pages(path, chunk, f"{rows}, column {chunk.path_in_schema!r}")
-        first_row += group.num_rows
 
 
 def _refuse_growing_pages(path: str, chunk: pq.ColumnChunkMetaData, where: str) -> None:
