@@ -24,7 +24,7 @@ from strategies.by_length.sorting import longest_first
 from strategies.contract import Plan, Request
 from strategies.draws import Draws
 from strategies.related.affinity import ONE, affinities
-from strategies.related.exchange import exchange, part
+from strategies.related.exchange import exchange, prohibit
 from strategies.related.growth import Packing, grow
 
 _WASTE = 0.0015
@@ -208,12 +208,12 @@ def _exchange_members(
     """Take step 4; return the segments of each pack, and those that had to leave one because it stayed over-full."""
     tokens, affinity, num_packs = lengths[block.samples], block.affinity, block.num_packs
     pack = block.pack.copy()
+    if is_limit:
+        prohibit(affinity)
     exchange(affinity, tokens, pack, num_packs, capacity, may_overfill=True)
     if _overfill(tokens, pack, num_packs, capacity) > _MOST_OVERFILL * tokens.sum():
         pack = block.pack.copy()
         exchange(affinity, tokens, pack, num_packs, capacity, may_overfill=False)
-    if is_limit:
-        part(affinity, tokens, pack, num_packs, capacity)
     placed = np.flatnonzero(pack >= 0)
     by_pack = block.samples[placed[np.argsort(pack[placed], kind="stable")]]
     packs = np.split(by_pack, np.cumsum(np.bincount(pack[placed], minlength=num_packs)))[:-1]

@@ -25,11 +25,11 @@ _MENDING_COSTS = (3.0, 6.0, 12.0, 25.0, 50.0, 1e3, *[_PROHIBITION] * 4)
 _POLISHING_SWEEPS = 4
 """The number of sweeps over all samples at the end, which overfill nothing."""
 
-_PARTING_COST = 20.0
-"""The similarity that a conflict costs more when conflicts have to end."""
-
 _PARTING_SWEEPS = 4
-"""The number of sweeps over samples in conflict."""
+"""The number of sweeps over samples in conflict, each of which may then change places with any other."""
+
+_PROHIBITED = 20.0
+"""The similarity that a conflict costs more where conflicts have to end."""
 
 _FEWEST_PARTNERS_APART = 32  # tokens of difference in length that are always considered
 _MOST_PARTNERS = 2048  # on either side, in the order of lengths
@@ -41,8 +41,13 @@ _NEVER = np.float32(-1e9)
 _ALL, _OF_OVER_FULL, _IN_CONFLICT = 0, 1, 2
 """The samples for which a sweep seeks a better place."""
 
-Sweeps = list[tuple[float, int]]
-"""The cost of a token over capacity, and the samples, of each sweep."""
+
+def prohibit(affinity: Float32Array) -> None:
+    """Let conflicts cost so much that they end at almost any cost in affinity.
+
+    affinity: of all pairs of a block's samples; changed where it lies.  # shape: (num_samples, num_samples)
+    """
+    _lower(affinity, np.float32(CONFLICT), np.float32(_PROHIBITED * ONE))
 
 
 def exchange(
@@ -63,22 +68,7 @@ def exchange(
         sweeps += [(_PROHIBITION, _ALL)] * _POLISHING_SWEEPS
     else:
         sweeps = [(_PROHIBITION, _ALL)] * len(_SEARCH_COSTS)
-    _run(affinity, lengths, pack, num_packs, capacity, sweeps)
-
-
-def part(affinity: Float32Array, lengths: Int32Array, pack: Int32Array, num_packs: int, capacity: int) -> None:
-    """Let samples that conflict with a member of their pack change places, at almost any cost in affinity.
-
-    The arguments are those of `exchange`; affinities of conflicts are lowered for good.
-    """
-    _lower(affinity, np.float32(CONFLICT), np.float32(_PARTING_COST * ONE))
-    _run(affinity, lengths, pack, num_packs, capacity, [(_PROHIBITION, _IN_CONFLICT)] * _PARTING_SWEEPS)
-
-
-def _run(
-    affinity: Float32Array, lengths: Int32Array, pack: Int32Array, num_packs: int, capacity: int, sweeps: Sweeps
-) -> None:
-    """Sweep over the samples, one sweep after the other."""
+    sweeps += [(_PROHIBITION, _IN_CONFLICT)] * _PARTING_SWEEPS
     placed = np.flatnonzero(pack >= 0)
     if num_packs < 2 or len(placed) < 3:
         return

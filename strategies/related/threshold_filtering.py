@@ -38,11 +38,14 @@ _EMBEDDER_OF = {
 _BASELINES = ("shuffled_", "best_fit_decreasing_")
 """The prefixes of what is reported of the same samples, packed by next-fit in random order and by best fit."""
 
-_PERCENTILE_SAMPLES = 1 << 13  # embeddings all of whose pairs the percentile is taken from
+_PAIRED = 1 << 13  # embeddings all of whose pairs a run's threshold and rates of conflicts are taken from
 _MOST_IN_BLOCK, _FEWEST_IN_BLOCK = 1 << 14, 3 << 10
 _PRODUCTS = 450_000_000  # similarities looked at in a window, about, where blocks may shrink for it
 _EXACT_WALK = 50_000  # samples up to which `path` looks at all that are left, at each step
 _MOST_CLUSTERS = 1 << 10
+
+_MOST_CONFLICTS_IN_BLOCK = 0.001
+"""The share of the pairs in a block that may conflict where samples are dealt into blocks by clusters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +154,52 @@ def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptio
     elif kind == "cosine":
         threshold = math.floor(value * ONE)
     else:
-        threshold = _percentile(sample[:_PERCENTILE_SAMPLES], value)
+        threshold = _percentile(sample[:_PAIRED], value)
     preparation: Arrays = {"threshold": np.array(threshold, np.int64)}
-    if options.mode == "path":
-        num_clusters = math.isqrt(most_rows) if most_rows > _EXACT_WALK else 0
-    else:
-        num_blocks = _num_blocks(most_rows, options)
-        num_clusters = 4 * num_blocks if kind != "percentile" and num_blocks > 1 else 0
-    num_clusters = min(num_clusters, _MOST_CLUSTERS, len(sample))
-    if num_clusters:
-        preparation["centroids"] = learn_centroids(sample, num_clusters)
+    centroids = _list_centroids(sample, most_rows) if options.mode == "path" else None
+    if options.mode == "pack":
+        centroids = _block_centroids(sample, threshold, _num_blocks(most_rows, options))
+    if centroids is not None:
+        preparation["centroids"] = centroids
     return preparation
+
+
+def _list_centroids(sample: Int16Array, most_rows: int) -> Int16Array | None:
+    """Return the centroids of the lists that the walk looks into; None where it looks at all that are left."""
+    if most_rows <= _EXACT_WALK:
+        return None
+    return learn_centroids(sample, min(math.isqrt(most_rows), _MOST_CLUSTERS, len(sample)))
+
+
+def _block_centroids(sample: Int16Array, threshold: int, num_blocks: int) -> Int16Array | None:
+    """Return the centroids of clusters that samples are dealt into blocks by; None where they are dealt at random.
+
+    Clusters bring related samples together, and conflicts as well: where these are many, they cannot be parted.
+    """
+    paired = sample[:_PAIRED]
+    if num_blocks < 2 or _conflict_rate(paired, threshold, 1) > _MOST_CONFLICTS_IN_BLOCK:
+        return None
+    centroids = learn_centroids(sample, min(4 * num_blocks, _MOST_CLUSTERS, len(sample)))
+    in_chain = _chained(np.arange(len(paired)), paired, centroids)
+    rate = _conflict_rate(paired[in_chain], threshold, num_blocks)
+    return centroids if rate <= _MOST_CONFLICTS_IN_BLOCK else None
+
+
+def _conflict_rate(sample: Int16Array, threshold: int, num_blocks: int) -> float:
+    """Return the share of pairs that conflict, of those in the blocks that a sample is cut into."""
+    conflicts = pairs = 0
+    for block in np.array_split(sample, num_blocks):
+        conflicting = products(block) > threshold
+        np.fill_diagonal(conflicting, False)
+        conflicts += int(conflicting.sum()) // 2
+        pairs += len(block) * (len(block) - 1) // 2
+    return conflicts / pairs if pairs else 0.0
+
+
+def _chained(order: Int64Array, embeddings: Int16Array, centroids: Int16Array) -> Int64Array:
+    """Return an order of samples, those of neighbouring clusters together; those of one cluster as they were."""
+    place_in_chain = np.argsort(chain(centroids))
+    return order[np.argsort(place_in_chain[nearest_centroid(embeddings[order], centroids)], kind="stable")]
 
 
 def _percentile(sample: Int16Array, percentile: float) -> int:
@@ -208,9 +246,7 @@ def _pack_window(request: Request, embeddings: Int16Array, threshold: int) -> Pl
     """Plan in mode `pack`, neighbouring clusters together where there are clusters."""
     order = request.draws.permutation(len(request.lengths))
     if "centroids" in request.preparation:
-        centroids = request.preparation["centroids"]
-        place_in_chain = np.argsort(chain(centroids))
-        order = order[np.argsort(place_in_chain[nearest_centroid(embeddings[order], centroids)], kind="stable")]
+        order = _chained(order, embeddings, request.preparation["centroids"])
     num_blocks = _num_blocks(len(order), request.options)
     is_limit = parse_threshold(request.options.threshold)[0] == "cosine"
     packs = place_related(request, embeddings, threshold, order, num_blocks, is_limit=is_limit)
