@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def publication(
         _put_back(output, folder)
         existing = place.existing(identity, overwrite=overwrite, base=base)
         remove_abandoned(output, but=None if existing else staging)
-        with kept_after(staging, OSError, BusyError):
+        with undone(staging.remove, but=(OSError, BusyError)):
             if existing is None:
                 staging.open()
             yield Publication(staging, existing)
@@ -83,14 +83,14 @@ def telling_what_is_kept(staging: Staging, output: Path | str) -> Iterator[None]
 
 
 @contextmanager
-def kept_after(staging: Staging, *faults: type[Exception]) -> Iterator[None]:
-    """Leave nothing in staging after an error of the block, unless it is one of these."""
+def undone(undo: Callable[[], None], but: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Undo what the block did after an error in it. but: the errors after which it is kept, to be taken up."""
     try:
         yield
-    except faults:
+    except but:
         raise
     except Exception:
-        staging.remove()
+        undo()
         raise
 
 

@@ -31,8 +31,9 @@ from pipeline.reading.workspace import Workspace
 log = logging.getLogger(__name__)
 
 # Spooled bytes for each byte of a file, where only its size is known.
-_PIECE_BYTES = 1 << 25
-"""About how many bytes, decompressed, a piece of a file has: several a core of any file that takes long."""
+_PIECE_BYTES, _MOST_PIECES = 1 << 25, 64
+"""About how many bytes, decompressed, a piece of a file has at the least, and about how many pieces there are at the
+most, each of which reads the file's footer."""
 
 _GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
 
@@ -117,11 +118,12 @@ def _pieces(whole: DecodeTask) -> list[DecodeTask]:
     with reading(whole.file.shown, whole.path):
         metadata = pq.read_metadata(arrow_file(whole.path))
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    least = max(_PIECE_BYTES, sum(group.total_byte_size for group in groups) // _MOST_PIECES)
     pieces: list[DecodeTask] = []
     begin = first_row = size = rows = 0
     for number, group in enumerate(groups):
         size, rows = size + group.total_byte_size, rows + group.num_rows
-        if size >= _PIECE_BYTES or number == len(groups) - 1:
+        if size >= least or number == len(groups) - 1:
             spool = whole.spool.with_stem(f"{whole.spool.stem}-{len(pieces):05d}")
             pieces.append(replace(whole, spool=spool, groups=range(begin, number + 1), first_row=first_row))
             begin, first_row, size, rows = number + 1, first_row + rows, 0, 0

@@ -156,8 +156,9 @@ def prepare(sample: Int16Array, most_rows: int, options: ThresholdFilteringOptio
     else:
         threshold = _percentile(sample[:_PAIRED], value)
     preparation: Arrays = {"threshold": np.array(threshold, np.int64)}
-    centroids = _list_centroids(sample, most_rows) if options.mode == "path" else None
-    if options.mode == "pack":
+    if options.mode == "path":
+        centroids = _list_centroids(sample, most_rows)
+    else:
         centroids = _block_centroids(sample, threshold, _num_blocks(most_rows, options))
     if centroids is not None:
         preparation["centroids"] = centroids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from pipeline.base import storage
@@ -18,17 +18,20 @@ from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.publishing.output import lock_path
 from pipeline.publishing.publication import (
     Publication,
-    kept_after,
     remove_abandoned,
     staging_of,
     telling_what_is_kept,
+    undone,
     what_is_kept,
 )
 from pipeline.publishing.stored.place import StoredPlace
-from pipeline.publishing.stored.uploads import uploading
+from pipeline.publishing.stored.uploads import Uploads
 from pipeline.publishing.stored.version import put_dataset
 
 log = logging.getLogger(__name__)
+
+_KEPT = (OSError, BusyError, StorageError)
+"""The errors after which finished work stays on the disk and the store, to be taken up."""
 
 
 @contextmanager
@@ -56,10 +59,8 @@ def stored_publication(
                     yield Publication(staging, existing)
                     place.settle(identity.run_id, lease)
                     return
-                with (
-                    kept_after(staging, OSError, BusyError, StorageError),
-                    uploading(place.at(identity.run_id), identity.run_id, lease) as uploads,
-                ):
+                uploads = Uploads(place.at(identity.run_id), identity.run_id, lease)
+                with undone(staging.remove, _KEPT), undone(uploads.forget, _KEPT), closing(uploads):
                     staging.open()
                     yield Publication(replace(staging, mirror=uploads), None)
                     uploads.finish()

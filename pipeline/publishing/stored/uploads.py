@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from pipeline.base.errors import BusyError, StorageError, TightpackError
+from pipeline.base.errors import TightpackError
 from pipeline.base.objects.concurrency import AT_ONCE
 from pipeline.base.objects.lease import Lease
 from pipeline.base.objects.store import MOST_RECORDED, ObjectStore
 from pipeline.base.staging import Record
 from pipeline.base.storage import FileFacts
-
-log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0  # seconds for requests under way, after an error
 
@@ -29,6 +24,10 @@ class _Shard:
     name: str
     path: Path
     record: Record
+
+    @property
+    def facts(self) -> FileFacts:
+        return FileFacts(bytes=self.record["file"]["bytes"], xxh3_128=self.record["file"]["xxh3_128"])
 
 
 class Uploads:
@@ -41,7 +40,7 @@ class Uploads:
         """store: where the dataset is to be."""
         self._store, self._run_id, self._lease = store, run_id, lease
         self._there = set(store.listed())
-        self._sent: set[str] = set()
+        self._sent: dict[str, FileFacts] = {}  # also what is on its way
         self._failed: list[BaseException] = []
         self._queue: SimpleQueue[_Shard | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -51,10 +50,11 @@ class Uploads:
         """Send a finished shard, some time soon. Raises what sending an earlier one raised."""
         if self._failed:
             raise self._failed[0]
-        if name in self._sent:
+        shard = _Shard(name, path, record)
+        if self._sent.get(name) == shard.facts:
             return
-        self._sent.add(name)
-        self._queue.put(_Shard(name, path, record))
+        self._sent[name] = shard.facts
+        self._queue.put(shard)
         if len(self._threads) < AT_ONCE:
             thread = threading.Thread(target=self._send_all, name="store", daemon=True)
             self._threads.append(thread)
@@ -69,38 +69,41 @@ class Uploads:
             return None
         try:
             record: Record = json.loads(kept.record)
-            file, run_id = record["file"], record.pop("run_id")
-            is_of_this = (run_id, file["bytes"], file["xxh3_128"]) == (self._run_id, kept.bytes, kept.xxh3_128)
+            run_id, facts = record.pop("run_id"), _Shard(name, Path(name), record).facts
         except (ValueError, KeyError, TypeError):
             return None  # it is sent again
-        if not is_of_this:
+        if run_id != self._run_id or facts != FileFacts(bytes=kept.bytes, xxh3_128=kept.xxh3_128):
             return None
-        self._sent.add(name)
+        self._sent[name] = facts
         return record
 
     def finish(self) -> None:
         """Wait until all is sent. Raises what sending raised."""
-        for _ in self._threads:
-            self._queue.put(None)
+        self._end_threads()
         for thread in self._threads:
             thread.join()
         if self._failed:
             raise self._failed[0]
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Send nothing more, and wait for nothing: a store that does not answer would keep the process."""
         self._is_over = True
+        self._end_threads()
 
     def forget(self) -> None:
-        """Remove what was sent, as far as that can be; the next run of the same output removes what is left."""
-        self.stop()
-        for _ in self._threads:
-            self._queue.put(None)
+        """Remove what was sent, as far as that can be; the next run of the same output removes what is left.
+
+        It is closed.
+        """
         for thread in self._threads:
             thread.join(_PATIENCE)
         with contextlib.suppress(TightpackError, OSError):
             self._lease.require()
             self._store.delete(self._sent)
+
+    def _end_threads(self) -> None:
+        for _ in self._threads:
+            self._queue.put(None)
 
     def _send_all(self) -> None:
         while (shard := self._queue.get()) is not None:
@@ -112,29 +115,8 @@ class Uploads:
                 self._failed.append(error)
 
     def _send(self, shard: _Shard) -> None:
-        facts = FileFacts(bytes=shard.record["file"]["bytes"], xxh3_128=shard.record["file"]["xxh3_128"])
-        if shard.name in self._there and self._store.holds(shard.name, facts):
+        if shard.name in self._there and self._store.holds(shard.name, shard.facts):
             return
         self._lease.require()
         record = json.dumps({"run_id": self._run_id, **shard.record})
-        self._store.upload(shard.path, shard.name, facts, record if len(record) <= MOST_RECORDED else "")
-
-
-@contextmanager
-def uploading(store: ObjectStore, run_id: str, lease: Lease) -> Iterator[Uploads]:
-    """Send what the block finishes. After an error of the block nothing of it stays there, unless it can be taken up.
-
-    store: where the dataset is to be. Raises what sending raised.
-    """
-    uploads = Uploads(store, run_id, lease)
-    try:
-        yield uploads
-    except (OSError, BusyError, StorageError):
-        uploads.stop()
-        raise
-    except Exception:
-        uploads.forget()
-        raise
-    except BaseException:
-        uploads.stop()
-        raise
+        self._store.upload(shard.path, shard.name, shard.facts, record if len(record) <= MOST_RECORDED else "")
