@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.engine import Monitor
 from pipeline.base.errors import ConfigError
-from pipeline.base.storage import FileFacts, HashingFile, arrow_file, free_bytes
+from pipeline.base.storage import arrow_file, free_bytes
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
-from pipeline.reading.columns import Selection, find_columns
-from pipeline.reading.decoding.batches import addressable, arrow_batches, json_batches, parquet_batches, reading
+from pipeline.reading.columns import Selection
+from pipeline.reading.decoding.batches import reading
 from pipeline.reading.decoding.beside import tell_unread, unread_columns
 from pipeline.reading.decoding.foreign import refuse_foreign
-from pipeline.reading.decoding.json_lines import open_text
-from pipeline.reading.decoding.packs import refuse_packs
-from pipeline.reading.decoding.unpacking import telling_column, unpacked
+from pipeline.reading.decoding.spool import DecodeTask, decode, decode_tasks
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import MappedFile, empty_file, map_file
@@ -31,10 +27,6 @@ from pipeline.reading.workspace import Workspace
 log = logging.getLogger(__name__)
 
 # Spooled bytes for each byte of a file, where only its size is known.
-_PIECE_BYTES, _MOST_PIECES = 1 << 25, 64
-"""About how many bytes, decompressed, a piece of a file has at the least, and about how many pieces there are at the
-most, each of which reads the file's footer."""
-
 _GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
 
 
@@ -50,25 +42,6 @@ class InputRows:
     """Whether every row says of which raw row it was made, and the turn that ends it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodeTask:
-    """A file, or a piece of one, that has to be decoded into a file that can be mapped."""
-
-    file: InputFile
-    path: str
-    """Where the file, or a copy of it, can be opened."""
-
-    selection: Selection
-    spool: Path
-    """The file to be written."""
-
-    groups: range | None = None
-    """The row groups of parquet that are the piece; None for a whole file."""
-
-    first_row: int = 0
-    """The row of the file that the piece begins with."""
-
-
 def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> InputRows:
     """Open tokenised inputs; what is decoded lies in staging.
 
@@ -76,23 +49,25 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     """
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
     opened: dict[InputFile, list[MappedFile]] = {}
-    tasks: list[DecodeTask] = []
+    whole: list[DecodeTask] = []
     for number, file in enumerate(files):
         path = work.cache.local_path(file)
         refuse_foreign(file, path)
         mapped = None if selection.unpack else _map_in_place(file, path, selection.names)
         if mapped is None:
             spool = work.staging.work / f"spool-{number:05d}.arrow"
-            tasks += _pieces(DecodeTask(file=file, path=path, selection=selection, spool=spool))
+            whole.append(DecodeTask(file=file, path=path, selection=selection, spool=spool))
         else:
             opened[file] = [mapped]
     others = dict.fromkeys(file for entry in inputs if entry.manifest is None for file in entry.files())
     unread = unread_columns([(file, work.cache.local_path(file)) for file in others], selection)
-    if tasks:
+    if whole:
+        tasks = [task for of_file in work.engine.map(decode_tasks, whole) for task in of_file]
         _announce(tasks, work.staging.work)
         with work.stage("decoding inputs", len(tasks), "piece") as advance:
             for task, rows in zip(tasks, work.engine.map(lambda task: _decoded(task, work), tasks), strict=True):
-                opened.setdefault(task.file, []).append(rows)
+                before = opened.setdefault(task.file, [])
+                before.append(replace(rows, first_row=sum(piece.num_rows for piece in before)))
                 advance(1)
     every = [piece for pieces in opened.values() for piece in pieces]
     if selection.unpack:
@@ -106,28 +81,6 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
         },
         tells_sources=_tell_sources([piece for piece in every if piece.num_rows]),
     )
-
-
-def _pieces(whole: DecodeTask) -> list[DecodeTask]:
-    """A task cut into those of its pieces: row groups of parquet, unless it is to be unpacked.
-
-    Where it is cut depends on the file alone, so that a run finds the pieces of an earlier one. Raises as `reading`.
-    """
-    if whole.file.format != "parquet" or whole.selection.unpack:
-        return [whole]
-    with reading(whole.file.shown, whole.path):
-        metadata = pq.read_metadata(arrow_file(whole.path))
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    least = max(_PIECE_BYTES, sum(group.total_byte_size for group in groups) // _MOST_PIECES)
-    pieces: list[DecodeTask] = []
-    begin = first_row = size = rows = 0
-    for number, group in enumerate(groups):
-        size, rows = size + group.total_byte_size, rows + group.num_rows
-        if size >= least or number == len(groups) - 1:
-            spool = whole.spool.with_stem(f"{whole.spool.stem}-{len(pieces):05d}")
-            pieces.append(replace(whole, spool=spool, groups=range(begin, number + 1), first_row=first_row))
-            begin, first_row, size, rows = number + 1, first_row + rows, 0, 0
-    return pieces if len(pieces) > 1 else [whole]
 
 
 def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> MappedFile | None:
@@ -201,62 +154,9 @@ def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
     else:
         num_rows = record["rows"]
     if num_rows == 0:
-        if task.groups is None:
+        if task.piece is None:
             log.warning("%s: there is no row in it", task.file.shown)
         return empty_file(str(task.spool), task.file.shown)
-    mapped = map_file(str(task.spool), task.selection.names, task.file.shown, task.first_row)
+    mapped = map_file(str(task.spool), task.selection.names, task.file.shown)
     assert mapped is not None, "what is decoded can be mapped"
     return replace(mapped, row_base=0 if task.selection.unpack and SOURCE_ROW in mapped.schema.names else None)
-
-
-def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
-    """Decode an input file into an Arrow stream with what is read of it, durably; returns its rows as well.
-
-    monitor: called with rows. Raises `DataError` for content that cannot be read, `OSError` for storage faults.
-    """
-    spool = HashingFile(task.spool)
-    num_rows = 0
-    try:
-        with reading(task.file.shown, task.path):
-            batches = _samples(task)
-            batch = next(batches, None)
-            schema = pa.schema([("input_ids", pa.list_(pa.int32()))]) if batch is None else batch.schema
-            with pa.ipc.new_stream(pa.PythonFile(spool, mode="w"), schema) as writer:
-                while batch is not None:
-                    writer.write_batch(batch)
-                    num_rows += batch.num_rows
-                    monitor(batch.num_rows)
-                    batch = next(batches, None)
-        return spool.finish(), num_rows
-    finally:
-        spool.discard()
-
-
-def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
-    """What is read of a file, as it can be addressed. Raises `DataError` for packs that are not to be unpacked."""
-    where, selection = task.file.shown, task.selection
-    columns, column, first_row = None, None, task.first_row
-    for batch in _batches(task):
-        if columns is None:
-            columns = find_columns(batch.schema, selection.names, where)
-            column = telling_column(_batches(task), columns) if selection.unpack and columns.packs else None
-            if column is not None:
-                log.info("%s: packed rows, whose samples column %r tells", where, column.name)
-        if column is not None:
-            of_rows = replace(selection, extra=SOURCE_ROW)
-            for samples in unpacked(batch, columns, column, where, first_row):
-                yield from addressable(samples, columns, of_rows, where)
-        else:
-            if not selection.unpack:
-                refuse_packs(batch, columns, where, first_row)
-            yield from addressable(batch, columns, selection, where)
-        first_row += batch.num_rows
-
-
-def _batches(task: DecodeTask) -> Iterator[pa.RecordBatch]:
-    file, path, selection = task.file, task.path, task.selection
-    if file.format == "parquet":
-        return parquet_batches(path, selection, file.shown, task.groups)
-    if file.format == "json":
-        return json_batches(lambda: open_text(file, path), selection, file.shown)
-    return arrow_batches(path, file.shown)

@@ -6,9 +6,9 @@ Each decoder yields record batches of bounded size, in order, with the token col
 from __future__ import annotations
 
 import codecs
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,13 +24,14 @@ from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
 from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups, refuse_growth, require_bounded_views
-from pipeline.reading.decoding.json_lines import line_blocks, lines_of, parse_line
+from pipeline.reading.decoding.json_lines import lines_of, parse_line
 from pipeline.reading.files import permitted
 
 BATCH_VALUES = 1 << 22
 """About how many tokens a decoded batch has; a single row may have more."""
 
-_BLOCK_BYTES = 1 << 23
+JSON_BYTES = 1 << 23
+"""About how much text of JSON is decoded together; a single row may have more."""
 
 
 @contextmanager
@@ -51,17 +52,27 @@ def reading(where: str, path: str) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
 
 
-def arrow_batches(path: str, where: str) -> Iterator[pa.RecordBatch]:
-    """Record batches of an Arrow IPC stream or file, compressed or not. Raises `DataError` for a bomb."""
+def arrow_batches(path: str, where: str, part: range | None = None) -> Iterator[pa.RecordBatch]:
+    """Record batches of an Arrow IPC stream or file, compressed or not. Raises `DataError` for a bomb.
+
+    part: those that are read, if not all are; not of a stream with dictionaries.
+    """
     with map_file(path) as file:
         content = file.read_buffer(file.size())
     refuse_growth(content, where)
     if is_arrow_file(content):
         reader = pa.ipc.open_file(content)
-        for i in range(reader.num_record_batches):
+        for i in range(reader.num_record_batches) if part is None else part:
             yield reader.get_batch(i)
-    else:
+    elif part is None:
         yield from pa.ipc.open_stream(content)
+    else:
+        stream = pa.BufferReader(content)
+        schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
+        for i in range(part.stop):
+            message = pa.ipc.read_message(stream)
+            if i in part:
+                yield pa.ipc.read_record_batch(message, schema)
 
 
 def parquet_batches(
@@ -82,26 +93,32 @@ def parquet_batches(
             yield from file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False)
 
 
+@dataclass(frozen=True)
+class JsonColumns:
+    """What is read of a file of JSON."""
+
+    schema: pa.Schema
+    """The types of the columns."""
+
+    absent: tuple[str, ...]
+    """Columns that no row may have, because the first has not."""
+
+
 def json_batches(
-    open_file: Callable[[], io.BufferedReader], selection: Selection, where: str
+    blocks: Iterator[bytes], columns: JsonColumns, where: str, first_row: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches of JSON lines, or of one JSON array of objects.
+    """Record batches of blocks of JSON lines; a row that lacks a column has a null.
 
-    Lines end at LF only. Which columns exist is learned from the first row; a row that lacks one has a null.
+    first_row: the number of the first one in its file.
     """
-    with open_file() as file:
-        schema = None
-        first_row = 0
-        for block in line_blocks(file, where, _BLOCK_BYTES):
-            if schema is None:
-                schema, absent = _json_schema(block, selection, where)
-            batch = _parse_block(block, schema, absent, where, first_row)
-            first_row += batch.num_rows
-            yield batch
+    for block in blocks:
+        batch = _parse_block(block, columns.schema, columns.absent, where, first_row)
+        first_row += batch.num_rows
+        yield batch
 
 
-def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Schema, list[str]]:
-    """Types of the token columns, judged by the first row, and the token columns that it lacks.
+def json_columns(block: bytes, selection: Selection, where: str) -> JsonColumns:
+    """The columns of a file, judged by its first row, and so their types. block: its first.
 
     A mask that is empty in the first row is judged by the first row where it is not.
     """
@@ -130,7 +147,7 @@ def _json_schema(block: bytes, selection: Selection, where: str) -> tuple[pa.Sch
         kind = kind or (pa.string() if isinstance(first[extra], str) else pa.list_(pa.float64()))
         schema = schema.append(pa.field(extra, kind))
     names = (*(selection.names.get(role, role) for role in ROLES), *PACK_NAMES)
-    return schema, [name for name in names if name not in first]
+    return JsonColumns(schema, tuple(name for name in names if name not in first))
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def _json_type(value: Any) -> pa.DataType:
         return pa.string()  # a mixture; only token columns are looked at, and they are refused by name
 
 
-def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str, first_row: int) -> pa.RecordBatch:
+def _parse_block(block: bytes, schema: pa.Schema, absent: Sequence[str], where: str, first_row: int) -> pa.RecordBatch:
     watched = pa.schema([*schema, *((name, pa.list_(pa.int64())) for name in absent)])
     try:
         table = pj.read_json(
@@ -156,7 +173,8 @@ def _parse_block(block: bytes, schema: pa.Schema, absent: list[str], where: str,
             parse_options=pj.ParseOptions(explicit_schema=watched, unexpected_field_behavior="ignore"),
         ).combine_chunks()
     except pa.ArrowInvalid as error:
-        unmarked = block.replace(b"\n" + codecs.BOM_UTF8, b"\n")  # files joined, each with its byte order mark
+        unmarked = block.removeprefix(codecs.BOM_UTF8)  # files joined, each with its byte order mark
+        unmarked = unmarked.replace(b"\n" + codecs.BOM_UTF8, b"\n")
         if unmarked != block:
             return _parse_block(unmarked, schema, absent, where, first_row)
         raise _json_fault(block, watched, where, first_row, error) from None

@@ -85,6 +85,21 @@ def refuse_growth(content: pa.Buffer, where: str) -> None:
         first_row += require_bounded(message, first_row, where)
 
 
+def sizes_of_batches(content: pa.Buffer) -> list[tuple[int, int]]:
+    """Rows and bytes of each record batch of an Arrow stream or file; none of a stream whose values stand in
+    dictionaries, which has to be read in order. O(number of record batches).
+    """
+    sizes = []
+    for message in _messages(content):
+        described = _Table.root(message.metadata)
+        kind = described.number(1, "<B")
+        if kind == _DICTIONARY and not is_arrow_file(content):
+            return []
+        if kind == _RECORD_BATCH:
+            sizes.append((described.table(2).number(0, "<q"), message.body.size))
+    return sizes
+
+
 def growth_of(path: Path) -> str | None:
     """What is wrong with a shard that grows beyond the bounds; None if it does not."""
     try:

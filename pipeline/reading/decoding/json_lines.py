@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 
 from pipeline.base.errors import DataError
-from pipeline.base.storage import arrow_file
+from pipeline.base.storage import arrow_file, open_file
 from pipeline.format.options import TOKENS
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign_text, refuse_wrapped_rows
 from pipeline.reading.decoding.growth import GrowingText, require_short
@@ -30,14 +30,98 @@ _ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
+_BUFFER_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
+_COUNTED_BYTES = 1 << 23  # of lines that are counted together
+
+
+def text_blocks(
+    file: InputFile, path: str, size: int, part: range | None = None, first_line: int = 0
+) -> Iterator[bytes]:
+    """The blocks of a file, as `line_blocks` gives them.
+
+    part: bytes of a file that `is_plain_lines`, if not all are read: the lines that begin there; first_line: how many
+    lines are before them.
+    """
+    if part is None:
+        with open_text(file, path) as text:
+            yield from line_blocks(text, file.shown, size)
+        return
+    with io.BufferedReader(_LinesOf(arrow_file(path), part), _BUFFER_BYTES) as text:
+        if not part.start and text.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+            text.read(len(codecs.BOM_UTF8))
+        yield from _line_blocks(text, file.shown, size, first_line)
+
+
+def is_plain_lines(file: InputFile, path: str) -> bool:
+    """Whether a file of JSON can be read from any line on: it is not compressed, and no array."""
+    if compression_of(file) is not None:
+        return False
+    with open_file(path) as text:
+        return not _begins_array(text.read(_BUFFER_BYTES).removeprefix(codecs.BOM_UTF8))
+
+
+def counts_before(file: InputFile, path: str, end: int) -> tuple[int, int]:
+    """The rows, and the lines, that begin before a byte of a file that `is_plain_lines`."""
+    num_rows = num_lines = 0
+    with io.BufferedReader(_LinesOf(arrow_file(path), range(end)), _BUFFER_BYTES) as text:
+        while block := text.read(_COUNTED_BYTES) + text.readline():
+            num_rows += sum(1 for _ in lines_of(block))
+            num_lines += block.count(b"\n")
+    return num_rows, num_lines
+
+
+class _LinesOf(io.RawIOBase):
+    """The lines of a text that begin in a part of its bytes."""
+
+    def __init__(self, text: pa.NativeFile, part: range) -> None:
+        self._text = text
+        self._last = part.stop - 1
+        """The first LF from here on ends the last line."""
+        self._is_over = not len(part)
+        if part.start:
+            self._begin(part)
+
+    def _begin(self, part: range) -> None:
+        at = part.start - 1
+        self._text.seek(at)
+        while at < self._last:
+            block = self._text.read(min(_HEAD_BYTES, self._last - at))
+            found = block.find(b"\n") + 1
+            at += found or len(block)
+            if found:
+                self._text.seek(at)
+                return
+            if not block:
+                break
+        self._is_over = True
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read the next bytes; 0 at the end."""
+        if self._is_over:
+            return 0
+        room = self._last - self._text.tell()
+        if room > 0:
+            return int(self._text.readinto(memoryview(buffer)[:room]))
+        block = self._text.read(min(len(buffer), _HEAD_BYTES))
+        end = block.find(b"\n") + 1
+        self._is_over = end > 0
+        block = block[: end or len(block)]
+        buffer[: len(block)] = block
+        return len(block)
+
 
 def open_text(file: InputFile, path: str) -> io.BufferedReader:
     """The file's bytes, decompressed as its name says."""
     compression = compression_of(file)
     text = pa.input_stream(arrow_file(path), compression=compression)
     if compression is None:
-        return io.BufferedReader(text, 1 << 20)
-    return io.BufferedReader(GrowingText(text, Path(path).stat().st_size, file.shown), 1 << 20)
+        return io.BufferedReader(text, _BUFFER_BYTES)
+    return io.BufferedReader(GrowingText(text, Path(path).stat().st_size, file.shown), _BUFFER_BYTES)
 
 
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
@@ -46,10 +130,10 @@ def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[byte
     The objects of an array become lines. Raises `DataError` for an array that is malformed, and for what is no JSON
     lines and no array.
     """
-    refuse_foreign_text(file.peek(1 << 16), where)
-    if file.peek(1 << 16).startswith(codecs.BOM_UTF8):
+    refuse_foreign_text(file.peek(_HEAD_BYTES), where)
+    if file.peek(_HEAD_BYTES).startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
-    if file.peek(1 << 16).lstrip()[:1] == b"[":
+    if _begins_array(file.peek(_HEAD_BYTES)):
         yield from _array_blocks(file, where, size)
         return
     blocks = _line_blocks(file, where, size)
@@ -60,6 +144,10 @@ def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[byte
         _refuse_envelope(lines[0], where)
     yield from (block for block in (first, second) if block)
     yield from blocks
+
+
+def _begins_array(head: bytes) -> bool:
+    return head.lstrip()[:1] == b"["
 
 
 def lines_of(block: bytes) -> Iterator[bytes]:
@@ -97,9 +185,9 @@ def _refuse_envelope(line: bytes, where: str) -> None:
         refuse_wrapped_rows(parse_line(line), _ROW_COLUMNS, where)
 
 
-def _line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:
+def _line_blocks(file: io.BufferedReader[Any], where: str, size: int, first_line: int = 0) -> Iterator[bytes]:
     parts: list[bytes] = []  # of a line that goes on
-    line, length = 1, 0  # its number, and what is there of it
+    line, length = first_line + 1, 0  # its number, and what is there of it
     while block := file.read(size):
         cut = block.rfind(b"\n") + 1
         if cut:

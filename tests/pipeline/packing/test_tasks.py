@@ -28,7 +28,8 @@ from pipeline.packing.shards import ShardTask, write_shard
 from pipeline.packing.steps import cut_windows
 from pipeline.reading.cache import FileCache
 from pipeline.reading.columns import Selection
-from pipeline.reading.input_rows import DecodeTask, InputRows, decode, open_inputs
+from pipeline.reading.decoding.spool import DecodeTask, decode
+from pipeline.reading.input_rows import InputRows, open_inputs
 from pipeline.reading.inputs import resolve
 from pipeline.reading.workspace import Workspace
 from tests.pipeline.samples import random_rows, rows_with_vectors, save, table

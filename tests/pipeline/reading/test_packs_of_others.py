@@ -19,8 +19,8 @@ from pipeline.base.errors import ConfigError, DataError
 from pipeline.format.options import PackOptions
 from pipeline.packing.setup import set_up
 from pipeline.reading.columns import Selection
+from pipeline.reading.decoding.spool import DecodeTask, decode
 from pipeline.reading.files import InputFile
-from pipeline.reading.input_rows import DecodeTask, decode
 from tests.conftest import Run
 from tests.pipeline.reading.inputs import KINDS, Rows, as_arrow_file, as_parquet, stream
 from tests.pipeline.samples import random_rows, save, table, write_jsonl
