@@ -66,7 +66,7 @@ def as_arrow(values: Integers, kind: pa.DataType) -> pa.Array:
 
 def save_arrays(path: Path, arrays: Mapping[str, Integers]) -> FileFacts:
     """Write named vectors durably, as an Arrow stream of one row, so that they can be mapped. Raises `OSError`."""
-    file = HashingFile(path)
+    file = HashingFile(path, is_shared=True)
     try:
         columns = []
         for values in arrays.values():

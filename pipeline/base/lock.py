@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pipeline.base import storage
 from pipeline.base.errors import BusyError
 
 log = logging.getLogger(__name__)
+
+_TRIED_EVERY = 0.05  # seconds
 
 
 @contextmanager
@@ -44,6 +47,37 @@ def file_lock(path: Path, busy: str) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextmanager
+def shared_file_lock(path: Path, busy: str, patience: float) -> Iterator[None]:
+    """Hold the lock of a file, made for it, together with others who hold it so; the last of them removes it.
+
+    patience: how many seconds to try where a process has it alone, be it for the moment in which it looks whether it is
+    the last. busy: what to say then. Raises `BusyError` with it, and `OSError`.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            descriptor = storage.lock(path, is_shared=True)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise BusyError(busy) from None
+            time.sleep(_TRIED_EVERY)
+            continue
+        if _is_named(descriptor, path):
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            storage.remove(path)
+        except OSError:
+            pass  # others hold it, or it stays, and locks nothing any more
+        finally:
+            os.close(descriptor)
+
+
 class SharedLock:
     """The lock of a file, shared with others who read: as long as this object lives, nobody has it alone."""
 
@@ -56,14 +90,14 @@ class SharedLock:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
 
 
-def refuse_locked(path: Path, busy: str) -> None:
-    """Raise `BusyError` if a process holds the lock of a file now."""
+def refuse_locked(path: Path, busy: str, *, is_shared: bool = False) -> None:
+    """Raise `BusyError` if a process holds the lock of a file now. is_shared: one that has it alone."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
         return  # there is none, or what is wrong shows when it is locked
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BusyError(busy) from None
     finally:

@@ -52,10 +52,15 @@ class Staging:
         """Where tasks leave what other tasks need."""
         return self.folder / "work"
 
-    def open(self) -> None:
-        """Make the folders, and drop what an earlier run left half-written, or without a record in `dataset`."""
+    def open(self, *, is_shared: bool = False) -> None:
+        """Make the folders, and drop what an earlier run left half-written, or without a record in `dataset`.
+
+        is_shared: whether other processes may be writing there now; then nothing is dropped.
+        """
         for folder in (self.folder, self.dataset, self.work):
             storage.make_folder(folder)
+        if is_shared:
+            return
         records = set(storage.list_folder(self.work))
         self._drop(self.dataset, lambda file: self._record(file) not in records)
         self._drop(self.work, lambda file: file.suffix == ".part")
@@ -92,7 +97,7 @@ class Staging:
     def record(self, file: Path, facts: FileFacts, **more: Any) -> None:
         """Note that the task which wrote `file` is finished. Raises as `Mirror.keep`."""
         record = {"file": asdict(facts), **more}
-        write_file(self._record(file), json.dumps(record).encode())
+        write_file(self._record(file), json.dumps(record).encode(), is_shared=True)
         if self.mirror is not None and file.is_relative_to(self.dataset):
             self.mirror.keep(file.relative_to(self.dataset).as_posix(), file, record)
 

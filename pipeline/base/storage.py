@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import stat
-import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -228,16 +228,17 @@ def exchange(path: Path, other: Path) -> bool:
     return True
 
 
-def lock(path: Path) -> int:
+def lock(path: Path, *, is_shared: bool = False) -> int:
     """Make a file unless it is there, and take its kernel lock; returns its descriptor.
 
-    Raises `BlockingIOError` where another process holds the lock.
+    is_shared: beside others who take it so. Raises `BlockingIOError` where another process holds the lock.
     """
+    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
 
     def act() -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
             raise
@@ -258,9 +259,9 @@ class HashingFile:
     """A binary file that is hashed while it is written, and durable under its name after `finish`."""
 
     def __init__(self, path: Path, *, is_shared: bool = False) -> None:
-        """is_shared: whether other runs may write the same file at the same time."""
+        """is_shared: whether others may write the same file at the same time, here or on another machine."""
         self._path = path
-        own = f".{os.getpid()}-{threading.get_ident()}" if is_shared else ""
+        own = f".{uuid.uuid4().hex[:12]}" if is_shared else ""
         self._part = path.with_name(f"{path.name}{own}.part")
         self._file = create(self._part)
         self._hash = xxhash.xxh3_128()

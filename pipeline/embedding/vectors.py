@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
 
+from pipeline.base.dealing.stages import Kind, Stage, TaskContext
 from pipeline.base.digests import hash_arrays, hash_bytes
-from pipeline.base.engine import Monitor
+from pipeline.base.staging import Staging
 from pipeline.embedding.embedders import Embedder
 from pipeline.embedding.store import VectorStore
 from pipeline.format.records import EmbeddingEntry
@@ -61,32 +62,49 @@ class Vectors:
 class EmbedTask:
     """A chunk of rows to be embedded."""
 
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedStage(Stage[EmbedTask, tuple[str, int]]):
+    """Embedding chunks: each task gives the hash and the width of its vectors."""
+
+    kind: ClassVar[Kind] = "embed"
+    title: ClassVar[str] = "embedding"
+    noun: ClassVar[str] = "chunk"
+    unit: ClassVar[str] = "row"
+    is_common: ClassVar[bool] = True
+
     embedder: Embedder
     fitted: Arrays
     """What the embedder learned from the rows before any was embedded."""
 
-    rows: SplitRows
-    split: str
-    start: int
-    stop: int
+    rows: Mapping[str, SplitRows]
+    """By split."""
+
     store: VectorStore
 
+    def units(self, task: EmbedTask) -> int:
+        """Rows of the chunk."""
+        return task.stop - task.start
 
-def embed_chunk(task: EmbedTask, monitor: Monitor) -> tuple[str, int]:
-    """Embed a chunk, unless its vectors are stored; returns their hash and width.
+    def name(self, task: EmbedTask) -> str:
+        """What the chunk is called in the store."""
+        return _chunk_name(task.split, task.start)
 
-    monitor: called with rows. Raises as `Embedder.embed`, and `OSError` where the vectors cannot be stored.
-    """
-    name = _chunk_name(task.split, task.start)
-    entry = task.store.load(name)
-    if entry is None:
-        vectors = task.embedder.embed(task.rows, task.start, task.stop, task.fitted)
-        content = task.store.save(name, {"vectors": vectors})
-    else:
-        arrays, content = entry
-        vectors = arrays["vectors"]
-    monitor(task.stop - task.start)
-    return content, vectors.shape[1]
+    def finished(self, task: EmbedTask, staging: Staging) -> tuple[str, int] | None:
+        """As of `Stage`; vectors may be older than the run."""
+        entry = self.store.load(self.name(task))
+        return None if entry is None else (entry[1], entry[0]["vectors"].shape[1])
+
+    def do(self, task: EmbedTask, context: TaskContext) -> tuple[str, int]:
+        """Raises as `Embedder.embed`, and `OSError` where the vectors cannot be stored."""
+        vectors = self.embedder.embed(self.rows[task.split], task.start, task.stop, self.fitted)
+        content = self.store.save(self.name(task), {"vectors": vectors})
+        context.monitor(self.units(task))
+        return content, vectors.shape[1]
 
 
 def embed_rows(
@@ -111,24 +129,15 @@ def embed_rows(
     if entry is None:
         store.save("fitted", fitted)
     tasks = [
-        EmbedTask(
-            embedder=embedder,
-            fitted=fitted,
-            rows=of_split,
-            split=split,
-            start=start,
-            stop=min(start + CHUNK_ROWS, of_split.num_rows),
-            store=store,
-        )
+        EmbedTask(split=split, start=start, stop=min(start + CHUNK_ROWS, of_split.num_rows))
         for split, of_split in rows.splits.items()
         for start in range(0, of_split.num_rows, CHUNK_ROWS)
     ]
     digest = xxhash.xxh3_128()
     num_dimensions = 1
-    with work.stage("embedding", sum(task.stop - task.start for task in tasks), "row") as advance:
-        embed = partial(embed_chunk, monitor=work.engine.monitor(advance))
-        for content, num_dimensions in work.engine.map(embed, tasks):  # noqa: B007 - the last is that of all
-            digest.update(content.encode())
+    stage = EmbedStage(embedder=embedder, fitted=fitted, rows=rows.splits, store=store)
+    for content, num_dimensions in work.results(stage, tasks):  # noqa: B007 - the last is that of all
+        digest.update(content.encode())
     content = digest.hexdigest()
     most = max((window.num_rows for cut in windows.values() for window in cut), default=0)
     sample = partial(_sample, store, rows.splits, num_dimensions)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 
 from pipeline.base.arrays import load_arrays, save_arrays
+from pipeline.base.dealing.stages import Kind, Stage, TaskContext
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import StrategyError
+from pipeline.base.staging import Staging
 from pipeline.base.storage import FileFacts
 from pipeline.base.words import first_line
 from pipeline.embedding.vectors import Vectors
@@ -30,8 +34,8 @@ from pipeline.packing.setup import ConfiguredStrategy, configure
 from pipeline.reading.scan import MOST_TOKENS, RowFacts, scan_window
 from pipeline.reading.windows import SplitRows, Window
 from strategies import ContractError, Draws, Plan, Request
-from strategies.arrays import Int32Array, Int64Array
-from strategies.contract import check
+from strategies.arrays import Int16Array, Int32Array, Int64Array
+from strategies.contract import Preparation, check
 from strategies.registry import BUILT_IN
 
 
@@ -105,27 +109,62 @@ class WindowSummary(msgspec.Struct, frozen=True, kw_only=True):
 class PlanTask:
     """One window to be planned."""
 
-    rows: SplitRows
     split: str
     window: Window
-    options: PackOptions
-    vectors: Vectors | None
-    """The vectors of all rows, where the strategy relates samples."""
-
     path: Path
     """The file to be written: a `WindowPlan`."""
 
 
-def plan_window(task: PlanTask, engine: LocalEngine, monitor: Monitor) -> tuple[FileFacts, WindowSummary]:
+@dataclass(frozen=True, kw_only=True)
+class PlanStage(Stage[PlanTask, tuple[WindowSummary, str]]):
+    """Planning windows: each task gives what is told of a window, and the content hash of its plan."""
+
+    kind: ClassVar[Kind] = "plan"
+    title: ClassVar[str] = "planning"
+    noun: ClassVar[str] = "plan"
+    takes_all_cores: ClassVar[bool] = True
+
+    rows: Mapping[str, SplitRows]
+    """By split."""
+
+    options: PackOptions
+    vectors: Vectors | None
+    """The vectors of all rows, where the strategy relates samples."""
+
+    def units(self, task: PlanTask) -> int:
+        """Tokens of the window."""
+        return task.window.num_tokens
+
+    def name(self, task: PlanTask) -> str:
+        """The name of the plan's file."""
+        return task.path.name
+
+    def finished(self, task: PlanTask, staging: Staging) -> tuple[WindowSummary, str] | None:
+        """As of `Stage`."""
+        record = staging.finished(task.path)
+        if record is None:
+            return None
+        return msgspec.convert(record["summary"], WindowSummary), record["file"]["xxh3_128"]
+
+    def do(self, task: PlanTask, context: TaskContext) -> tuple[WindowSummary, str]:
+        """Raises as `plan_window`."""
+        facts, summary = plan_window(task, self, context.engine, context.monitor)
+        context.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
+        return summary, facts.xxh3_128
+
+
+def plan_window(
+    task: PlanTask, stage: PlanStage, engine: LocalEngine, monitor: Monitor
+) -> tuple[FileFacts, WindowSummary]:
     """Scan a window, leave out and cut samples, and place what remains.
 
     engine: scans blocks of rows side by side, and lends the strategy as many threads; the plan does not depend on it.
     monitor: called with tokens. Raises `DataError` for invalid tokens, `StrategyError` when the strategy breaks its
     contract, `OSError` for storage faults.
     """
-    options, strategy = task.options, configure(task.options)
+    options, strategy, rows = stage.options, configure(stage.options), stage.rows[task.split]
     limit = options.max_length if options.overlong == "truncate" else MOST_TOKENS
-    facts = scan_window(task.rows, task.window, limit, engine, monitor)
+    facts = scan_window(rows, task.window, limit, engine, monitor)
     own = account(
         facts,
         max_length=MOST_TOKENS if strategy.cuts_stream else options.max_length,
@@ -134,8 +173,10 @@ def plan_window(task: PlanTask, engine: LocalEngine, monitor: Monitor) -> tuple[
     )
     draws = strategy.draws(options.seed, task.window.index, strategy.strategy.name)
     segments = _segments(own, strategy, options.max_length, draws)
-    counts = _account_for_cuts(own.counts, segments, facts, task)
-    strategy_plan = _place(segments, strategy, draws, task, engine.num_workers)
+    counts = _account_for_cuts(own.counts, segments, facts, rows, task.window)
+    vectors = stage.vectors.of_window(task.split, task.window) if stage.vectors else None
+    preparation = stage.vectors.preparation if stage.vectors else {}
+    strategy_plan = _place(segments, strategy, draws, vectors, preparation, engine.num_workers)
     plan = _window_plan(segments, strategy_plan, facts, strategy, options, task.window)
     return plan.save(task.path), _summary(plan, counts, own.overlong, strategy_plan)
 
@@ -149,27 +190,33 @@ def _segments(own: Account, strategy: ConfiguredStrategy, max_length: int, draws
     return stream_segments(order, own.remains, own.length, strategy.capacity)
 
 
-def _account_for_cuts(counts: Counts, segments: Segments, facts: RowFacts, task: PlanTask) -> Counts:
+def _account_for_cuts(counts: Counts, segments: Segments, facts: RowFacts, rows: SplitRows, window: Window) -> Counts:
     """Count the targets that are masked because a later segment of a cut sample begins with them."""
     later = np.flatnonzero(segments.start)
     if not len(later):
         return counts
     row = segments.row[later]
-    masked = row[are_targets(task.rows.read_window(task.window), row, segments.start[later], facts.skip[row])]
+    masked = row[are_targets(rows.read_window(window), row, segments.start[later], facts.skip[row])]
     return counts.with_cut(Loss(targets=len(masked), samples_affected=len(np.unique(masked))))
 
 
-def _place(segments: Segments, strategy: ConfiguredStrategy, draws: Draws, task: PlanTask, num_threads: int) -> Plan:
-    """The strategy's answer, checked."""
-    vectors = task.vectors
+def _place(
+    segments: Segments,
+    strategy: ConfiguredStrategy,
+    draws: Draws,
+    vectors: Int16Array | None,
+    preparation: Preparation,
+    num_threads: int,
+) -> Plan:
+    """The strategy's answer, checked. vectors: of all rows of the window."""
     request = Request(
         lengths=segments.length,
         capacity=strategy.capacity,
         max_segments=strategy.max_segments,
         draws=draws,
         options=strategy.options,
-        embeddings=vectors.of_window(task.split, task.window)[segments.row] if vectors else None,
-        preparation=vectors.preparation if vectors else {},
+        embeddings=None if vectors is None else vectors[segments.row],
+        preparation=preparation,
         num_threads=num_threads,
     )
     name = strategy.strategy.name

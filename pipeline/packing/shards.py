@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.arrays import as_arrow
+from pipeline.base.dealing.stages import Kind, Stage, TaskContext
 from pipeline.base.engine import Monitor
+from pipeline.base.staging import Staging
 from pipeline.base.storage import FileFacts, HashingFile
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.packing.gather import gather
@@ -38,11 +41,8 @@ class ShardFacts(FileFacts):
 class ShardTask:
     """One shard to be written."""
 
-    rows: SplitRows
+    split: str
     window: Window
-    first_sample: int
-    """The number that the first row of the split has among the samples of the dataset."""
-
     plan: Path
     """The window's plan."""
 
@@ -53,10 +53,45 @@ class ShardTask:
     """Number of the shard in the plan."""
 
     tokens: int
-    schema: pa.Schema
-    compression: str
     path: Path
     """The file to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteStage(Stage[ShardTask, ShardFacts]):
+    """Writing shards: each task gives what is known of one."""
+
+    kind: ClassVar[Kind] = "write"
+    title: ClassVar[str] = "writing"
+    noun: ClassVar[str] = "shard"
+
+    rows: Mapping[str, SplitRows]
+    """By split."""
+
+    first_samples: Mapping[str, int]
+    """The number that the first row of each split has among the samples of the dataset, where it is not 0."""
+
+    schema: pa.Schema
+    compression: str
+
+    def units(self, task: ShardTask) -> int:
+        """Tokens of the shard."""
+        return task.tokens
+
+    def name(self, task: ShardTask) -> str:
+        """The name of the shard's file."""
+        return task.path.name
+
+    def finished(self, task: ShardTask, staging: Staging) -> ShardFacts | None:
+        """The shard, if it was written by the same plan: vectors that were made anew may differ by rounding."""
+        record = staging.finished(task.path)
+        return None if record is None or record.get("plan") != task.plan_hash else ShardFacts(**record["file"])
+
+    def do(self, task: ShardTask, context: TaskContext) -> ShardFacts:
+        """Raises as `write_shard`."""
+        facts = write_shard(task, self, context.monitor)
+        context.staging.record(task.path, facts, plan=task.plan_hash)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -72,27 +107,29 @@ class _Samples:
     # shape: (num_rows,)"""
 
 
-def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
+def write_shard(task: ShardTask, stage: WriteStage, monitor: Monitor) -> ShardFacts:
     """Gather the packs of one shard of a window and write them.
 
     monitor: called with tokens. Raises `OSError` for storage faults; leaves no partial file.
     """
-    rows = task.rows.read_window(task.window)
+    of_split = stage.rows[task.split]
+    rows = of_split.read_window(task.window)
     plan = WindowPlan.load(task.plan).shard(task.shard)
-    samples = _Samples(rows, task.first_sample + task.window.first_row, _sources(task))
+    first_sample = stage.first_samples.get(task.split, 0) + task.window.first_row
+    samples = _Samples(rows, first_sample, _sources(of_split, task.window, stage.schema))
     token_ends = np.cumsum(plan.length, dtype=np.int64)
     token_offsets = np.concatenate([[0], token_ends])[plan.pack_offsets]
     batches = _cut_batches(token_offsets)
     most = max((int(token_offsets[b] - token_offsets[a]) for a, b in batches), default=0)
     buffers = np.empty((3, most), np.int32)
     targets = 0
-    file = HashingFile(task.path)
+    file = HashingFile(task.path, is_shared=True)
     try:
-        compression = None if task.compression == "none" else task.compression
+        compression = None if stage.compression == "none" else stage.compression
         options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
-        with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), task.schema, options=options) as writer:
+        with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), stage.schema, options=options) as writer:
             for first, last in batches:
-                batch, num_targets = _batch(samples, plan, task.schema, first, last, buffers)
+                batch, num_targets = _batch(samples, plan, stage.schema, first, last, buffers)
                 writer.write_batch(batch)
                 targets += num_targets
                 monitor(int(token_offsets[last] - token_offsets[first]))
@@ -103,11 +140,11 @@ def write_shard(task: ShardTask, monitor: Monitor) -> ShardFacts:
     return ShardFacts(**asdict(facts), packs=num_packs, segments=len(token_ends), tokens=num_tokens, targets=targets)
 
 
-def _sources(task: ShardTask) -> dict[str, Int64Array]:
+def _sources(rows: SplitRows, window: Window, schema: pa.Schema) -> dict[str, Int64Array]:
     """The columns of packs that tell of raw rows, by sample; none where the schema has none."""
-    if not set(SOURCE_COLUMNS) <= set(task.schema.names):
+    if not set(SOURCE_COLUMNS) <= set(schema.names):
         return {}
-    return dict(zip(SOURCE_COLUMNS, task.rows.sources(task.window), strict=True))
+    return dict(zip(SOURCE_COLUMNS, rows.sources(window), strict=True))
 
 
 def _cut_batches(token_offsets: Int64Array) -> list[tuple[int, int]]:
@@ -172,7 +209,7 @@ def _batch(
 
 def write_empty_shard(path: Path, schema: pa.Schema) -> ShardFacts:
     """Write a shard with a schema and no packs."""
-    file = HashingFile(path)
+    file = HashingFile(path, is_shared=True)
     try:
         pa.ipc.new_stream(pa.PythonFile(file, mode="w"), schema).close()
         return ShardFacts(**asdict(file.finish()), packs=0, segments=0, tokens=0, targets=0)

@@ -1,35 +1,25 @@
-"""The steps of a run: each deals out tasks and gathers what they leave.
-
-A task whose file an earlier run left in staging is skipped.
-"""
+"""The steps of a run: each has tasks done, and gathers what they give."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
 
-from pipeline.base.engine import Monitor
-from pipeline.base.staging import Staging
 from pipeline.base.storage import make_folder
-from pipeline.base.words import counted
 from pipeline.embedding.vectors import Vectors, embed_rows
 from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA
 from pipeline.format.identity import Identity
 from pipeline.format.options import PackOptions
-from pipeline.packing.plan import PlanTask, WindowSummary, plan_window
+from pipeline.packing.plan import PlanStage, PlanTask, WindowSummary
 from pipeline.packing.setup import Setup
-from pipeline.packing.shards import ShardFacts, ShardTask, write_empty_shard, write_shard
+from pipeline.packing.shards import ShardFacts, ShardTask, WriteStage, write_empty_shard
 from pipeline.reading.input_rows import InputRows
 from pipeline.reading.windows import Window
 from pipeline.reading.workspace import Workspace
-
-log = logging.getLogger(__name__)
 
 Windows = Mapping[str, Sequence[Window]]
 """The windows of each split."""
@@ -79,42 +69,23 @@ def embed_windows(
 def plan_windows(
     rows: InputRows, windows: Windows, vectors: Vectors | None, options: PackOptions, work: Workspace
 ) -> Plans:
-    """Plan every window, one after the other, each on all cores. Raises as `plan_window`."""
+    """Plan every window. Raises as `plan_window`."""
+    of_vectors = f"-{vectors.content[:8]}" if vectors else ""
     tasks = [
         PlanTask(
-            rows=rows.splits[split],
             split=split,
             window=window,
-            options=options,
-            vectors=vectors,
-            path=_plan_path(split, window, vectors, work.staging),
+            path=work.staging.work / f"plan-{split}-w{window.index:04d}{of_vectors}.arrow",
         )
         for split, cut in windows.items()
         for window in cut
     ]
     plans: dict[str, list[PlannedWindow]] = {split: [] for split in windows}
-    with work.stage("planning", sum(task.window.num_tokens for task in tasks)) as advance:
-        for task in tasks:
-            plans[task.split].append(_planned(task, work, advance))
+    planned = work.results(PlanStage(rows=rows.splits, options=options, vectors=vectors), tasks)
+    for task, (summary, plan_hash) in zip(tasks, planned, strict=True):
+        one = PlannedWindow(window=task.window, plan=task.path, plan_hash=plan_hash, summary=summary)
+        plans[task.split].append(one)
     return plans
-
-
-def _plan_path(split: str, window: Window, vectors: Vectors | None, staging: Staging) -> Path:
-    of_vectors = f"-{vectors.content[:8]}" if vectors else ""
-    return staging.work / f"plan-{split}-w{window.index:04d}{of_vectors}.arrow"
-
-
-def _planned(task: PlanTask, work: Workspace, advance: Monitor) -> PlannedWindow:
-    """A window planned now, or by an earlier run."""
-    record = work.staging.finished(task.path)
-    if record is not None:
-        advance(task.window.num_tokens)
-        summary, plan_hash = msgspec.convert(record["summary"], WindowSummary), record["file"]["xxh3_128"]
-    else:
-        facts, summary = plan_window(task, work.engine, work.engine.monitor(advance))
-        work.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
-        plan_hash = facts.xxh3_128
-    return PlannedWindow(window=task.window, plan=task.path, plan_hash=plan_hash, summary=summary)
 
 
 def write_shards(
@@ -134,15 +105,12 @@ def write_shards(
     tasks = {
         split: [
             ShardTask(
-                rows=rows.splits[split],
+                split=split,
                 window=planned.window,
-                first_sample=(before or {}).get(split, 0),
                 plan=planned.plan,
                 plan_hash=planned.plan_hash,
                 shard=number,
                 tokens=size.tokens,
-                schema=schema,
-                compression=compression,
                 path=work.staging.dataset / split / _shard_name(run_id, planned.window.index, number),
             )
             for planned in of_split
@@ -153,14 +121,9 @@ def write_shards(
     for split in tasks:
         make_folder(work.staging.dataset / split)
     every = [task for of_split in tasks.values() for task in of_split]
-    facts = {task.path: kept for task in every if (kept := _kept_shard(task, work.staging)) is not None}
-    todo = [task for task in every if task.path not in facts]
-    if facts and todo:
-        log.info("resuming: %s of an earlier run kept, %s to write", counted(len(facts), "shard"), len(todo))
-    with work.stage("writing", sum(task.tokens for task in todo)) as advance:
-        write = partial(_write_and_record, staging=work.staging, monitor=work.engine.monitor(advance))
-        for task, written in zip(todo, work.engine.map(write, todo), strict=True):
-            facts[task.path] = written
+    stage = WriteStage(rows=rows.splits, first_samples=before or {}, schema=schema, compression=compression)
+    written = work.results(stage, every)
+    facts = {task.path: of_task for task, of_task in zip(every, written, strict=True)}
     shards = {split: {task.path.name: facts[task.path] for task in of_split} for split, of_split in tasks.items()}
     for split, of_split in shards.items():
         if not of_split and before is None:
@@ -175,18 +138,6 @@ def schema_of_packs(rows: InputRows) -> pa.Schema:
 
 def _shard_name(run_id: str, window: int, shard: int) -> str:
     return f"data-{run_id[:8]}-w{window:04d}-s{shard:04d}.arrow"
-
-
-def _kept_shard(task: ShardTask, staging: Staging) -> ShardFacts | None:
-    """The shard, if an earlier run wrote it by the same plan: vectors that were made anew may differ by rounding."""
-    record = staging.finished(task.path)
-    return None if record is None or record.get("plan") != task.plan_hash else ShardFacts(**record["file"])
-
-
-def _write_and_record(task: ShardTask, staging: Staging, monitor: Monitor) -> ShardFacts:
-    facts = write_shard(task, monitor)
-    staging.record(task.path, facts, plan=task.plan_hash)
-    return facts
 
 
 def _empty_shard(path: Path, schema: pa.Schema) -> dict[str, ShardFacts]:

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 
+from pipeline.base.dealing.stages import Kind, Stage, TaskContext
 from pipeline.base.errors import ConfigError
+from pipeline.base.staging import Staging
 from pipeline.base.storage import arrow_file, free_bytes
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
@@ -64,11 +67,9 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     if whole:
         tasks = [task for of_file in work.engine.map(decode_tasks, whole) for task in of_file]
         _announce(tasks, work.staging.work)
-        with work.stage("decoding inputs", len(tasks), "piece") as advance:
-            for task, rows in zip(tasks, work.engine.map(lambda task: _decoded(task, work), tasks), strict=True):
-                before = opened.setdefault(task.file, [])
-                before.append(replace(rows, first_row=sum(piece.num_rows for piece in before)))
-                advance(1)
+        for task, rows in zip(tasks, work.results(DecodeStage(), tasks), strict=True):
+            before = opened.setdefault(task.file, [])
+            before.append(replace(rows, first_row=sum(piece.num_rows for piece in before)))
     every = [piece for pieces in opened.values() for piece in pieces]
     if selection.unpack:
         _tell_unpacked(every)
@@ -145,14 +146,38 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
     return growth * Path(path).stat().st_size
 
 
-def _decoded(task: DecodeTask, work: Workspace) -> MappedFile:
-    """A file, or piece of one, decoded now, or by an earlier run."""
-    record = work.staging.finished(task.spool)
-    if record is None:
-        facts, num_rows = decode(task, work.engine.monitor(lambda _: None))
-        work.staging.record(task.spool, facts, rows=num_rows)
-    else:
-        num_rows = record["rows"]
+class DecodeStage(Stage[DecodeTask, MappedFile]):
+    """Decoding files, or pieces of them: each task gives its rows."""
+
+    kind: ClassVar[Kind] = "decode"
+    title: ClassVar[str] = "decoding inputs"
+    noun: ClassVar[str] = "piece"
+    unit: ClassVar[str] = "piece"
+    is_common: ClassVar[bool] = True
+
+    def units(self, task: DecodeTask) -> int:
+        """One piece."""
+        return 1
+
+    def name(self, task: DecodeTask) -> str:
+        """The name of the file with what was decoded."""
+        return task.spool.name
+
+    def finished(self, task: DecodeTask, staging: Staging) -> MappedFile | None:
+        """As of `Stage`."""
+        record = staging.finished(task.spool)
+        return None if record is None else _mapped(task, record["rows"])
+
+    def do(self, task: DecodeTask, context: TaskContext) -> MappedFile:
+        """Raises as `decode`."""
+        facts, num_rows = decode(task, lambda _: context.monitor(0))
+        context.staging.record(task.spool, facts, rows=num_rows)
+        context.monitor(1)
+        return _mapped(task, num_rows)
+
+
+def _mapped(task: DecodeTask, num_rows: int) -> MappedFile:
+    """What was decoded, as rows."""
     if num_rows == 0:
         if task.piece is None:
             log.warning("%s: there is no row in it", task.file.shown)

@@ -94,7 +94,7 @@ def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
 
 
 def _decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
-    spool = HashingFile(task.spool)
+    spool = HashingFile(task.spool, is_shared=True)
     num_rows = 0
     try:
         with reading(task.file.shown, task.path):

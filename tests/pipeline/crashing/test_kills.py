@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def check_kill(trial: Trial, warm: WarmProcess, run: Run, **moment: Any) -> tupl
 
     def note(step: Step, act: Callable[[], Any]) -> Any:
         if step.operation == "create":
-            created.add(step.path.removesuffix(".part"))
+            created.add(re.sub(r"(\.[0-9a-f]{12})?\.part$", "", step.path))
         return act()
 
     with intercepted(unless_it_swaps(trial.job, note)):

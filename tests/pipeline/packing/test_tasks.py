@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,23 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.base.dealing.stages import Stage, TaskContext
 from pipeline.base.engine import LocalEngine
 from pipeline.base.staging import Staging
 from pipeline.embedding.columns import ColumnEmbedder
 from pipeline.embedding.sentences import SentenceEmbedder
 from pipeline.embedding.store import VectorStore
 from pipeline.embedding.tokens import TokenEmbedder
-from pipeline.embedding.vectors import EmbedTask, embed_chunk
+from pipeline.embedding.vectors import EmbedStage, EmbedTask
 from pipeline.format.columns import PACK_SCHEMA
 from pipeline.format.options import InputOptions, PackOptions
-from pipeline.packing.plan import PlanTask, plan_window
-from pipeline.packing.shards import ShardTask, write_shard
+from pipeline.packing.plan import PlanStage, PlanTask
+from pipeline.packing.shards import ShardTask, WriteStage
 from pipeline.packing.steps import cut_windows
 from pipeline.reading.cache import FileCache
 from pipeline.reading.columns import Selection
-from pipeline.reading.decoding.spool import DecodeTask, decode
-from pipeline.reading.input_rows import InputRows, open_inputs
+from pipeline.reading.decoding.spool import DecodeTask
+from pipeline.reading.input_rows import DecodeStage, InputRows, open_inputs
 from pipeline.reading.inputs import resolve
 from pipeline.reading.workspace import Workspace
 from tests.pipeline.samples import random_rows, rows_with_vectors, save, table
@@ -38,19 +39,19 @@ ROOT = Path(__file__).parents[3]
 
 RUN_ELSEWHERE = """
 import pickle, sys
+from pipeline.base.dealing.stages import TaskContext
 from pipeline.base.engine import LocalEngine
 with open(sys.argv[1], "rb") as file:
-    function, task = pickle.load(file)
+    stage, task, staging = pickle.load(file)
 with LocalEngine(1) as engine:
-    more = (engine,) if function.__name__ == "plan_window" else ()
-    function(task, *more, lambda units: None)
+    stage.do(task, TaskContext(engine, staging, lambda units: None))
 """
 
 
-def elsewhere(function: Callable[..., Any], task: object, folder: Path) -> None:
-    """Run a task in a process that knows nothing but the task."""
+def elsewhere(stage: Stage[Any, Any], task: object, work: Workspace, folder: Path) -> None:
+    """Do a task in a process that knows nothing but the task and its stage."""
     path = folder / "task.pickle"
-    path.write_bytes(pickle.dumps((function, task)))
+    path.write_bytes(pickle.dumps((stage, task, work.staging)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", RUN_ELSEWHERE, str(path)], check=True, cwd=folder, env=environment)
 
@@ -61,6 +62,11 @@ def work(tmp_path: Path) -> Iterator[Workspace]:
         work = Workspace(engine, cache, Staging(tmp_path / "staging"))
         work.staging.open()
         yield work
+
+
+def context_of(work: Workspace) -> TaskContext:
+    """What a task is given in this process."""
+    return TaskContext(work.engine, work.staging, lambda units: None)
 
 
 @pytest.fixture
@@ -74,45 +80,40 @@ def test_a_window_is_planned_and_its_shards_written_elsewhere(tmp_path: Path, wo
     options = PackOptions(max_length=15, overlong="split", window_samples=90, shard_size=3000, strategy="greedy")
     (split,) = rows.splits
     window = cut_windows(rows, options)[split][1]
-    task = PlanTask(
-        rows=rows.splits[split],
+    planning = PlanStage(rows=rows.splits, options=options, vectors=None)
+    task = PlanTask(split=split, window=window, path=work.staging.work / "here.plan")
+    summary, plan_hash = planning.do(task, context_of(work))
+    elsewhere(planning, replace(task, path=work.staging.work / "there.plan"), work, tmp_path)
+    assert (work.staging.work / "here.plan").read_bytes() == (work.staging.work / "there.plan").read_bytes()
+    assert len(summary.shards) > 2
+    assert planning.finished(task, work.staging) == (summary, plan_hash)
+
+    writing = WriteStage(rows=rows.splits, first_samples={}, schema=PACK_SCHEMA, compression="lz4")
+    shard = ShardTask(
         split=split,
         window=window,
-        options=options,
-        vectors=None,
-        path=tmp_path / "here.plan",
-    )
-    _, summary = plan_window(task, work.engine, lambda _: None)
-    elsewhere(plan_window, replace(task, path=tmp_path / "there.plan"), tmp_path)
-    assert (tmp_path / "here.plan").read_bytes() == (tmp_path / "there.plan").read_bytes()
-    assert len(summary.shards) > 2
-
-    shard = ShardTask(
-        rows=rows.splits[split],
-        window=window,
-        first_sample=0,
-        plan=tmp_path / "here.plan",
-        plan_hash="",
+        plan=task.path,
+        plan_hash=plan_hash,
         shard=1,
         tokens=summary.shards[1].tokens,
-        schema=PACK_SCHEMA,
-        compression="lz4",
-        path=tmp_path / "here.arrow",
+        path=work.staging.dataset / "here.arrow",
     )
-    facts = write_shard(shard, lambda _: None)
+    facts = writing.do(shard, context_of(work))
     assert (facts.packs, facts.tokens) == (summary.shards[1].packs, summary.shards[1].tokens)
-    elsewhere(write_shard, replace(shard, plan=tmp_path / "there.plan", path=tmp_path / "there.arrow"), tmp_path)
-    assert (tmp_path / "here.arrow").read_bytes() == (tmp_path / "there.arrow").read_bytes()
+    there = replace(shard, plan=work.staging.work / "there.plan", path=work.staging.dataset / "there.arrow")
+    elsewhere(writing, there, work, tmp_path)
+    assert shard.path.read_bytes() == there.path.read_bytes()
+    assert writing.finished(there, work.staging) == facts
 
 
-def test_a_file_is_decoded_elsewhere(tmp_path: Path) -> None:
+def test_a_file_is_decoded_elsewhere(tmp_path: Path, work: Workspace) -> None:
     pq.write_table(table(random_rows(50)), tmp_path / "x.parquet")
     ((file,),) = (entry.files() for entry in resolve(tmp_path / "x.parquet", InputOptions()))
-    task = DecodeTask(file=file, path=file.path, selection=Selection(), spool=tmp_path / "here.arrow")
-    _, num_rows = decode(task, lambda _: None)
-    assert num_rows == 50
-    elsewhere(decode, replace(task, spool=tmp_path / "there.arrow"), tmp_path)
-    assert (tmp_path / "here.arrow").read_bytes() == (tmp_path / "there.arrow").read_bytes()
+    spool = work.staging.work / "here.arrow"
+    task = DecodeTask(file=file, path=file.path, selection=Selection(), spool=spool)
+    assert DecodeStage().do(task, context_of(work)).num_rows == 50
+    elsewhere(DecodeStage(), replace(task, spool=work.staging.work / "there.arrow"), work, tmp_path)
+    assert spool.read_bytes() == (work.staging.work / "there.arrow").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["tokens", "column"])
@@ -124,17 +125,10 @@ def test_a_chunk_is_embedded_elsewhere(tmp_path: Path, work: Workspace, kind: st
     (split,) = opened.splits
     fitted = embedder.fit(list(opened.splits.values()), work.engine)
     stores = [VectorStore(tmp_path / name, tmp_path, {}) for name in ("here", "there")]
-    task = EmbedTask(
-        embedder=embedder,
-        fitted=fitted,
-        rows=opened.splits[split],
-        split=split,
-        start=10,
-        stop=60,
-        store=stores[0],
-    )
-    content, width = embed_chunk(task, lambda _: None)
-    elsewhere(embed_chunk, replace(task, store=stores[1]), tmp_path)
+    stage = EmbedStage(embedder=embedder, fitted=fitted, rows=opened.splits, store=stores[0])
+    task = EmbedTask(split=split, start=10, stop=60)
+    content, width = stage.do(task, context_of(work))
+    elsewhere(replace(stage, store=stores[1]), task, work, tmp_path)
     name = f"{split}-{10:012d}"
     here, there = (store.load(name) for store in stores)
     assert here is not None and there is not None

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.base.engine import Monitor
 from pipeline.base.lock import file_lock
-from pipeline.packing.shards import ShardFacts, ShardTask, write_shard
+from pipeline.packing.shards import ShardFacts, ShardTask, WriteStage, write_shard
 from tests.conftest import Run, left_behind
 from tests.pipeline.samples import random_rows, save
 
@@ -229,11 +229,11 @@ def test_abandoned_staging_is_removed(run: Run, tmp_path: Path, source: Path) ->
 def test_input_that_changes_meanwhile_is_an_error(
     run: Run, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def touch_and_write(task: ShardTask, monitor: Monitor) -> ShardFacts:
+    def touch_and_write(task: ShardTask, stage: WriteStage, monitor: Monitor) -> ShardFacts:
         os.utime(next(source.glob("*.arrow")))
-        return write_shard(task, monitor)
+        return write_shard(task, stage, monitor)
 
-    monkeypatch.setattr("pipeline.packing.steps.write_shard", touch_and_write)
+    monkeypatch.setattr("pipeline.packing.shards.write_shard", touch_and_write)
     ended = run("pack", source, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == 3
     assert "changed while it was being packed" in ended.err

@@ -1,0 +1,152 @@
+"""Array jobs: many processes of one run, each with a share of its tasks, on files that all of them see."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pipeline.base import storage
+from pipeline.base.dealing.stages import LocalDealer, Outcome, Result, Stage, Task, TaskContext, found_or_done
+from pipeline.base.engine import LocalEngine
+from pipeline.base.errors import BusyError
+from pipeline.base.staging import Staging
+from pipeline.base.words import counted
+
+_POLLED_EVERY = 0.2  # seconds
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Share:
+    """Task `index` of `count` processes that share a run."""
+
+    index: int
+    count: int
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks of this process."""
+        return list(tasks[self.index :: self.count])
+
+
+class SharingDealer:
+    """Has a share of the tasks done by this process's threads.
+
+    Of a stage on which all later ones depend this process does its own tasks, then waits for those of others. Files
+    that have to be decoded are nobody's own: each is taken by whoever comes first, and done by one process at a time.
+    """
+
+    def __init__(self, engine: LocalEngine, share: Share, wait: float) -> None:
+        """wait: how many seconds to wait for what other processes do."""
+        self._engine, self._share, self._wait = engine, share, wait
+
+    def deal(
+        self,
+        stage: Stage[Task, Result],
+        tasks: Sequence[Task],
+        staging: Staging,
+        advance: Callable[[int], object],
+    ) -> Iterator[Outcome[Result]]:
+        """As of `Dealer`; of stages that are not common the tasks are this process's own.
+
+        Raises `BusyError` where something of others is not there in time.
+        """
+        context = TaskContext(self._engine, staging, self._engine.monitor(advance))
+        if stage.kind == "decode":
+            return self._claimed(stage, tasks, context)
+        if stage.is_common:
+            return self._dealt(stage, tasks, context)
+        return LocalDealer(self._engine).deal(stage, tasks, staging, advance)
+
+    def _claimed(
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], context: TaskContext
+    ) -> Iterator[Outcome[Result]]:
+        """Do every task that nobody else does, then wait for those who do the others: they live as long as the lock."""
+        numbers = range(len(tasks))
+        mine = numbers[self._share.index :: self._share.count]
+        order = [*mine, *(number for number in numbers if number not in mine)]
+
+        def claim(number: int, *, is_patient: bool = False) -> Outcome[Result] | None:
+            path = context.staging.work / f"{stage.name(tasks[number])}.claim"
+            while True:
+                try:
+                    descriptor = storage.lock(path)
+                    break
+                except BlockingIOError:
+                    if not is_patient:
+                        return None
+                    time.sleep(_POLLED_EVERY)
+                    context.engine.checkpoint()
+            try:
+                return found_or_done(stage, tasks[number], context)
+            finally:
+                os.close(descriptor)
+
+        outcomes = dict(zip(order, self._engine.map(claim, order), strict=True))
+        for number in numbers:
+            outcome = outcomes[number] or claim(number, is_patient=True)
+            assert outcome is not None, "who is patient gets it"
+            yield outcome
+
+    def _dealt(
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], context: TaskContext
+    ) -> Iterator[Outcome[Result]]:
+        """Do this process's own tasks, then wait for the others."""
+        numbers = range(len(tasks))
+        mine = numbers[self._share.index :: self._share.count]
+        done = self._engine.map(lambda number: found_or_done(stage, tasks[number], context), mine)
+        outcomes = dict(zip(mine, done, strict=True))
+        until = time.monotonic() + self._wait
+        missing = [number for number in numbers if number not in outcomes]
+        while missing:
+            found = self._engine.map(lambda number: stage.finished(tasks[number], context.staging), missing)
+            for number, result in zip(missing, found, strict=True):
+                if result is not None:
+                    outcomes[number] = Outcome(result, was_finished=True)
+                    context.monitor(stage.units(tasks[number]))
+            missing = [number for number in missing if number not in outcomes]
+            if missing and time.monotonic() >= until:
+                owners = ", ".join(map(str, sorted({number % self._share.count for number in missing})))
+                refuse_missing(
+                    stage,
+                    [tasks[number] for number in missing],
+                    f"which tasks {owners} make; run this task again once they are there, or wait with --wait SECONDS",
+                )
+            if missing:
+                time.sleep(_POLLED_EVERY)
+                self._engine.checkpoint()
+        return (outcomes[number] for number in numbers)
+
+
+class FinishingDealer:
+    """Has nothing done: what the tasks of an array job left is found, or said to be missing."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+
+    def deal(
+        self,
+        stage: Stage[Task, Result],
+        tasks: Sequence[Task],
+        staging: Staging,
+        advance: Callable[[int], object],
+    ) -> Iterator[Outcome[Result]]:
+        """As of `Dealer`. Raises `BusyError`, naming them, where tasks are not done."""
+        found = list(self._engine.map(lambda task: stage.finished(task, staging), tasks))
+        missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
+        if missing:
+            refuse_missing(stage, missing, "so it is too early for --finish; run the array's missing tasks first")
+        for task, result in zip(tasks, found, strict=True):
+            advance(stage.units(task))
+            assert result is not None, "nothing is missing"
+            yield Outcome(result, was_finished=True)
+
+
+def refuse_missing(stage: Stage[Task, Result], missing: Sequence[Task], way_out: str) -> NoReturn:
+    """Raise `BusyError`, naming the files of tasks that are not there."""
+    named = ", ".join(stage.name(task) for task in missing[:_MOST_NAMED])
+    more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    verb = "is" if len(missing) == 1 else "are"
+    raise BusyError(f"{counted(len(missing), stage.noun)} {verb} not there yet ({named}{more}), {way_out}")
