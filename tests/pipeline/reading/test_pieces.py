@@ -84,6 +84,11 @@ BROKEN = {
 }
 
 
+def errors_in(told: str) -> list[str]:
+    """The lines but those that tell how much of the disk is free."""
+    return [line for line in told.splitlines() if "are free" not in line]
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_pieces_give_the_message_of_the_whole(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -97,7 +102,7 @@ def test_pieces_give_the_message_of_the_whole(
     place = "line 100" if "long" in kind else "row 73" if kind == "arrow" else "row 33"
     assert (whole.code, f"{source.name}, {place}:" in whole.err) == (3, True), whole.err
     cut(monkeypatch, 997)
-    assert run("pack", source, "--output", tmp_path / "out", *FLAGS).err == whole.err
+    assert errors_in(run("pack", source, "--output", tmp_path / "out", *FLAGS).err) == errors_in(whole.err) != []
 
 
 LINES = [b'{"a":1}', b"", b" \r", b'{"b":"' + b"x" * 40 + b'"}\r', b'{"c":2}', b"[1]", b'{"d":3}']
