@@ -283,9 +283,13 @@ class HashingFile:
         """Note that Arrow, which believes that it owns the file, is done with it; see `finish`."""
         self.closed = True
 
-    def finish(self) -> FileFacts:
-        """Give the file its name, with durable content; the name is, once its folder is synced."""
-        sync(self._file)
+    def finish(self, *, is_durable: bool = True) -> FileFacts:
+        """Give the file its name, with durable content; the name is, once its folder is synced.
+
+        is_durable: False for what is only needed while the run goes on, and known by its checksum to the next one.
+        """
+        if is_durable:
+            sync(self._file)
         self._file.close()
         rename(self._part, self._path)
         self._has_name = True

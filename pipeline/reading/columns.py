@@ -83,6 +83,10 @@ class Columns:
         """The names of the columns that are there."""
         return [name for name in (self.tokens, self.targets, self.attention) if name is not None]
 
+    def ids(self) -> list[str]:
+        """The names of those that hold ids of tokens, and are no masks."""
+        return [self.tokens, *([self.targets] if self.targets is not None and self.targets_are_labels else [])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:

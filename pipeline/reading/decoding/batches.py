@@ -225,11 +225,18 @@ def _json_fault(block: bytes, schema: pa.Schema, where: str, first_row: int, err
     return DataError(f"{where}: cannot be read ({error})")
 
 
-def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection, where: str) -> Iterator[pa.RecordBatch]:
+class TooWide(Exception):
+    """A value has no place in the narrow type of its column."""
+
+
+def addressable(
+    batch: pa.RecordBatch, columns: Columns, selection: Selection, where: str, *, is_narrow: bool
+) -> Iterator[pa.RecordBatch]:
     """What is read of a decoded batch as it can be addressed, in pieces of bounded size.
 
-    Booleans become bytes, and list views lists; nothing else changes type. Raises `DataError` for views that would be
-    too much as lists.
+    Booleans become bytes, and list views lists; nothing else changes type, but that tokens and labels have at most 32
+    bits where is_narrow, and masks at most 8. Raises `DataError` for views that would be too much as lists, and
+    `TooWide`, where is_narrow, for a value that does not fit.
     """
     arrays = []
     names = selection.of_file(columns, batch.schema)
@@ -240,6 +247,8 @@ def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection, w
         array.validate(full=True)
         if name in columns.names() and pa.types.is_boolean(array.type.value_type):
             array = array.cast(pa.large_list(pa.uint8()))
+        elif name in columns.names() and is_narrow:
+            array = _narrowed(array, pa.int32() if name in columns.ids() else pa.int8())
         arrays.append(array)
     kept = pa.record_batch(arrays, names=names)
     lengths = pc.list_value_length(kept.column(0))
@@ -247,3 +256,18 @@ def addressable(batch: pa.RecordBatch, columns: Columns, selection: Selection, w
     size = max(1, min(8192, BATCH_VALUES * max(1, kept.num_rows) // max(1, tokens)))
     for start in range(0, kept.num_rows, size):
         yield kept.slice(start, size)
+
+
+def _narrowed(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Lists of wide integers as lists of narrower ones; others as they are. Raises `TooWide`."""
+    values = array.type.value_type
+    if not pa.types.is_integer(values) or values.bit_width <= kind.bit_width:
+        return array
+    if pa.types.is_fixed_size_list(array.type):
+        narrow = pa.list_(kind, array.type.list_size)
+    else:
+        narrow = pa.large_list(kind) if pa.types.is_large_list(array.type) else pa.list_(kind)
+    try:
+        return array.cast(narrow)
+    except pa.ArrowInvalid:
+        raise TooWide from None

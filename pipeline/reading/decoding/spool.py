@@ -18,6 +18,7 @@ from pipeline.reading.columns import Selection, find_columns
 from pipeline.reading.decoding.batches import (
     JSON_BYTES,
     JsonColumns,
+    TooWide,
     addressable,
     arrow_batches,
     json_batches,
@@ -52,6 +53,9 @@ class DecodeTask:
     json: JsonColumns | None = None
     """What the whole file of JSON has, of which this is a piece."""
 
+    is_narrow: bool = True
+    """Whether integers are written in the narrow form that valid ones fit, or as the file has them."""
+
 
 def decode_tasks(whole: DecodeTask) -> list[DecodeTask]:
     """A task cut into those of its pieces; files to be unpacked stay whole, since all of their rows decide together
@@ -79,18 +83,23 @@ def decode_tasks(whole: DecodeTask) -> list[DecodeTask]:
 
 
 def decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
-    """Decode an input file into an Arrow stream with what is read of it, durably; returns its rows as well.
+    """Decode an input file into an Arrow stream with what is read of it; returns its rows as well.
+
+    Its content is not made durable: what a crash of the machine leaves of it is known by its checksum. A value that
+    does not fit, which is refused later unless it is padding, has everything written as it is in the file.
 
     monitor: called with rows. Raises `DataError` for content that cannot be read, `OSError` for storage faults.
     """
     try:
         return _decode(task, monitor)
+    except TooWide:
+        return decode(replace(task, is_narrow=False), monitor)
     except DataError:
         if task.piece is None or task.piece.first_row is not None:
             raise
         with reading(task.file.shown, task.path):  # again, to tell the row
             piece = numbered(task.piece, task.file, task.path)
-        return _decode(replace(task, piece=piece), monitor)
+        return decode(replace(task, piece=piece), monitor)
 
 
 def _decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
@@ -107,7 +116,7 @@ def _decode(task: DecodeTask, monitor: Monitor) -> tuple[FileFacts, int]:
                     num_rows += batch.num_rows
                     monitor(batch.num_rows)
                     batch = next(batches, None)
-        return spool.finish(), num_rows
+        return spool.finish(is_durable=False), num_rows
     finally:
         spool.discard()
 
@@ -126,11 +135,11 @@ def _samples(task: DecodeTask) -> Iterator[pa.RecordBatch]:
         if column is not None:
             of_rows = replace(selection, extra=SOURCE_ROW)
             for samples in unpacked(batch, columns, column, where, first_row):
-                yield from addressable(samples, columns, of_rows, where)
+                yield from addressable(samples, columns, of_rows, where, is_narrow=task.is_narrow)
         else:
             if not selection.unpack:
                 refuse_packs(batch, columns, where, first_row)
-            yield from addressable(batch, columns, selection, where)
+            yield from addressable(batch, columns, selection, where, is_narrow=task.is_narrow)
         first_row += batch.num_rows
 
 
