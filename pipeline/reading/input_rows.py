@@ -30,7 +30,7 @@ from pipeline.reading.workspace import Workspace
 log = logging.getLogger(__name__)
 
 # Spooled bytes for each byte of a file, where only its size is known.
-_GROWTH = {".gz": 6, ".zst": 6, ".json": 2, ".jsonl": 2, ".arrow": 4}
+_GROWTH = {".gz": 3, ".zst": 3, ".json": 1, ".jsonl": 1, ".arrow": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
                 for g in range(metadata.num_row_groups)
                 for c in range(metadata.num_columns)
             ]
-        return sum(8 * c.num_values for c in columns if c.physical_type in ("INT32", "INT64"))
+        return sum(4 * c.num_values for c in columns if c.physical_type in ("INT32", "INT64"))
     growth = next(factor for ending, factor in _GROWTH.items() if file.name.lower().endswith(ending))
     return growth * Path(path).stat().st_size
 
