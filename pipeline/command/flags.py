@@ -108,6 +108,13 @@ TOKENIZE_FLAGS: list[Decorator] = [
         "Choose what becomes of rows that cannot be used; those dropped are listed in dropped.jsonl.",
         type=RenamedChoice(option_types(TokenizeOptions)["on_error"].choices, "skip", "drop"),
     ),
+    flag(
+        TokenizeOptions,
+        "max_row_bytes",
+        "Let a row have so many bytes of text; one with more cannot be used.",
+        size_text,
+        type=Size(),
+    ),
     flag(TokenizeOptions, "history", "Choose what becomes of chats whose earlier turns the template rewrites."),
     flag(TokenizeOptions, "reasoning", "Choose whether reasoning is trained, masked or taken out."),
     flag(

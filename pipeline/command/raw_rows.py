@@ -28,6 +28,7 @@ _CHOICES = (
     "paths",
     "train_on",
     "on_error",
+    "max_row_bytes",
     "append_eos",
     "history",
     "reasoning",

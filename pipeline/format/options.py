@@ -111,6 +111,9 @@ class TokenizeOptions(Options):
     on_error: Literal["error", "drop"] = "error"
     """What becomes of rows that cannot be used."""
 
+    max_row_bytes: Annotated[int, Range(1)] = 8_000_000
+    """Bytes that a row may have, in the texts and other values of the columns that are read; see `rows.sizes`."""
+
     append_eos: bool = False
     """Put the end token after texts, pairs and turns that have none."""
 

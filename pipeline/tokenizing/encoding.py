@@ -21,6 +21,7 @@ from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat, Sample
+from pipeline.tokenizing.rows.sizes import SizeLimit
 from pipeline.tokenizing.rows.trees import Tree, TreeReader
 from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
@@ -105,6 +106,7 @@ class Encoder:
         self._is_chat = template is not None
         self._renderer = Renderer(tokenizer, template, format_, options)
         self._words = self._renderer.words
+        self._size_limit = SizeLimit(format_, options.max_row_bytes)
         self._trees = TreeReader(format_, options.paths) if format_.name == "tree" else None
         self._ends_special = re.compile(rf"(?:{tokenizer.special_texts.pattern})\s*\Z")
         self._keep_text = options.keep_text
@@ -166,11 +168,14 @@ class Encoder:
         """The number of rows, and the samples of each row, or tree, that can be read; counts what is not."""
         samples: list[tuple[int, Sample]] = []
         num_rows = 0
+        may_be_too_large = self._size_limit.may_be_exceeded(block)
         for row, content in enumerate(block.rows()):
             num_rows += len(content.rows) if isinstance(content, Tree) else 1
             try:
                 if isinstance(content, ValueError):
                     raise RowFault("unreadable", str(content))
+                if may_be_too_large:
+                    self._size_limit.check(content)
                 if not isinstance(content, Tree):
                     if columns := self._format.unread(content):
                         unread.update(columns)

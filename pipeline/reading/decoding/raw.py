@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 17
 """About how much text a block has; a single row may have more. Small, so that what it becomes stays in the cache."""
 
-_BLOCK_ROWS = 4096  # however short they are
-_DECODED_ROWS = 256  # at a time, from parquet, however long they are
+BLOCK_ROWS = 4096
+"""Rows of a block at most, however short they are."""
+
+_DECODED_ROWS, _DECODED_BYTES = 256, 1 << 25  # at a time, from parquet, by the mean of a row group
 
 _LOOK_ROWS = 100
 _LOOK_BLOCKS = 2
@@ -50,6 +52,11 @@ class RawBlock:
 
     unread: Mapping[str, int] = field(default_factory=dict)
     """Column that is not among its own -> rows about here in which it has content; over a file they add up."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its content in memory."""
+        return len(self.content) if isinstance(self.content, bytes) else int(self.content.nbytes)
 
     @property
     def num_rows(self) -> int:
@@ -130,7 +137,8 @@ class RawFile:
         # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
         shrunk = 4 if compression_of(self.file) else 1
         for block in _text_blocks(self.file, self.path):
-            yield RawBlock(block, len(block) // shrunk)
+            for lines in _short_blocks(block):
+                yield RawBlock(lines, len(lines) // shrunk)
 
 
 def open_raw(file: InputFile, path: str) -> RawFile:
@@ -153,6 +161,16 @@ def open_raw(file: InputFile, path: str) -> RawFile:
 def _text_blocks(file: InputFile, path: str) -> Iterator[bytes]:
     with open_text(file, path) as text:
         yield from line_blocks(text, file.shown, BLOCK_BYTES)
+
+
+def _short_blocks(block: bytes) -> Iterator[bytes]:
+    """Lines in blocks of no more than a block may have."""
+    if block.count(b"\n") <= BLOCK_ROWS:
+        yield block
+        return
+    lines = [line for line in block.split(b"\n") if line.strip()]
+    for start in range(0, len(lines), BLOCK_ROWS):
+        yield b"\n".join(lines[start : start + BLOCK_ROWS])
 
 
 def _json_columns(block: bytes, where: str) -> tuple[str, ...]:
@@ -197,11 +215,18 @@ def _parquet_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[R
 
         def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
             more = heavy
-            for batch in file.iter_batches(batch_size=_DECODED_ROWS, columns=[*columns, *light], use_threads=False):
+            for batch in file.iter_batches(batch_size=_decoded_rows(file.metadata), columns=[*columns, *light], use_threads=False):
                 unread, more = unread_rows(batch, columns) + more, Counter()
                 yield batch.select(list(columns)), int(per_row * batch.num_rows), unread
 
         yield from _even_blocks(batches())
+
+
+def _decoded_rows(metadata: pq.FileMetaData) -> int:
+    """How many rows of a parquet file are decoded at a time."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    per_row = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return int(max(1, min(_DECODED_ROWS, _DECODED_BYTES // max(1, per_row))))
 
 
 def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int, Counter[str]]]) -> Iterator[RawBlock]:
@@ -211,18 +236,28 @@ def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int, Counter[str]]]) ->
     num_rows = num_bytes = bytes_read = 0
     for batch, batch_bytes_read, of_batch in batches:
         unread.update(of_batch)
-        size = max(1, min(_BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
-        for start in range(0, batch.num_rows, size):
-            piece = batch.slice(start, size)
+        size = max(1, min(BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
+        pieces = (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+        for piece in (part for piece in pieces for part in _halved(piece)):
             waiting.append(piece)
             num_rows += piece.num_rows
             num_bytes += piece.nbytes
             bytes_read += batch_bytes_read * piece.num_rows // batch.num_rows
-            if num_rows >= _BLOCK_ROWS or num_bytes >= BLOCK_BYTES:
+            if num_rows >= BLOCK_ROWS or num_bytes >= BLOCK_BYTES:
                 yield RawBlock(pa.concat_batches(waiting), bytes_read, unread)
                 waiting, num_rows, num_bytes, bytes_read, unread = [], 0, 0, 0, Counter()
     if waiting:
         yield RawBlock(pa.concat_batches(waiting), bytes_read, unread)
+
+
+def _halved(piece: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Rows in parts that have twice a block's bytes at most, unless they are one row: long ones stand side by side."""
+    if piece.num_rows == 1 or piece.nbytes <= 2 * BLOCK_BYTES:
+        yield piece
+        return
+    half = piece.num_rows // 2
+    yield from _halved(piece.slice(0, half))
+    yield from _halved(piece.slice(half))
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any]:

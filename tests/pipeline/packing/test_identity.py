@@ -30,6 +30,7 @@ OTHER: dict[type[Options], dict[str, Any]] = {
         "paths": "best",
         "map": {"text": "body"},
         "on_error": "drop",
+        "max_row_bytes": 7,
         "append_eos": True,
         "history": "as-rendered",
         "reasoning": "mask",
