@@ -43,6 +43,10 @@ class LocalEngine:
         """Results in order, with a bounded number of tasks ahead of the one that is awaited."""
         return map_ahead(self._pool, function, items, 2 * self.num_workers)
 
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        """A task on its own, whose caller bounds how many there are."""
+        return self._pool.submit(function, item)
+
     def monitor(self, advance: Callable[[int], object]) -> Monitor:
         """What tells `advance` of a task's work, and ends the task once the run is ending."""
 

@@ -112,7 +112,7 @@ class TokenizeOptions(Options):
     """What becomes of rows that cannot be used."""
 
     max_row_bytes: Annotated[int, Range(1)] = 8_000_000
-    """Bytes that a row may have, in the texts and other values of the columns that are read; see `rows.sizes`."""
+    """Bytes that a row may have, in the texts and other values of the columns that are read; see `tokenizing.sizes`."""
 
     append_eos: bool = False
     """Put the end token after texts, pairs and turns that have none."""

@@ -21,8 +21,8 @@ from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import TreeBlock
 from pipeline.tokenizing.rows.messages import RowFault
 from pipeline.tokenizing.rows.samples import Chat, Sample
-from pipeline.tokenizing.rows.sizes import SizeLimit
 from pipeline.tokenizing.rows.trees import Tree, TreeReader
+from pipeline.tokenizing.sizes import SizeLimit
 from pipeline.tokenizing.tokens.places import Span
 from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 from strategies.arrays import Int32Array

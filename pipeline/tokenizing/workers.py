@@ -3,6 +3,8 @@
 Encoding itself runs without the interpreter's lock; parsing, rendering and locating turns, a quarter of the work, hold
 it. By that share threads stop gaining at about four; then processes take over, each with a start and a tokenizer of
 its own.
+
+Blocks are dealt as workers become free, and read ahead by bytes: while a long row is encoded, the others go on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -25,7 +28,7 @@ from queue import SimpleQueue
 
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import BusyError
-from pipeline.reading.decoding.raw import RawBlock
+from pipeline.reading.decoding.raw import BLOCK_BYTES, RawBlock
 from pipeline.tokenizing.encoding import EncodedBlock
 from pipeline.tokenizing.rows.formats import Format
 from pipeline.tokenizing.rows.gathering import TreeBlock
@@ -37,6 +40,9 @@ PROCESSES_FROM_BYTES = 1 << 26
 
 
 _TURN_SECONDS = 0.02
+
+_AHEAD = 2
+"""For each worker, tasks that are not done, and bytes in all for each byte of the task that is awaited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +63,43 @@ def encode_all(
     if engine.num_workers > MOST_THREADS and num_bytes >= PROCESSES_FROM_BYTES:
         yield from _in_processes(tokenization, engine, tasks)
         return
-    waiting: deque[EncodeTask] = deque()
 
     def encode(task: EncodeTask) -> EncodedBlock:
         engine.checkpoint()
         return tokenization.encoder(task.format).encode(task.block)
 
     with _long_turns():
-        for encoded_block in engine.map(encode, _remembered(tasks, waiting)):
-            yield waiting.popleft(), encoded_block
+        yield from dealt(engine, encode, tasks)
+
+
+def dealt(
+    engine: LocalEngine, encode: Callable[[EncodeTask], EncodedBlock], tasks: Iterable[EncodeTask]
+) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
+    """Every task with its result, in order.
+
+    Tasks are read ahead while no more than `_AHEAD` for each worker are unfinished, and while those that wait have no
+    more than so many times the bytes of the one that is awaited: about what the others do meanwhile. Memory holds so
+    many bytes and their results, at the most `_AHEAD` rows of the largest size for each worker.
+    """
+    waiting: deque[tuple[EncodeTask, Future[EncodedBlock]]] = deque()
+    room = threading.Semaphore(_AHEAD * engine.num_workers)
+    num_bytes = 0
+    for task in tasks:
+        room.acquire()
+        future = engine.submit(encode, task)
+        future.add_done_callback(lambda _: room.release())
+        waiting.append((task, future))
+        num_bytes += task.block.num_bytes
+        while waiting:
+            first, its_future = waiting[0]
+            most = _AHEAD * engine.num_workers * max(first.block.num_bytes, BLOCK_BYTES)
+            if num_bytes <= most and not its_future.done():
+                break
+            waiting.popleft()
+            num_bytes -= first.block.num_bytes
+            yield first, its_future.result()
+    for task, future in waiting:
+        yield task, future.result()
 
 
 @contextmanager
@@ -82,7 +116,6 @@ def _long_turns() -> Iterator[None]:
 def _in_processes(
     tokenization: Tokenization, engine: LocalEngine, tasks: Iterable[EncodeTask]
 ) -> Iterator[tuple[EncodeTask, EncodedBlock]]:
-    waiting: deque[EncodeTask] = deque()
     idle: SimpleQueue[_Worker] = SimpleQueue()
 
     def encode(task: EncodeTask) -> EncodedBlock:
@@ -102,8 +135,7 @@ def _in_processes(
                 for _ in range(engine.num_workers):
                     workers.append(_Worker(file.name))
                     idle.put(workers[-1])
-            for encoded_block in engine.map(encode, _remembered(tasks, waiting)):
-                yield waiting.popleft(), encoded_block
+            yield from dealt(engine, encode, tasks)
         finally:
             for worker in workers:
                 worker.end()
@@ -158,12 +190,6 @@ def _signals_held_back() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
         if came:
             signal.raise_signal(came[0])
-
-
-def _remembered(tasks: Iterable[EncodeTask], waiting: deque[EncodeTask]) -> Iterator[EncodeTask]:
-    for task in tasks:
-        waiting.append(task)
-        yield task
 
 
 def _work(pipe: Connection, path: str) -> None:

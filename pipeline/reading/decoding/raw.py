@@ -215,7 +215,8 @@ def _parquet_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[R
 
         def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
             more = heavy
-            for batch in file.iter_batches(batch_size=_decoded_rows(file.metadata), columns=[*columns, *light], use_threads=False):
+            decoded = file.iter_batches(_decoded_rows(file.metadata), columns=[*columns, *light], use_threads=False)
+            for batch in decoded:
                 unread, more = unread_rows(batch, columns) + more, Counter()
                 yield batch.select(list(columns)), int(per_row * batch.num_rows), unread
 
@@ -237,8 +238,8 @@ def _even_blocks(batches: Iterable[tuple[pa.RecordBatch, int, Counter[str]]]) ->
     for batch, batch_bytes_read, of_batch in batches:
         unread.update(of_batch)
         size = max(1, min(BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
-        pieces = (batch.slice(start, size) for start in range(0, batch.num_rows, size))
-        for piece in (part for piece in pieces for part in _halved(piece)):
+        even = (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+        for piece in itertools.chain.from_iterable(map(_halved, even)):
             waiting.append(piece)
             num_rows += piece.num_rows
             num_bytes += piece.nbytes

@@ -24,6 +24,9 @@ class TreeBlock:
     """Whole trees of one file, in the order of their first messages."""
 
     trees: list[Tree]
+    num_bytes: int
+    """Characters of all paths."""
+
     bytes_read: int
     """Its part of the file, for the progress bar."""
 
@@ -63,10 +66,10 @@ def _tree_blocks(file: RawFile, format_: Format) -> Iterator[TreeBlock]:
         size += _size(tree, format_.columns["text"])
         if size >= BLOCK_BYTES:
             until = gathering.bytes_read * rows_done // gathering.num_rows
-            yield TreeBlock(waiting, until - bytes_done, gathering.unread)
+            yield TreeBlock(waiting, size, until - bytes_done, gathering.unread)
             waiting, size, bytes_done, gathering.unread = [], 0, until, Counter()
     if waiting:
-        yield TreeBlock(waiting, gathering.bytes_read - bytes_done, gathering.unread)
+        yield TreeBlock(waiting, size, gathering.bytes_read - bytes_done, gathering.unread)
 
 
 def _size(tree: Tree, column: str) -> int:

@@ -136,7 +136,7 @@ class _Place:
         """A row of the file alone, or the tree that it belongs to; None where it is in another block."""
         if isinstance(self.block, TreeBlock):
             trees = [tree for tree in self.block.trees if row in tree.rows]
-            return replace(self, block=TreeBlock(trees, 0)) if trees else None
+            return replace(self, block=TreeBlock(trees, 0, 0)) if trees else None
         at = row - self.first_row
         return replace(self, block=self.block.row(at), first_row=row) if 0 <= at < self.num_rows else None
 
