@@ -19,10 +19,11 @@ if TYPE_CHECKING:
         StrategyError,
         TightpackError,
     )
-    from pipeline.base.options import RunOptions
+    from pipeline.base.options import EngineOptions, RunOptions
     from pipeline.base.progress import Progress
     from pipeline.format.options import InputOptions, PackOptions, TokenizeOptions
     from pipeline.packing.run import PackResult, dry_run, pack
+    from pipeline.packing.share import ShareResult, pack_share
     from pipeline.tokenizing.run import TokenizeResult, tokenize
     from pipeline.tokenizing.tokens.tokenizer import load_tokenizer
     from pipeline.verifying.verify import VerifyResult, verify
@@ -31,11 +32,13 @@ __all__ = [
     "BusyError",
     "ConfigError",
     "DataError",
+    "EngineOptions",
     "InputOptions",
     "PackOptions",
     "PackResult",
     "Progress",
     "RunOptions",
+    "ShareResult",
     "StorageError",
     "StrategyError",
     "TightpackError",
@@ -45,16 +48,18 @@ __all__ = [
     "dry_run",
     "load_tokenizer",
     "pack",
+    "pack_share",
     "tokenize",
     "verify",
 ]
 
 _HOMES = {
     "base.errors": ("BusyError", "ConfigError", "DataError", "StorageError", "StrategyError", "TightpackError"),
-    "base.options": ("RunOptions",),
+    "base.options": ("EngineOptions", "RunOptions"),
     "base.progress": ("Progress",),
     "format.options": ("InputOptions", "PackOptions", "TokenizeOptions"),
     "packing.run": ("PackResult", "dry_run", "pack"),
+    "packing.share": ("ShareResult", "pack_share"),
     "tokenizing.run": ("TokenizeResult", "tokenize"),
     "tokenizing.tokens.tokenizer": ("load_tokenizer",),
     "verifying.verify": ("VerifyResult", "verify"),

@@ -148,3 +148,55 @@ class RunOptions(Options):
             num_workers=self.num_workers or available_cores(),
             cache_dir=self.cache_dir or Path(cache) / "tightpack",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """Who does the tasks of a run. Nothing here changes a byte of what it writes."""
+
+    engine: Literal["local", "ray"] = "local"
+    """This process's threads, or the workers of a Ray cluster."""
+
+    ray_address: str | None = None
+    """Where the cluster is; None starts one on this machine."""
+
+    resources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a task of a stage takes of the cluster, as {"embed": "gpu:1"}."""
+
+    task_index: Annotated[int | None, Range(0)] = None
+    """Which of `task_count` processes that share a run this is; None where one does all of it."""
+
+    task_count: Annotated[int | None, Range(1)] = None
+    wait: Annotated[float, Range(0)] = 0.0
+    """Seconds to wait for what the other processes have to do first."""
+
+    finish: bool = False
+    """Publish what the processes that shared a run left."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for options that have no effect together."""
+        super().__post_init__()
+        if self.engine == "local":
+            for name in ("ray_address", "resources"):
+                if getattr(self, name):
+                    raise ConfigError(f"--{name.replace('_', '-')} has no effect without --engine ray")
+        elif self.is_share or self.finish:
+            raise ConfigError("--engine ray deals tasks itself: leave out --task-index, --task-count and --finish")
+        if (self.task_index is None) != (self.task_count is None):
+            missing = "task-index" if self.task_index is None else "task-count"
+            raise ConfigError(f"--task-index I and --task-count N go together: --{missing} is missing")
+        if self.task_index is not None and self.task_count is not None:
+            if self.task_index >= self.task_count:
+                last = self.task_count - 1
+                raise ConfigError(
+                    f"--task-index {self.task_index} is out of range: of {self.task_count} it is 0 to {last}"
+                )
+            if self.finish:
+                raise ConfigError("--finish publishes what all tasks left, and is none of them: leave it out")
+        elif self.wait:
+            raise ConfigError("--wait is for what other tasks do, and has no effect without --task-index")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether this is one of several processes that share a run."""
+        return self.task_index is not None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline.base.harness import Decorator, flag
-from pipeline.base.options import RunOptions, option_types
+from pipeline.base.options import EngineOptions, RunOptions, option_types
 from pipeline.command.job_file import load_job
 from pipeline.format.options import InputOptions, TokenizeOptions
 
@@ -198,6 +198,25 @@ PUBLISH_FLAGS: list[Decorator] = [
         metavar="N",
         help="Exit with this where the output is up to date already.",
     ),
+]
+
+ENGINE_FLAGS: list[Decorator] = [
+    flag(EngineOptions, "engine", "Choose who does the tasks: this machine, or the workers of a Ray cluster."),
+    flag(EngineOptions, "ray_address", "Use this cluster. [default: start one on this machine]", metavar="ADDRESS"),
+    pairs_flag(
+        "resources",
+        "Give each task of a stage (decode, embed, plan, write) so much, as in embed=gpu:1. It may be repeated.",
+        "STAGE=gpu:N",
+    ),
+    flag(
+        EngineOptions,
+        "task_index",
+        "Do the share of this task of an array job, counted from 0, and publish nothing.",
+        metavar="I",
+    ),
+    flag(EngineOptions, "task_count", "Let so many tasks share the run.", metavar="N"),
+    flag(EngineOptions, "wait", "Wait so long for what the other tasks have to do first.", metavar="SECONDS"),
+    flag(EngineOptions, "finish", "Publish what the tasks of an array job left."),
 ]
 
 RUN_FLAGS: list[Decorator] = [

@@ -50,7 +50,7 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
             raise click.UsageError(f"{where}: {seen[key]!r} and {written!r} are the same option")
         seen[key] = written
         option = known[key]
-        if key in ("set", "column", "map"):
+        if key in ("set", "column", "map", "resources"):
             as_flag = key == "map" and isinstance(value, str)
             ctx.meta[f"job.{key}"] = pairs("map", value.split(",")) if as_flag else _texts(where, key, value)
         else:

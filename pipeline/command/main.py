@@ -25,6 +25,7 @@ _PROGRAM = Program(
         "botocore": "s3",
         "s3fs": "s3",
         "prometheus_client": "metrics",
+        "ray": "ray",
     },
 )
 

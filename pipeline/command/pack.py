@@ -12,7 +12,9 @@ import click
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.harness import Decorator, EagerCommand, end_with, flag, flags, print_result, result_options
+from pipeline.base.options import EngineOptions
 from pipeline.command.flags import (
+    ENGINE_FLAGS,
     INPUT_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
@@ -86,6 +88,7 @@ _SHARD_FLAGS: list[Decorator] = [
     _SHARD_FLAGS,
     PUBLISH_FLAGS,
     RUN_FLAGS,
+    ENGINE_FLAGS,
     METRICS_FLAGS,
 )
 @result_options
@@ -96,11 +99,11 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     An INPUT is a dataset directory, a .parquet, .arrow, .jsonl[.gz|.zst] or .json file, a quoted glob, a URL, or a Hub
     id.
     """
-    from pipeline.command.tables import dry_run_table, pack_table
+    from pipeline.command.tables import dry_run_table, pack_table, share_table
     from pipeline.packing.run import dry_run
     from pipeline.packing.run import pack as run_pack
 
-    options = _pack_options(ctx, values)
+    options, engine = _pack_options(ctx, values), _engine_options(ctx, values)
     watch = watch_of(ctx)
     if values["output"] is None or values["dry_run"]:
         watch.leave_metrics()
@@ -117,11 +120,21 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
         **replacing(values),
     }
     if values["dry_run"]:
+        if engine.is_share or engine.finish:
+            raise ConfigError("--dry-run is of a whole run: leave out --task-index, --task-count and --finish")
         planned = dry_run(values["inputs"], options, output=values["output"], **more)
         shown = _with_sources(ctx, values, options, planned.manifest)
         print_result(*dry_run_table(planned, shown), values["as_json"])
+    elif engine.is_share:
+        from pipeline.packing.share import pack_share
+
+        shared = pack_share(values["inputs"], values["output"], options, engine, **more)
+        watch.done(shared.status, {}, run_id=shared.run_id)
+        print_result(*share_table(shared), values["as_json"])
+        if shared.status == "up_to_date":
+            end_with(values["unchanged_exit_code"])
     elif values["output"] is not None:
-        result = run_pack(values["inputs"], values["output"], options, **more)
+        result = run_pack(values["inputs"], values["output"], options, engine=engine, **more)
         watch.done(result.status, pack_figures(result.manifest), run_id=result.manifest.run_id)
         print_result(*pack_table(result), values["as_json"])
         if result.status == "up_to_date":
@@ -139,6 +152,14 @@ def _pack_options(ctx: click.Context, values: dict[str, Any]) -> PackOptions:
         set=merged(ctx, "set", values["set"])[0],
         column=merged(ctx, "column", values["column"])[0],
         tokenize=tokenize_options(ctx, values),
+    )
+
+
+def _engine_options(ctx: click.Context, values: dict[str, Any]) -> EngineOptions:
+    """Who does the tasks."""
+    names = {field.name for field in dataclasses.fields(EngineOptions)} - {"resources"}
+    return EngineOptions(
+        **{name: values[name] for name in names}, resources=merged(ctx, "resources", values["resources"])[0]
     )
 
 

@@ -19,6 +19,7 @@ from strategies import Strategy, all_strategies
 
 if TYPE_CHECKING:  # one command's table does not wait for what other commands import
     from pipeline.packing.run import PackResult
+    from pipeline.packing.share import ShareResult
     from pipeline.tokenizing.run import TokenizeResult
     from pipeline.verifying.verify import VerifyResult
 
@@ -40,6 +41,21 @@ def pack_table(result: PackResult) -> View:
     }
     rows = _figure_rows(manifest, "packed")
     rows += _published_rows(result, manifest.run_id, manifest.files.values(), manifest.counts.tokens_packed)
+    return aligned(rows), value
+
+
+def share_table(result: ShareResult) -> View:
+    """What one of several processes that share a run did."""
+    value = {**vars(result), "seconds": round(result.seconds, 3)}
+    if result.status == "up_to_date":
+        return f"up to date: run {result.run_id} is published", value
+    rows = [
+        ("share", f"task {result.task_index} of {result.task_count}, of run {result.run_id}"),
+        ("windows", f"{result.windows:,} of {result.all_windows:,}"),
+        ("written", f"{counted(result.shards, 'shard')}: {counted(result.packs, 'pack')}, {result.tokens:,} tokens"),
+        ("published", "nothing yet: --finish does, once all tasks have done their shares"),
+        ("seconds", f"{result.seconds:.1f}"),
+    ]
     return aligned(rows), value
 
 

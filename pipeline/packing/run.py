@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.base.errors import TightpackError
-from pipeline.base.options import RunOptions
+from pipeline.base.dealing.shares import Share
+from pipeline.base.errors import ConfigError, TightpackError
+from pipeline.base.options import EngineOptions, RunOptions
 from pipeline.base.progress import ProgressCallback
 from pipeline.base.staging import Staging
 from pipeline.embedding.vectors import Vectors
@@ -23,8 +24,17 @@ from pipeline.packing.account import manifest_of
 from pipeline.packing.losses import overlong_samples, refuse_overlong, warn_of_losses
 from pipeline.packing.samples import Samples, open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
-from pipeline.packing.setup import Setup, set_up
-from pipeline.packing.steps import Plans, cut_windows, embed_windows, plan_windows, schema_of_packs, write_shards
+from pipeline.packing.setup import Setup, dealer_of, set_up
+from pipeline.packing.steps import (
+    Plans,
+    Windows,
+    cut_windows,
+    embed_windows,
+    plan_windows,
+    schema_of_packs,
+    windows_of,
+    write_shards,
+)
 from pipeline.publishing.finishing import finish
 from pipeline.publishing.target import AnyPlace, check_place, place_of, publication_at
 from pipeline.reading.content import Growth, content_hashes, growth_of, origin_of, refuse_other_options
@@ -67,6 +77,7 @@ def pack(
     versioned: bool = False,
     keep: int | None = None,
     run: RunOptions = RunOptions(),
+    engine: EngineOptions = EngineOptions(),
     progress: ProgressCallback | None = None,
 ) -> PackResult:
     """Pack samples into a published dataset, or find that it was done before.
@@ -75,27 +86,30 @@ def pack(
     tokenizer: a directory, a tokenizer.json, a Hub id, or what `load_tokenizer` gave; chat_template: a Jinja file, None
     for the tokenizer's own; overwrite: replace another run's dataset; append: pack the files alone that the dataset
     there does not have yet, and add them to it; versioned: publish as a folder of its own inside the output, to which
-    `latest` points then; keep: how many other versions stay, the newest; progress: is called as the run goes on.
+    `latest` points then; keep: how many other versions stay, the newest; engine: who does the tasks, all of them (see
+    `pack_share` for a part); progress: is called as the run goes on.
 
     After a storage fault or an interruption finished work stays beside the output, and the same call takes it up; after
     any other error nothing is left. Raises `ConfigError`, `DataError`, `StrategyError`, `StorageError` and
     `BusyError`, each with one message for the user.
     """
     started = time.monotonic()
+    if engine.is_share:
+        raise ConfigError("this is a share of a run, which publishes nothing; call pack_share")
     setup, sources = set_up(options, tokenizer, chat_template), resolve(inputs, options)
     place = place_of(output, run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
     check_place(place, shown_files(sources), local_folders(sources), overwrite=overwrite, append=append)
-    with cache_of(run) as cache:
-        with engine_of(run) as engine:
-            digests = content_hashes(sources, cache, engine, progress)
-        growth, identity = _identified(sources, digests, setup, place if append else None)
-        with publication_at(place, identity, overwrite, growth.there, progress) as held, engine_of(run) as engine:
+    with cache_of(run) as cache, engine_of(run) as threads:
+        digests = content_hashes(sources, cache, threads, progress)
+        growth, identity = identified(sources, digests, setup, place if append else None)
+        dealing = dealer_of(engine, run, threads, place, cache, identity, growth.there, overwrite=overwrite)
+        with dealing as dealer, publication_at(place, identity, overwrite, growth.there, progress) as held:
             shown = place.folder(identity.run_id, output)
             if isinstance(held.existing, PackManifest):
                 return _up_to_date(held.existing, shown, started)
-            work = Workspace(engine, cache, held.staging, progress)
+            work = Workspace(threads, cache, held.staging, progress, dealer)
             samples = open_samples(growth.new, setup, work, growth.rows)
-            vectors, plans = _planned(samples, setup, identity, work)
+            vectors, plans = planned(samples, cut_windows(samples.rows, options), setup, identity, work)
             refuse_overlong(plans, samples.rows, options)
             shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work, growth.samples)
             files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
@@ -117,7 +131,7 @@ def pack(
     return PackResult(status="packed", output=shown, manifest=manifest, seconds=seconds, overlong=overlong)
 
 
-def _identified(
+def identified(
     sources: list[Input], digests: Mapping[InputFile, str], setup: Setup, appended_to: AnyPlace | None
 ) -> tuple[Growth, Identity]:
     """What of the inputs is new to what is there, and what makes the run another than others. Raises `ConfigError`."""
@@ -155,19 +169,19 @@ def dry_run(
     with (
         cache_of(run) as cache,
         tempfile.TemporaryDirectory(prefix="pack-dry-run-") as folder,
-        engine_of(run) as engine,
+        engine_of(run) as threads,
     ):
-        digests = content_hashes(sources, cache, engine, progress)
+        digests = content_hashes(sources, cache, threads, progress)
         place = place_of(output or "", run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
-        growth, identity = _identified(sources, digests, setup, place if append and output else None)
+        growth, identity = identified(sources, digests, setup, place if append and output else None)
         if output is not None:
             _tell_of_output(sources, identity, growth, place, overwrite=overwrite, append=append)
         if not growth.new and isinstance(growth.there, PackManifest):
             return _up_to_date(growth.there, place.folder(growth.there.run_id), started)
-        work = Workspace(engine, cache, Staging(Path(folder)), progress)
+        work = Workspace(threads, cache, Staging(Path(folder)), progress)
         work.staging.open()
         samples = open_samples(growth.new, setup, work, growth.rows)
-        vectors, plans = _planned(samples, setup, identity, work)
+        vectors, plans = planned(samples, cut_windows(samples.rows, options), setup, identity, work)
         manifest = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
     warn_of_samples(samples, are_listed=False)
     return PackResult(
@@ -178,11 +192,16 @@ def dry_run(
     )
 
 
-def _planned(samples: Samples, setup: Setup, identity: Identity, work: Workspace) -> tuple[Vectors | None, Plans]:
-    """The plans of all windows, and the vectors that they were made by. Raises as `embed_rows` and `plan_window`."""
-    windows = cut_windows(samples.rows, setup.options)
+def planned(
+    samples: Samples, windows: Windows, setup: Setup, identity: Identity, work: Workspace, share: Share | None = None
+) -> tuple[Vectors | None, Plans]:
+    """The plans of all windows, and the vectors that they were made by. Raises as `embed_rows` and `plan_window`.
+
+    share: whose windows alone are planned; None for all.
+    """
     vectors = embed_windows(samples.rows, windows, setup, identity, work)
-    return vectors, plan_windows(samples.rows, windows, vectors, setup.options, work)
+    mine = windows if share is None else windows_of(windows, share)
+    return vectors, plan_windows(samples.rows, mine, vectors, setup.options, work)
 
 
 def _up_to_date(manifest: PackManifest, output: str | Path, started: float) -> PackResult:

@@ -1,18 +1,27 @@
-"""What the options of a run ask for: a strategy with its own options, a tokenization, an embedder."""
+"""What the options of a run ask for: strategy, tokenization and embedder, ready to be used, and who does the tasks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base.dealing.shares import FinishingDealer, Share, SharingDealer
+from pipeline.base.dealing.stages import Dealer, Kind, LocalDealer
+from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import ConfigError
+from pipeline.base.options import EngineOptions, RunOptions
 from pipeline.base.words import did_you_mean
 from pipeline.embedding.embedders import Embedder, make_embedder
 from pipeline.format.identity import EMBEDDING_MODEL, PACKED, FileHash, Identity, Origin
+from pipeline.format.manifest import Manifest
 from pipeline.format.options import PackOptions, TokenizeOptions
+from pipeline.publishing.place import Place
+from pipeline.publishing.target import AnyPlace
+from pipeline.reading.cache import FileCache
 from strategies import Draws, Strategy, find
 from strategies.contract import Embedding
 
@@ -194,3 +203,46 @@ def _tokenize_options(options: PackOptions, embedding: Embedding | None) -> Toke
             " their tokens, or with embedder=sentence-transformers by their prompts"
         )
     return replace(tokenize, keep_text=embedding.embedder == "sentence-transformers")
+
+
+@contextmanager
+def dealer_of(
+    options: EngineOptions,
+    run: RunOptions,
+    threads: LocalEngine,
+    place: AnyPlace,
+    cache: FileCache,
+    identity: Identity,
+    base: Manifest | None,
+    *,
+    overwrite: bool,
+) -> Iterator[Dealer]:
+    """Who does the tasks of a run that builds an output at a place.
+
+    base, overwrite: as of `publication_at`. Raises `ConfigError` and `BusyError` for a cluster that cannot.
+    """
+    is_local = isinstance(place, Place)
+    if options.engine == "ray" and place.existing(identity, overwrite=overwrite, base=base) is None:
+        from pipeline.base.dealing.cluster import RayDealer, parse_resources
+
+        resources = parse_resources(options.resources)
+        with RayDealer(options.ray_address, resources, run.num_workers, threads.num_workers) as dealer:
+            where = "--output must lie" if is_local else "--cache-dir, where it is built, must lie"
+            dealer.require_seen(place.scratch, f"{where} on a file system that all nodes share")
+            dealer.require_seen(cache.folder, "--cache-dir must lie on a file system that all nodes share")
+            yield dealer
+    elif options.finish:
+        # What is published from a store may be finished on a machine that has nothing but the shards there.
+        kinds: tuple[Kind, ...] = ("decode", "embed", "plan", "write")
+        yield FinishingDealer(threads, kinds if is_local else ("write",))
+    elif (share := share_of(options)) is not None:
+        yield SharingDealer(threads, share, options.wait)
+    else:
+        yield LocalDealer(threads)
+
+
+def share_of(options: EngineOptions) -> Share | None:
+    """The share of the run that this process has; None for all of it."""
+    if options.task_index is None or options.task_count is None:
+        return None
+    return Share(options.task_index, options.task_count)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
+from pipeline.base.dealing.shares import Share
 from pipeline.base.storage import make_folder
 from pipeline.embedding.vectors import Vectors, embed_rows
 from pipeline.format.columns import PACK_SCHEMA, SOURCED_PACK_SCHEMA
@@ -46,6 +47,12 @@ Plans = Mapping[str, Sequence[PlannedWindow]]
 def cut_windows(rows: InputRows, options: PackOptions) -> Windows:
     """Cut every split into windows."""
     return {split: part.cut(options.window_samples, options.window_tokens) for split, part in rows.splits.items()}
+
+
+def windows_of(windows: Windows, share: Share) -> Windows:
+    """The windows of one of several processes that share a run: every so manieth through all splits."""
+    mine = set(share.of([(split, window.index) for split, cut in windows.items() for window in cut]))
+    return {split: [window for window in cut if (split, window.index) in mine] for split, cut in windows.items()}
 
 
 def embed_windows(

@@ -10,10 +10,11 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.lock import refuse_locked
 
 
-def check_output(output: str | Path, *, files: Iterable[str], folders: Iterable[str]) -> Path:
+def check_output(output: str | Path, *, files: Iterable[str], folders: Iterable[str], is_shared: bool = False) -> Path:
     """The real path of an output.
 
-    files: of the inputs; folders: inputs that are local directories.
+    files: of the inputs; folders: inputs that are local directories; is_shared: whether other processes of the same run
+    may be writing it.
     Raises `ConfigError` if the output holds an input, lies inside one, or is a file; `BusyError` if
     another run is writing it now.
     """
@@ -27,7 +28,7 @@ def check_output(output: str | Path, *, files: Iterable[str], folders: Iterable[
     for folder in folders:
         if path.is_relative_to(os.path.realpath(folder)):
             raise ConfigError(f"--output {path} lies inside the input {folder}; choose another output")
-    refuse_locked(lock_path(path), busy_message(path))
+    refuse_locked(lock_path(path), busy_message(path), is_shared=is_shared)
     return path
 
 

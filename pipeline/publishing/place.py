@@ -58,6 +58,11 @@ class Place(Versioning):
         return str(self.current)
 
     @property
+    def scratch(self) -> Path:
+        """The folder, perhaps still to be made, inside which the output is built."""
+        return self.output.parent
+
+    @property
     def current(self) -> Path:
         """Where the dataset is, if there is one, to which something can be appended."""
         return Path(os.path.realpath(self.output / LATEST)) if self.versioned else self.output

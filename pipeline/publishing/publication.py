@@ -49,9 +49,9 @@ def publication(
     staging = staging_of(output, identity.run_id)
     with (
         telling_what_is_kept(staging, output),
-        _parents(output.parent),
+        parents(output.parent),
         file_lock(lock_path(output), busy_message(output)),
-        _parents(folder.parent),
+        parents(folder.parent),
     ):
         log.info("run %s", identity.run_id, extra={"run_id": identity.run_id})
         place.refuse_others(base)
@@ -95,7 +95,7 @@ def undone(undo: Callable[[], None], but: tuple[type[Exception], ...]) -> Iterat
 
 
 @contextmanager
-def _parents(folder: Path) -> Iterator[None]:
+def parents(folder: Path) -> Iterator[None]:
     """Make missing folders, and remove again those that stay empty."""
     missing = []
     while not folder.exists():

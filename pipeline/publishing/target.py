@@ -57,17 +57,24 @@ def _refuse_name(path: Path, *, versioned: bool) -> None:
 
 
 def check_place(
-    place: AnyPlace, files: Iterable[str], folders: Iterable[str], *, overwrite: bool, append: bool
+    place: AnyPlace,
+    files: Iterable[str],
+    folders: Iterable[str],
+    *,
+    overwrite: bool,
+    append: bool,
+    is_shared: bool = False,
 ) -> None:
     """Look at a place before any work is done.
 
     files: of the inputs, by path or URL; folders: inputs that are local directories; overwrite, append: whether what
-    is there is replaced, or added to.
+    is there is replaced, or added to; is_shared: as of `check_output`.
 
     Raises as `check_output`, and `ConfigError` where an object store cannot do that.
     """
     if isinstance(place, Place):
-        check_output(place.output, files=[file for file in files if not is_url(file)], folders=folders)
+        local = [file for file in files if not is_url(file)]
+        check_output(place.output, files=local, folders=folders, is_shared=is_shared)
         return
     url = place.store.url
     inside = next((file for file in files if file.startswith(f"{url}/")), None)

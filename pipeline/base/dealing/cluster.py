@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import signal
@@ -16,14 +17,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.base import storage
-from pipeline.base.dealing.stages import Kind, Outcome, Result, Stage, Task
+from pipeline.base.dealing.stages import Dealer, Kind, Outcome, Result, Stage, Task
 from pipeline.base.dealing.worker import Answer, code
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.staging import Staging
-from pipeline.base.words import first_line
+from pipeline.base.words import did_you_mean, first_line
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,28 @@ _POLLED_EVERY = 0.5  # seconds
 _ANSWERS_WITHIN = 5.0  # seconds
 _STORE_BYTES = 1 << 28  # of Ray's object store where it is started here: stages and answers are small
 
-Resources = Mapping[Kind, Mapping[str, float]]
-"""What one task of a stage takes: cpu, gpu, or a resource of the cluster's own, and how much of it."""
+Resources = Mapping[str, Mapping[str, float]]
+"""What one task of a kind of stage takes: cpu, gpu, or a resource of the cluster's own, and how much of it."""
+
+
+def parse_resources(texts: Mapping[str, str]) -> Resources:
+    """Resources from texts such as {"embed": "gpu:1,cpu:4"}. Raises `ConfigError`."""
+    kinds = get_args(Kind)
+    parsed: dict[str, dict[str, float]] = {}
+    for kind, text in texts.items():
+        if kind not in kinds:
+            raise ConfigError(f"--resources {kind}={text}: no stage is called {kind!r}{did_you_mean(kind, kinds)}")
+        parsed[kind] = {}
+        for part in text.split(","):
+            name, _, amount = part.partition(":")
+            try:
+                parsed[kind][name.strip()] = float(amount)
+                usable = bool(name.strip()) and 0 <= float(amount) < math.inf
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ConfigError(f"--resources {kind}={text}: write it as gpu:1, cpu:4, or both with a comma")
+    return parsed
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,7 @@ class _Told:
     value: Any
 
 
-class RayDealer:
+class RayDealer(Dealer):
     """Has tasks done by the workers of a Ray cluster, for as long as it is open."""
 
     def __init__(self, address: str | None, resources: Resources, num_workers: int | None, num_cores: int) -> None:
@@ -119,7 +140,11 @@ class RayDealer:
                 )
 
     def require_seen(self, folder: Path, way_out: str) -> None:
-        """Raise `ConfigError` for a folder that a worker does not see; way_out: what to do then."""
+        """Raise `ConfigError` for a folder that a worker does not see; way_out: what to do then.
+
+        Of one that is still to be made, the folder is looked at where it will be."""
+        while not folder.exists():
+            folder = folder.parent
         token, content = folder / f".seen-{uuid.uuid4().hex}", uuid.uuid4().hex
         storage.write_file(token, content.encode())
         try:

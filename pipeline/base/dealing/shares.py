@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from pipeline.base import storage
-from pipeline.base.dealing.stages import LocalDealer, Outcome, Result, Stage, Task, TaskContext, found_or_done
+from pipeline.base.dealing.stages import (
+    Dealer,
+    Kind,
+    LocalDealer,
+    Outcome,
+    Result,
+    Stage,
+    Task,
+    TaskContext,
+    found_or_done,
+)
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import BusyError
 from pipeline.base.staging import Staging
@@ -31,7 +41,7 @@ class Share:
         return list(tasks[self.index :: self.count])
 
 
-class SharingDealer:
+class SharingDealer(Dealer):
     """Has a share of the tasks done by this process's threads.
 
     Of a stage on which all later ones depend this process does its own tasks, then waits for those of others. Files
@@ -120,11 +130,12 @@ class SharingDealer:
         return (outcomes[number] for number in numbers)
 
 
-class FinishingDealer:
-    """Has nothing done: what the tasks of an array job left is found, or said to be missing."""
+class FinishingDealer(Dealer):
+    """Finds what the tasks of an array job left, and says what is missing."""
 
-    def __init__(self, engine: LocalEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: LocalEngine, kinds: Collection[Kind]) -> None:
+        """kinds: of stages whose tasks have to be done; those of others are done now."""
+        self._engine, self._kinds = engine, kinds
 
     def deal(
         self,
@@ -134,6 +145,9 @@ class FinishingDealer:
         advance: Callable[[int], object],
     ) -> Iterator[Outcome[Result]]:
         """As of `Dealer`. Raises `BusyError`, naming them, where tasks are not done."""
+        if stage.kind not in self._kinds:
+            yield from LocalDealer(self._engine).deal(stage, tasks, staging, advance)
+            return
         found = list(self._engine.map(lambda task: stage.finished(task, staging), tasks))
         missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
         if missing:

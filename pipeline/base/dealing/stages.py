@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.staging import Staging
@@ -81,9 +81,10 @@ class Outcome(Generic[Result]):
     """Whether an earlier run, or somebody else, had done it."""
 
 
-class Dealer(Protocol):
+class Dealer(ABC):
     """Has tasks done."""
 
+    @abstractmethod
     def deal(
         self,
         stage: Stage[Task, Result],
@@ -106,7 +107,7 @@ def found_or_done(stage: Stage[Task, Result], task: Task, context: TaskContext) 
     return Outcome(result, was_finished=True)
 
 
-class LocalDealer:
+class LocalDealer(Dealer):
     """Has tasks done by this process's threads."""
 
     def __init__(self, engine: LocalEngine) -> None:

@@ -51,8 +51,7 @@ class Lease:
             there = self._store.get(LEASE)
             if there is None:
                 continue
-            log.info("%s: another run holds the lease, or was killed; watching it for %g s", self._store.url, SECONDS)
-            if self._is_still(there.etag):
+            if self.watch(there.etag):
                 if not self._rewrote(there.etag):
                     raise BusyError(self._busy)
                 log.warning("%s: the run that held the lease is gone; it is taken over", self._store.url)
@@ -83,8 +82,12 @@ class Lease:
         except TightpackError as error:
             log.warning("the lease is not given back, and is good for %g s more (%s)", SECONDS, error)
 
-    def _is_still(self, etag: str) -> bool:
-        """Wait as long as a lease is good for; False if there is none any more. Raises `BusyError` if it is renewed."""
+    def watch(self, etag: str) -> bool:
+        """Wait as long as a lease is good for; False if there is none any more. Raises `BusyError` if it is renewed.
+
+        etag: of what another run wrote.
+        """
+        log.info("%s: another run holds the lease, or was killed; watching it for %g s", self._store.url, SECONDS)
         until = time.monotonic() + SECONDS
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, RENEWED_AFTER / 3))
@@ -123,6 +126,20 @@ class Lease:
                     return
             except TightpackError as error:
                 log.warning("the lease is not renewed yet (%s)", error)
+
+
+class NoLease:
+    """What stands for a lease where several processes write different objects."""
+
+    def require(self) -> None:
+        """Nothing can be lost."""
+
+
+def refuse_leased(store: ObjectStore, busy: str) -> None:
+    """Raise `BusyError` if a run holds the lease of a place, which takes a minute to see of one that was killed."""
+    there = store.get(LEASE)
+    if there is not None:
+        Lease(store, busy).watch(there.etag)
 
 
 @contextmanager

@@ -48,6 +48,11 @@ class StoredPlace(Versioning):
         """What stands for the output on the disk where it is built."""
         return self.cache / "outputs" / hash_bytes(self.store.url.encode())
 
+    @property
+    def scratch(self) -> Path:
+        """As of `Place`."""
+        return self.local.parent
+
     def folder(self, run_id: str, _: str | Path | None = None) -> str:
         """Where a run's dataset is to be."""
         return self.at(run_id).url

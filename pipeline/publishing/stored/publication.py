@@ -45,7 +45,7 @@ def stored_publication(
     After a fault of a disk or the store, or an interruption, finished work stays on the disk and the store, and the
     same run takes it up; after any other error nothing is left on the disk. Raises as `publication`.
     """
-    local, busy = place.local, f"another run is writing {place.store.url}; wait for it, or choose another --output"
+    local, busy = place.local, busy_store(place)
     staging = staging_of(local, identity.run_id)
     with telling_what_is_kept(staging, place.store.url):
         storage.make_folders(local.parent)
@@ -69,6 +69,11 @@ def stored_publication(
                     staging.remove()
             except (BusyError, StorageError) as error:
                 raise type(error)(f"{error}; {what_is_kept(staging)}") from error
+
+
+def busy_store(place: StoredPlace) -> str:
+    """What is said where another run holds the lease."""
+    return f"another run is writing {place.store.url}; wait for it, or choose another --output"
 
 
 def _upload(

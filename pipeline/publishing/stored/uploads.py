@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from pipeline.base.errors import TightpackError
 from pipeline.base.objects.concurrency import AT_ONCE
-from pipeline.base.objects.lease import Lease
+from pipeline.base.objects.lease import Lease, NoLease
 from pipeline.base.objects.store import MOST_RECORDED, ObjectStore
 from pipeline.base.staging import Record
 from pipeline.base.storage import FileFacts
@@ -36,7 +36,7 @@ class Uploads:
     A run on another machine, or after the cache was lost, thus finds what is done already.
     """
 
-    def __init__(self, store: ObjectStore, run_id: str, lease: Lease) -> None:
+    def __init__(self, store: ObjectStore, run_id: str, lease: Lease | NoLease) -> None:
         """store: where the dataset is to be."""
         self._store, self._run_id, self._lease = store, run_id, lease
         self._there = set(store.listed())

@@ -1,0 +1,80 @@
+"""One run in many processes: each holds the output's place beside the others, and leaves its share in staging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+from pipeline.base import storage
+from pipeline.base.lock import shared_file_lock
+from pipeline.base.objects.lease import NoLease, refuse_leased
+from pipeline.base.staging import Staging
+from pipeline.format.identity import Identity
+from pipeline.format.manifest import Manifest
+from pipeline.publishing.output import busy_message, lock_path
+from pipeline.publishing.place import Place
+from pipeline.publishing.publication import Publication, parents, staging_of, telling_what_is_kept
+from pipeline.publishing.stored.place import StoredPlace
+from pipeline.publishing.stored.publication import busy_store
+from pipeline.publishing.stored.uploads import Uploads
+from pipeline.publishing.target import AnyPlace
+
+_PATIENCE = 2.0
+"""Seconds in which a process that is about to end, and looks whether it is the last, lets go of the lock."""
+
+
+@contextmanager
+def contribution(
+    place: AnyPlace, identity: Identity, *, overwrite: bool, base: Manifest | None
+) -> Iterator[Publication]:
+    """Hold an output's place together with other processes of the same run. Nothing is published, and nothing removed.
+
+    overwrite, base: as of `publication_at`. What the block leaves in staging stays there, however it ends. Raises
+    `BusyError` while a run has the place alone, else as `publication_at`.
+    """
+    if isinstance(place, StoredPlace):
+        holding = _of_store(place, identity, overwrite=overwrite, base=base)
+    else:
+        holding = _of_disk(place, identity, overwrite=overwrite, base=base)
+    with holding as publication:
+        yield publication
+
+
+@contextmanager
+def _of_disk(place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None) -> Iterator[Publication]:
+    output = place.output
+    staging = staging_of(output, identity.run_id)
+    with (
+        telling_what_is_kept(staging, output),
+        parents(output.parent),
+        shared_file_lock(lock_path(output), busy_message(output), _PATIENCE),
+    ):
+        yield _opened(place, staging, identity, overwrite=overwrite, base=base)
+
+
+@contextmanager
+def _of_store(
+    place: StoredPlace, identity: Identity, *, overwrite: bool, base: Manifest | None
+) -> Iterator[Publication]:
+    local, busy = place.local, busy_store(place)
+    staging = staging_of(local, identity.run_id)
+    with telling_what_is_kept(staging, place.store.url):
+        storage.make_folders(local.parent)
+        with shared_file_lock(lock_path(local), busy, _PATIENCE):
+            refuse_leased(place.store, busy)
+            opened = _opened(place, staging, identity, overwrite=overwrite, base=base)
+            uploads = Uploads(place.at(identity.run_id), identity.run_id, NoLease())
+            with closing(uploads):
+                yield replace(opened, staging=replace(staging, mirror=uploads))
+                uploads.finish()
+
+
+def _opened(
+    place: AnyPlace, staging: Staging, identity: Identity, *, overwrite: bool, base: Manifest | None
+) -> Publication:
+    place.refuse_others(base)
+    existing = place.existing(identity, overwrite=overwrite, base=base)
+    if existing is None:
+        staging.open(is_shared=True)
+    return Publication(staging, existing)
