@@ -63,7 +63,11 @@ class Staging:
             return
         records = set(storage.list_folder(self.work))
         self._drop(self.dataset, lambda file: self._record(file) not in records)
-        self._drop(self.work, lambda file: file.suffix == ".part")
+        self._drop(self.work, _is_part)
+
+    def sweep(self) -> None:
+        """Drop what workers that died left half-written in `dataset`."""
+        self._drop(self.dataset, _is_part)
 
     def _drop(self, folder: Path, is_unwanted: Callable[[Path], bool]) -> None:
         for path in storage.list_folder(folder):
@@ -111,3 +115,7 @@ class Staging:
                 storage.remove_tree(self.folder)
         except OSError as error:
             log.warning("%s could not be removed (%s); the next run removes it", error.filename, error.strerror)
+
+
+def _is_part(file: Path) -> bool:
+    return file.suffix == ".part"

@@ -94,6 +94,10 @@ class EmbedStage(Stage[EmbedTask, tuple[str, int]]):
         """What the chunk is called in the store."""
         return _chunk_name(task.split, task.start)
 
+    def words(self, task: EmbedTask) -> str:
+        """Its rows."""
+        return f"rows {task.start} to {task.stop - 1}{f' of {task.split}' if task.split else ''}"
+
     def finished(self, task: EmbedTask, staging: Staging) -> tuple[str, int] | None:
         """As of `Stage`; vectors may be older than the run."""
         entry = self.store.load(self.name(task))

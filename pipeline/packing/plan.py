@@ -139,6 +139,10 @@ class PlanStage(Stage[PlanTask, tuple[WindowSummary, str]]):
         """The name of the plan's file."""
         return task.path.name
 
+    def words(self, task: PlanTask) -> str:
+        """The window."""
+        return task.window.words(task.split)
+
     def finished(self, task: PlanTask, staging: Staging) -> tuple[WindowSummary, str] | None:
         """As of `Stage`."""
         record = staging.finished(task.path)

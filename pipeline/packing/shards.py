@@ -82,6 +82,10 @@ class WriteStage(Stage[ShardTask, ShardFacts]):
         """The name of the shard's file."""
         return task.path.name
 
+    def words(self, task: ShardTask) -> str:
+        """The shard, and its window."""
+        return f"shard {task.shard} of {task.window.words(task.split)}"
+
     def finished(self, task: ShardTask, staging: Staging) -> ShardFacts | None:
         """The shard, if it was written by the same plan: vectors that were made anew may differ by rounding."""
         record = staging.finished(task.path)

@@ -63,6 +63,7 @@ def publication(
                 staging.open()
             yield Publication(staging, existing)
             if existing is None:
+                staging.sweep()
                 _publish(staging.dataset, folder)
             place.settle(identity.run_id)
             if existing is None:

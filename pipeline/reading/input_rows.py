@@ -163,6 +163,10 @@ class DecodeStage(Stage[DecodeTask, MappedFile]):
         """The name of the file with what was decoded."""
         return task.spool.name
 
+    def words(self, task: DecodeTask) -> str:
+        """Its file."""
+        return task.file.shown
+
     def finished(self, task: DecodeTask, staging: Staging) -> MappedFile | None:
         """As of `Stage`."""
         record = staging.finished(task.spool)

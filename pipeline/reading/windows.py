@@ -29,6 +29,10 @@ class Window:
     num_tokens: int
     """Before anything is left out."""
 
+    def words(self, split: str) -> str:
+        """What messages call it."""
+        return f"window {self.index}{f' of {split}' if split else ''}"
+
 
 class SplitRows:
     """All rows of a split, numbered through its files."""

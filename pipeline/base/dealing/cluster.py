@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,28 +75,28 @@ class RayDealer(Dealer):
         """
         self._address, self._resources, self._num_cores = address, resources, num_cores
         self._num_workers = num_workers
-        self._owns_connection = False
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> RayDealer:
         """Raises `ConfigError` where Ray is not installed or not of the cluster's version, `BusyError` where it does
         not answer."""
         ray = _ray()
-        if not ray.is_initialized():
-            self._connect(ray)
-            self._owns_connection = True
+        # Ray prints what befalls a cluster to stdout, which carries our result only.
+        self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
+            if not ray.is_initialized():
+                self._connect(ray)
+                self._open.callback(_disconnect, ray)
             self._require_resources(ray)
             self._require_same_code(ray)
             self._counter = _remote_counter(ray)
         except BaseException:
-            self.__exit__()
+            self._open.close()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._owns_connection:
-            with _own_signals():
-                _ray().shutdown()
+        self._open.close()
 
     def _connect(self, ray: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -207,7 +208,7 @@ class RayDealer(Dealer):
                 ready, _ = ray.wait(list(waiting), timeout=_POLLED_EVERY) if waiting else ((), ())
                 for ref in ready:
                     number = waiting.pop(ref)
-                    outcomes[number] = _outcome(ray, ref, stage.name(tasks[number]), staging)
+                    outcomes[number] = _outcome(ray, ref, stage.words(tasks[number]), staging)
                     bar.ended(number, stage.units(tasks[number]))
                 bar.poll()
                 while following in outcomes:
@@ -313,6 +314,11 @@ def _remote_counter(ray: Any) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(num_cpus=0, max_restarts=-1)(Counter).options(scheduling_strategy=here).remote()
+
+
+def _disconnect(ray: Any) -> None:
+    with _own_signals():
+        ray.shutdown()
 
 
 def _ray() -> Any:

@@ -159,8 +159,8 @@ class FinishingDealer(Dealer):
 
 
 def refuse_missing(stage: Stage[Task, Result], missing: Sequence[Task], way_out: str) -> NoReturn:
-    """Raise `BusyError`, naming the files of tasks that are not there."""
-    named = ", ".join(stage.name(task) for task in missing[:_MOST_NAMED])
+    """Raise `BusyError`, naming what tasks have not made yet."""
+    named = ", ".join(stage.words(task) for task in missing[:_MOST_NAMED])
     more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     verb = "is" if len(missing) == 1 else "are"
     raise BusyError(f"{counted(len(missing), stage.noun)} {verb} not there yet ({named}{more}), {way_out}")

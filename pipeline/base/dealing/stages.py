@@ -64,6 +64,10 @@ class Stage(ABC, Generic[Task, Result]):
         """The name of the file that a task leaves, which no other task of the run has."""
 
     @abstractmethod
+    def words(self, task: Task) -> str:
+        """What messages call what a task makes."""
+
+    @abstractmethod
     def finished(self, task: Task, staging: Staging) -> Result | None:
         """What a task gave that was done before; None if it was not."""
 
