@@ -163,6 +163,7 @@ def test_json_keys(run: Run, tmp_path: Path) -> None:
     model = save_tokenizer(tmp_path / "model")
     commands: dict[str, list[object]] = {
         "pack": pack,
+        "pack --task-index": [*pack, "--output", tmp_path / "shared", "--task-index", 0, "--task-count", 2],
         "pack --dry-run": [*pack, "--dry-run"],
         "tokenize": ["tokenize", text, "--output", tmp_path / "tokens", "--tokenizer", model],
         "verify": ["verify", tmp_path / "out"],

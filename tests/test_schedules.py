@@ -23,6 +23,7 @@ from tests.conftest import Ended, Run
 from tests.documents import ROOT
 from tests.pipeline.samples import write_jsonl
 
+SLURM, ARRAY_JOB = "array.slurm", "array-job.yaml"
 SCHEDULES = ROOT / "scripts" / "schedules"
 PROGRAM, JOB = "/opt/tightpack/bin/tightpack", "/etc/tightpack/nightly.yaml"
 PLACES = ("/data", "/var/cache", "/var/lib/node_exporter/textfile", "/var/log/tightpack")
@@ -121,6 +122,43 @@ def test_command_lines_run(run: Run, place: Path, name: str) -> None:
     if name == CRON:
         (place / "data" / "questions" / "b.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
         assert ended(pack).code == 0, "a file more, and the dataset is replaced"
+
+
+def array_commands(folder: Path) -> dict[str, list[list[str]]]:
+    """What the examples of array jobs call, with two tasks: those of each, then the last step."""
+    stub = folder / "tightpack"
+    stub.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    stub.chmod(0o755)
+    path = f"{folder}:/usr/bin:/bin"
+
+    def called(command: list[str], **environment: str) -> list[str]:
+        ended = subprocess.run(command, env={"PATH": path, **environment}, check=True, capture_output=True, text=True)
+        return ended.stdout.splitlines()
+
+    tasks, last = list(yaml.safe_load_all(read(ARRAY_JOB)))
+    shell, finish = (job["spec"]["template"]["spec"]["containers"][0]["command"] for job in (tasks, last))
+    assert f"--task-count {tasks['spec']['completions']} " in shell[-1]
+    shell[-1] = shell[-1].replace("--task-count 8", "--task-count 2")
+    script = ["bash", str(SCHEDULES / SLURM)]
+    return {
+        SLURM: [
+            *(called(script, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_COUNT="2") for i in "01"),
+            called([*script, "--finish"]),
+        ],
+        ARRAY_JOB: [*(called(shell, JOB_COMPLETION_INDEX=i) for i in "01"), called(finish)],
+    }
+
+
+@pytest.mark.needs("transformers", "prometheus_client")
+@pytest.mark.parametrize("name", [SLURM, ARRAY_JOB])
+def test_array_jobs_run(run: Run, place: Path, tmp_path: Path, name: str) -> None:
+    *tasks, last = array_commands(tmp_path)[name]
+    commands = [[placed(word, place) for word in command] for command in (*tasks, last)]
+    assert run(*commands[0]).code == 0
+    assert run(*commands[-1], "--window-samples", 100).code == 75, "other windows, so another run, is not begun"
+    assert [run(*command).code for command in commands[1:]] == [0, 0]
+    manifest = json.loads((place / "data" / "packed" / "questions" / "manifest.json").read_text())
+    assert manifest["counts"]["samples_packed"] == 300
 
 
 def test_the_cron_line() -> None:

@@ -24,7 +24,7 @@ from pipeline.packing.account import manifest_of
 from pipeline.packing.losses import overlong_samples, refuse_overlong, warn_of_losses
 from pipeline.packing.samples import Samples, open_samples, warn_of_samples, write_lists
 from pipeline.packing.segments import OverlongSamples
-from pipeline.packing.setup import Setup, dealer_of, set_up
+from pipeline.packing.setup import Setup, dealer_of, set_up, shared_folders
 from pipeline.packing.steps import (
     Plans,
     Windows,
@@ -36,11 +36,13 @@ from pipeline.packing.steps import (
     write_shards,
 )
 from pipeline.publishing.finishing import finish
+from pipeline.publishing.sharing import require_begun
 from pipeline.publishing.target import AnyPlace, check_place, place_of, publication_at
 from pipeline.reading.content import Growth, content_hashes, growth_of, origin_of, refuse_other_options
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input, local_folders, resolve, shown_files
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
+from pipeline.tokenizing.tally import DROPPED
 
 if TYPE_CHECKING:
     from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
@@ -102,7 +104,12 @@ def pack(
     with cache_of(run) as cache, engine_of(run) as threads:
         digests = content_hashes(sources, cache, threads, progress)
         growth, identity = identified(sources, digests, setup, place if append else None)
-        dealing = dealer_of(engine, run, threads, place, cache, identity, growth.there, overwrite=overwrite)
+        if engine != EngineOptions():
+            if place.existing(identity, overwrite=overwrite, base=growth.there):
+                engine = EngineOptions()  # there is nothing to do
+            elif engine.finish:
+                require_begun(place, identity.run_id)
+        dealing = dealer_of(engine, run, threads, place, shared_folders(place, setup, sources, cache))
         with dealing as dealer, publication_at(place, identity, overwrite, growth.there, progress) as held:
             shown = place.folder(identity.run_id, output)
             if isinstance(held.existing, PackManifest):
@@ -111,24 +118,35 @@ def pack(
             samples = open_samples(growth.new, setup, work, growth.rows)
             vectors, plans = planned(samples, cut_windows(samples.rows, options), setup, identity, work)
             refuse_overlong(plans, samples.rows, options)
-            shards = write_shards(samples.rows, plans, identity.run_id, options.compression, work, growth.samples)
-            files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
-            lists = write_lists(samples, setup, held.staging.dataset, place.before(growth.there, held.staging))
-            cache.require_unchanged()
             made = manifest_of(identity, growth.new, samples, plans, vectors, setup.strategy)
-            manifest = finish(
-                held.staging.dataset,
-                made,
-                schema_of_packs(samples.rows),
-                {split: list(of_split) for split, of_split in shards.items()},
-                {**lists, **files},
-                options.split,
-                place.base(growth.there),
-            )
-    warn_of_samples(samples, are_listed=bool(lists))
+            manifest = _finished(made, samples, plans, setup, growth, place, work)
+    warn_of_samples(samples, are_listed=DROPPED in manifest.files)
     warn_of_losses(made)
     seconds, overlong = time.monotonic() - started, overlong_samples(plans)
     return PackResult(status="packed", output=shown, manifest=manifest, seconds=seconds, overlong=overlong)
+
+
+def _finished(
+    made: PackManifest, samples: Samples, plans: Plans, setup: Setup, growth: Growth, place: AnyPlace, work: Workspace
+) -> PackManifest:
+    """Write what was planned, and make staging a dataset; returns its manifest.
+
+    made: the manifest but for what is written. Raises `DataError` if an input changed meanwhile, and `OSError`.
+    """
+    options, dataset = setup.options, work.staging.dataset
+    shards = write_shards(samples.rows, plans, made.run_id, options.compression, work, growth.samples)
+    files = {path_in_dataset(split, name): facts for split in shards for name, facts in shards[split].items()}
+    lists = write_lists(samples, setup, dataset, place.before(growth.there, work.staging))
+    work.cache.require_unchanged()
+    return finish(
+        dataset,
+        made,
+        schema_of_packs(samples.rows),
+        {split: list(of_split) for split, of_split in shards.items()},
+        {**lists, **files},
+        options.split,
+        place.base(growth.there),
+    )
 
 
 def identified(

@@ -43,7 +43,8 @@ def open_samples(
         return Samples(rows=open_inputs(list(inputs), selection, work))
     from pipeline.tokenizing.for_packing import tokenize_inputs
 
-    tokenized = tokenize_inputs(list(inputs), setup.tokenization, work, rows_before)
+    with work.alone("tokens"):
+        tokenized = tokenize_inputs(list(inputs), setup.tokenization, work, rows_before)
     return Samples(rows=tokenized.rows, tally=tokenized.tally, dropped_lists=tokenized.dropped)
 
 

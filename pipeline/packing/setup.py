@@ -17,11 +17,11 @@ from pipeline.base.options import EngineOptions, RunOptions
 from pipeline.base.words import did_you_mean
 from pipeline.embedding.embedders import Embedder, make_embedder
 from pipeline.format.identity import EMBEDDING_MODEL, PACKED, FileHash, Identity, Origin
-from pipeline.format.manifest import Manifest
 from pipeline.format.options import PackOptions, TokenizeOptions
 from pipeline.publishing.place import Place
 from pipeline.publishing.target import AnyPlace
 from pipeline.reading.cache import FileCache
+from pipeline.reading.inputs import Input
 from strategies import Draws, Strategy, find
 from strategies.contract import Embedding
 
@@ -207,38 +207,41 @@ def _tokenize_options(options: PackOptions, embedding: Embedding | None) -> Toke
 
 @contextmanager
 def dealer_of(
-    options: EngineOptions,
-    run: RunOptions,
-    threads: LocalEngine,
-    place: AnyPlace,
-    cache: FileCache,
-    identity: Identity,
-    base: Manifest | None,
-    *,
-    overwrite: bool,
+    options: EngineOptions, run: RunOptions, threads: LocalEngine, place: AnyPlace, folders: Mapping[Path, str]
 ) -> Iterator[Dealer]:
     """Who does the tasks of a run that builds an output at a place.
 
-    base, overwrite: as of `publication_at`. Raises `ConfigError` and `BusyError` for a cluster that cannot.
+    folders: which all who do tasks have to see, with what to do otherwise. Raises `ConfigError` and `BusyError` for a
+    cluster that cannot.
     """
-    is_local = isinstance(place, Place)
-    if options.engine == "ray" and place.existing(identity, overwrite=overwrite, base=base) is None:
+    if options.engine == "ray":
         from pipeline.base.dealing.cluster import RayDealer, parse_resources
+        from pipeline.base.dealing.connection import connected
 
         resources = parse_resources(options.resources)
-        with RayDealer(options.ray_address, resources, run.num_workers, threads.num_workers) as dealer:
-            where = "--output must lie" if is_local else "--cache-dir, where it is built, must lie"
-            dealer.require_seen(place.scratch, f"{where} on a file system that all nodes share")
-            dealer.require_seen(cache.folder, "--cache-dir must lie on a file system that all nodes share")
+        with connected(options.ray_address, threads.num_workers) as ray:
+            dealer = RayDealer(ray, resources, run.num_workers)
+            for folder, way_out in folders.items():
+                dealer.require_seen(folder, way_out)
             yield dealer
     elif options.finish:
         # What is published from a store may be finished on a machine that has nothing but the shards there.
-        kinds: tuple[Kind, ...] = ("decode", "embed", "plan", "write")
-        yield FinishingDealer(threads, kinds if is_local else ("write",))
+        everything: tuple[Kind, ...] = ("decode", "embed", "plan", "write")
+        yield FinishingDealer(threads, everything if isinstance(place, Place) else ("write",))
     elif (share := share_of(options)) is not None:
         yield SharingDealer(threads, share, options.wait)
     else:
         yield LocalDealer(threads)
+
+
+def shared_folders(place: AnyPlace, setup: Setup, sources: Sequence[Input], cache: FileCache) -> dict[Path, str]:
+    """The folders in which workers read and write, and what to do where they do not see them."""
+    shared = "must lie on a file system that all nodes share"
+    folders = {place.scratch: f"{'--output' if isinstance(place, Place) else '--cache-dir'} {shared}"}
+    is_remote = not all(file.is_local for source in sources for file in source.files())
+    if setup.embedder is not None or is_remote:
+        folders[cache.folder] = f"--cache-dir {shared}"
+    return folders
 
 
 def share_of(options: EngineOptions) -> Share | None:

@@ -75,21 +75,17 @@ def pack_share(
         raise ConfigError("a share of a run has a task_index and a task_count")
     setup, sources = set_up(options, tokenizer, chat_template), resolve(inputs, options)
     place = place_of(output, run, overwrite=overwrite, append=append, versioned=versioned, keep=keep)
-    files, folders = shown_files(sources), local_folders(sources)
-    check_place(place, files, folders, overwrite=overwrite, append=append, is_shared=True)
+    named = (shown_files(sources), local_folders(sources))
+    check_place(place, *named, overwrite=overwrite, append=append, is_shared=True)
     with cache_of(run) as cache, engine_of(run) as threads:
         digests = content_hashes(sources, cache, threads, progress)
         growth, identity = identified(sources, digests, setup, place if append else None)
-        dealing = dealer_of(engine, run, threads, place, cache, identity, growth.there, overwrite=overwrite)
+        dealing = dealer_of(engine, run, threads, place, {})
         holding = contribution(place, identity, overwrite=overwrite, base=growth.there)
         with dealing as dealer, holding as held:
-            of_share: dict[str, Any] = {
-                "run_id": identity.run_id,
-                "task_index": share.index,
-                "task_count": share.count,
-            }
+            told: dict[str, Any] = {"run_id": identity.run_id, "task_index": share.index, "task_count": share.count}
             if held.existing is not None:
-                return ShareResult(status="up_to_date", seconds=time.monotonic() - started, **of_share)
+                return ShareResult(status="up_to_date", seconds=time.monotonic() - started, **told)
             work = Workspace(threads, cache, held.staging, progress, dealer)
             samples = open_samples(growth.new, setup, work, growth.rows)
             windows = cut_windows(samples.rows, options)
@@ -107,5 +103,5 @@ def pack_share(
         shards=len(written),
         packs=sum(facts.packs for facts in written),
         tokens=sum(facts.tokens for facts in written),
-        **of_share,
+        **told,
     )

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from pipeline.base import storage
+from pipeline.base.errors import BusyError
 from pipeline.base.lock import shared_file_lock
 from pipeline.base.objects.lease import NoLease, refuse_leased
 from pipeline.base.staging import Staging
@@ -18,6 +19,7 @@ from pipeline.publishing.publication import Publication, parents, staging_of, te
 from pipeline.publishing.stored.place import StoredPlace
 from pipeline.publishing.stored.publication import busy_store
 from pipeline.publishing.stored.uploads import Uploads
+from pipeline.publishing.stored.version import look_at
 from pipeline.publishing.target import AnyPlace
 
 _PATIENCE = 2.0
@@ -39,6 +41,20 @@ def contribution(
         holding = _of_disk(place, identity, overwrite=overwrite, base=base)
     with holding as publication:
         yield publication
+
+
+def require_begun(place: AnyPlace, run_id: str) -> None:
+    """Raise `BusyError` where no process left anything of a run: what others left would be cleared away for it."""
+    if isinstance(place, StoredPlace):
+        left = look_at(place.at(run_id)).unfinished
+        is_begun = any(name.rpartition("/")[2].startswith(f"data-{run_id[:8]}-") for name in left)
+    else:
+        is_begun = staging_of(place.output, run_id).folder.exists()
+    if not is_begun:
+        raise BusyError(
+            f"it is too early for --finish: no task has left anything of run {run_id} beside {place.name}; inputs and"
+            " options have to be those of the tasks"
+        )
 
 
 @contextmanager

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from pipeline.base.dealing.cluster import RayDealer, parse_resources
-from pipeline.base.dealing.shares import Share, SharingDealer
 from pipeline.base.dealing.stages import Dealer, LocalDealer, Result, Stage, Task
 from pipeline.base.engine import LocalEngine
-from pipeline.base.options import EngineOptions, RunOptions
+from pipeline.base.options import RunOptions
 from pipeline.base.progress import ProgressCallback, stage
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted
@@ -42,22 +40,13 @@ class Workspace:
         if num_found and stage.kind != "embed":
             log.info("%s of %s done before", num_found, counted(len(tasks), stage.noun))
 
+    def alone(self, name: str) -> AbstractContextManager[object]:
+        """As `Dealer.alone`."""
+        return (self.dealer or LocalDealer(self.engine)).alone(name, self.staging)
+
     def stage(self, name: str, total: int, unit: str = "tok") -> AbstractContextManager[Callable[[int], None]]:
         """Tell of a stage; yields what has to be called with the units done since the last call."""
         return stage(self.progress, name, total, unit)
-
-
-@contextmanager
-def dealer_of(options: EngineOptions, run: RunOptions, engine: LocalEngine) -> Iterator[Dealer]:
-    """Who does the tasks of a run. Raises `ConfigError` and `BusyError` for a cluster that cannot."""
-    if options.engine == "ray":
-        resources = parse_resources(options.resources)
-        with RayDealer(options.ray_address, resources, run.num_workers, engine.num_workers) as dealer:
-            yield dealer
-    elif options.task_index is not None and options.task_count is not None:
-        yield SharingDealer(engine, Share(options.task_index, options.task_count), options.wait)
-    else:
-        yield LocalDealer(engine)
 
 
 def engine_of(run: RunOptions) -> LocalEngine:

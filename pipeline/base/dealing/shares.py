@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -79,16 +80,9 @@ class SharingDealer(Dealer):
         order = [*mine, *(number for number in numbers if number not in mine)]
 
         def claim(number: int, *, is_patient: bool = False) -> Outcome[Result] | None:
-            path = context.staging.work / f"{stage.name(tasks[number])}.claim"
-            while True:
-                try:
-                    descriptor = storage.lock(path)
-                    break
-                except BlockingIOError:
-                    if not is_patient:
-                        return None
-                    time.sleep(_POLLED_EVERY)
-                    context.engine.checkpoint()
+            descriptor = self._claim(stage.name(tasks[number]), context.staging, is_patient=is_patient)
+            if descriptor is None:
+                return None
             try:
                 return found_or_done(stage, tasks[number], context)
             finally:
@@ -99,6 +93,30 @@ class SharingDealer(Dealer):
             outcome = outcomes[number] or claim(number, is_patient=True)
             assert outcome is not None, "who is patient gets it"
             yield outcome
+
+    def _claim(self, name: str, staging: Staging, *, is_patient: bool) -> int | None:
+        """Take the lock of some work, whose descriptor is returned; None where another process has it.
+
+        is_patient: wait for it as long as that process lives.
+        """
+        while True:
+            try:
+                return storage.lock(staging.work / f"{name}.claim")
+            except BlockingIOError:
+                if not is_patient:
+                    return None
+                time.sleep(_POLLED_EVERY)
+                self._engine.checkpoint()
+
+    @contextmanager
+    def alone(self, name: str, staging: Staging) -> Iterator[None]:
+        """As of `Dealer`; who comes second waits as long as the first lives, and finds what it did."""
+        descriptor = self._claim(name, staging, is_patient=True)
+        assert descriptor is not None, "who is patient gets it"
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def _dealt(
         self, stage: Stage[Task, Result], tasks: Sequence[Task], context: TaskContext

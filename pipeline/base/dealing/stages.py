@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -87,6 +88,13 @@ class Outcome(Generic[Result]):
 
 class Dealer(ABC):
     """Has tasks done."""
+
+    def alone(self, name: str, staging: Staging) -> AbstractContextManager[object]:
+        """Work that is no task, and is done by one process of those that share a run at a time.
+
+        name: what tells it from other such work.
+        """
+        return nullcontext()
 
     @abstractmethod
     def deal(

@@ -68,7 +68,7 @@ def test_a_bug_is_told_with_a_log_and_a_traceback_only_on_request(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("pipeline.packing.steps.plan_window", broken)
+    monkeypatch.setattr("pipeline.packing.plan.plan_window", broken)
     ended = run("pack", source, "--output", tmp_path / "new" / "out", "--max-length", 60)
     assert ended.code == 70
     assert "planted" in ended.err
@@ -133,7 +133,7 @@ def test_bad_data_as_an_object(run: Run, tmp_path: Path, tokenizer_dir: Path, pa
 @pytest.mark.parametrize(
     ("command", "where"),
     [
-        ("pack", "pipeline.packing.steps.plan_window"),
+        ("pack", "pipeline.packing.plan.plan_window"),
         pytest.param("tokenize", "pipeline.tokenizing.encoding.Encoder.encode", marks=NEEDS_TOKENIZER),
         ("verify", "pipeline.verifying.verify.check_splits"),
     ],

@@ -80,7 +80,7 @@ def test_failures_in_a_log_of_json_lines(
         raise RuntimeError("planted")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("pipeline.packing.steps.plan_window", broken)
+    monkeypatch.setattr("pipeline.packing.plan.plan_window", broken)
     *_, traceback, told = lines_of(run("pack", source, *flags, "--max-length", 60, "--debug").err)
     assert traceback["traceback"].rstrip().endswith("RuntimeError: planted")
     assert (told["exit_code"], len(told["run_id"])) == (70, 32)
