@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,14 @@ def hash_file(path: str | Path) -> str:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as data:
                 for start in range(0, size, _BLOCK_BYTES):
                     digest.update(data[start : start + _BLOCK_BYTES])
+    return digest.hexdigest()
+
+
+def hash_blocks(blocks: Iterable[bytes]) -> str:
+    """The hash of bytes that come in parts."""
+    digest = xxhash.xxh3_128()
+    for block in blocks:
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -11,12 +11,18 @@ import time
 from pathlib import Path
 
 from pipeline.base import storage
-from pipeline.base.digests import hash_file
-from pipeline.base.errors import DataError
+from pipeline.base.digests import hash_blocks, hash_file
 from pipeline.base.storage import write_file
-from pipeline.reading.files import InputFile, permitted, reaching
+from pipeline.reading.decoding.foreign import compression_of
+from pipeline.reading.files import InputFile, permitted, reaching, require_version
+from pipeline.reading.remote.ranges import Place, RemoteFile, is_ranged, open_place, unchanged
 
 log = logging.getLogger(__name__)
+
+_COPIED_BYTES = 1 << 23
+"""Up to this size a remote file is fetched whole, which is one request for all that is read of it."""
+
+_HASHED_BYTES = 1 << 20
 
 _SETTLED_SECONDS = 2.0  # a file younger than this may change again within the same timestamp
 
@@ -65,9 +71,13 @@ class FileCache:
         return digest
 
     def _hashed(self, file: InputFile) -> str:
-        path = self.local_path(file)
-        with permitted(file.shown, path):
-            return hash_file(path)
+        place = self.place(file)
+        if isinstance(place, RemoteFile):
+            log.info("reading %s (%.1f MB) for its content hash", file.shown, place.size / 1e6)
+            with unchanged(place), open_place(place) as content:
+                return hash_blocks(iter(lambda: content.read(_HASHED_BYTES), b""))
+        with permitted(file.shown, place):
+            return hash_file(place)
 
     def _remember(self, entry: Path, content: dict[str, str]) -> None:
         """Write an entry; where that fails, say so once."""
@@ -96,18 +106,27 @@ class FileCache:
             with reaching(file.shown, file.system):
                 file.system.get_file(file.path, copy)
                 file.system.invalidate_cache()
-                self._require_same(file)
+                require_version(file, self._seen[file])
         return self._copies[file]
+
+    def place(self, file: InputFile) -> Place:
+        """Where a file is opened that is read from one end to the other: a path that can be opened, or a large remote
+        file itself, where it can be read by ranges.
+
+        That can be so of parquet, and of JSON that is not compressed, on an object store. Raises as `local_path`.
+        """
+        if file.is_local or file.format == "arrow" or compression_of(file) or not is_ranged(file):
+            return self.local_path(file)
+        version, size = self._seen.setdefault(file, file.version()), file.size()
+        if not version or size <= _COPIED_BYTES:
+            return self.local_path(file)
+        return RemoteFile(file=file, version=version, size=size)
 
     def require_unchanged(self) -> None:
         """Raise `DataError` if a local file was written to or replaced since it was hashed.
 
-        Remote files are packed from a copy.
+        Remote files are packed from a copy, or looked at again whenever something was read of them.
         """
         for file in self._seen:
             if file.is_local:
-                self._require_same(file)
-
-    def _require_same(self, file: InputFile) -> None:
-        if file.version() != self._seen[file]:
-            raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
+                require_version(file, self._seen[file])

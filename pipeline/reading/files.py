@@ -39,9 +39,14 @@ class InputFile:
     """arrow, parquet or json."""
 
     @property
+    def protocols(self) -> tuple[str, ...]:
+        """The names that URLs of its file system begin with, the first of which messages show."""
+        return _protocols(self.system)
+
+    @property
     def is_local(self) -> bool:
         """Whether it can be mapped where it lies."""
-        return "file" in _protocols(self.system)
+        return "file" in self.protocols
 
     @property
     def name(self) -> str:
@@ -51,7 +56,7 @@ class InputFile:
     @property
     def shown(self) -> str:
         """How messages name it."""
-        return self.path if self.is_local else f"{_protocols(self.system)[0]}://{self.path}"
+        return self.path if self.is_local else f"{self.protocols[0]}://{self.path}"
 
     def version(self) -> str:
         """What changes when the file is written to or replaced; empty where the file system does not tell.
@@ -74,6 +79,12 @@ class InputFile:
         """Its bytes."""
         with reaching(self.shown, self.system):
             return int(self.system.size(self.path) or 0)
+
+
+def require_version(file: InputFile, version: str) -> None:
+    """Raise `DataError` if a file is not in a version any more."""
+    if file.version() != version:
+        raise DataError(f"{file.shown}: changed while it was being packed; run again once it is complete")
 
 
 def _protocols(system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
@@ -103,10 +114,10 @@ def reaching(name: str, system: fsspec.AbstractFileSystem) -> Iterator[None]:
 
 
 @contextmanager
-def permitted(name: str, path: str) -> Iterator[None]:
+def permitted(name: str, path: object) -> Iterator[None]:
     """Raise `DataError` where an input may not be read, or is not there; other faults pass, and those of other files.
 
-    name: how messages name it; path: where it is opened.
+    name: how messages name it; path: where it is opened, of which only a path on disk is looked at.
     """
     try:
         yield

@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow.parquet as pq
-
 from pipeline.base.dealing.stages import Kind, Stage, TaskContext
 from pipeline.base.errors import ConfigError
 from pipeline.base.staging import Staging
-from pipeline.base.storage import arrow_file, free_bytes
+from pipeline.base.storage import free_bytes
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS, SOURCE_ROW
 from pipeline.reading.columns import Selection
-from pipeline.reading.decoding.batches import reading
+from pipeline.reading.decoding.batches import parquet_metadata, reading
 from pipeline.reading.decoding.beside import tell_unread, unread_columns
 from pipeline.reading.decoding.foreign import refuse_foreign
 from pipeline.reading.decoding.spool import DecodeTask, decode, decode_tasks
 from pipeline.reading.files import InputFile
 from pipeline.reading.inputs import Input
 from pipeline.reading.mapped import MappedFile, empty_file, map_file
+from pipeline.reading.remote.ranges import Place, size_of
 from pipeline.reading.windows import SplitRows
 from pipeline.reading.workspace import Workspace
 
@@ -51,10 +50,11 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     Raises `DataError` for content that cannot be read or lacks the columns, `OSError` for storage faults.
     """
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
+    paths = {file: work.cache.local_path(file) if selection.unpack else work.cache.place(file) for file in files}
     opened: dict[InputFile, list[MappedFile]] = {}
     whole: list[DecodeTask] = []
     for number, file in enumerate(files):
-        path = work.cache.local_path(file)
+        path = paths[file]
         refuse_foreign(file, path)
         mapped = None if selection.unpack else _map_in_place(file, path, selection.names)
         if mapped is None:
@@ -63,7 +63,7 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
         else:
             opened[file] = [mapped]
     others = dict.fromkeys(file for entry in inputs if entry.manifest is None for file in entry.files())
-    unread = unread_columns([(file, work.cache.local_path(file)) for file in others], selection)
+    unread = unread_columns([(file, paths[file]) for file in others], selection)
     if whole:
         tasks = [task for of_file in work.engine.map(decode_tasks, whole) for task in of_file]
         _announce(tasks, work.staging.work)
@@ -84,10 +84,11 @@ def open_inputs(inputs: list[Input], selection: Selection, work: Workspace) -> I
     )
 
 
-def _map_in_place(file: InputFile, path: str, names: Mapping[str, str]) -> MappedFile | None:
+def _map_in_place(file: InputFile, path: Place, names: Mapping[str, str]) -> MappedFile | None:
     """Map an input file in place; None if it has to be decoded. Raises `DataError`."""
     if file.format != "arrow":
         return None
+    assert isinstance(path, str), "Arrow is mapped"
     with reading(file.shown, path):
         return map_file(path, names, file.shown)
 
@@ -132,10 +133,10 @@ def _announce(tasks: list[DecodeTask], folder: Path) -> None:
     )
 
 
-def _spooled_bytes(file: InputFile, path: str) -> int:
+def _spooled_bytes(file: InputFile, path: Place) -> int:
     if file.format == "parquet":
         with reading(file.shown, path):
-            metadata = pq.read_metadata(arrow_file(path))
+            metadata = parquet_metadata(path)
             columns = [
                 metadata.row_group(g).column(c)
                 for g in range(metadata.num_row_groups)
@@ -143,7 +144,7 @@ def _spooled_bytes(file: InputFile, path: str) -> int:
             ]
         return sum(4 * c.num_values for c in columns if c.physical_type in ("INT32", "INT64"))
     growth = next(factor for ending, factor in _GROWTH.items() if file.name.lower().endswith(ending))
-    return growth * Path(path).stat().st_size
+    return growth * size_of(path)
 
 
 class DecodeStage(Stage[DecodeTask, MappedFile]):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.arrays import end_to_end
 from pipeline.base.errors import DataError
-from pipeline.base.storage import arrow_file, map_file
+from pipeline.base.storage import map_file
 from pipeline.base.words import first_line
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
@@ -26,6 +26,7 @@ from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_column
 from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups, refuse_growth, require_bounded_views
 from pipeline.reading.decoding.json_lines import lines_of, parse_line
 from pipeline.reading.files import permitted
+from pipeline.reading.remote.ranges import Place, open_place, unchanged
 
 BATCH_VALUES = 1 << 22
 """About how many tokens a decoded batch has; a single row may have more."""
@@ -35,14 +36,14 @@ JSON_BYTES = 1 << 23
 
 
 @contextmanager
-def reading(where: str, path: str) -> Iterator[None]:
-    """Turn what the decoders raise about damaged content into a `DataError`, and where it may not be read; other
-    storage faults pass.
+def reading(where: str, path: Place) -> Iterator[None]:
+    """Turn what the decoders raise about damaged content into a `DataError`, and where it may not be read, or is not
+    what it was; other storage faults pass.
 
     where: how messages name the file; path: where it is opened.
     """
     try:
-        with permitted(where, path):
+        with unchanged(path), permitted(where, path):
             yield
     except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: cannot be read, damaged or truncated ({first_line(error)})") from None
@@ -76,15 +77,16 @@ def arrow_batches(path: str, where: str, part: range | None = None) -> Iterator[
 
 
 def parquet_batches(
-    path: str, selection: Selection, where: str, groups: range | None = None
+    path: Place, selection: Selection, where: str, groups: range | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of a parquet file, decoded page by page. groups: of rows, if not all are read."""
-    with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-        columns = find_columns(schema, selection.names, where)
-        names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))
-        groups = range(metadata.num_row_groups) if groups is None else groups
-        refuse_growing_groups(path, metadata, names, where, groups)
+    metadata = parquet_metadata(path)
+    groups = range(metadata.num_row_groups) if groups is None else groups
+    schema = metadata.schema.to_arrow_schema()
+    columns = find_columns(schema, selection.names, where)
+    names = list(dict.fromkeys([*selection.of_file(columns, schema), *(column.name for column in columns.packs)]))
+    refuse_growing_groups(path, metadata, names, where, groups)
+    with open_columns(path, metadata, names, groups) as file:
         for group in groups:
             described = metadata.row_group(group)
             values = max((described.column(i).num_values for i in range(described.num_columns)), default=0)
@@ -102,6 +104,31 @@ class JsonColumns:
 
     absent: tuple[str, ...]
     """Columns that no row may have, because the first has not."""
+
+
+def parquet_metadata(path: Place) -> pq.FileMetaData:
+    """The footer of a parquet file."""
+    with open_place(path, []) as file:
+        return pq.read_metadata(file)
+
+
+@contextmanager
+def open_columns(
+    path: Place, metadata: pq.FileMetaData, names: Sequence[str], groups: range
+) -> Iterator[pq.ParquetFile]:
+    """A parquet file of which some columns of some row groups are read, one group after the other.
+
+    metadata: its footer.
+    """
+    spans = []
+    for group in map(metadata.row_group, groups):
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        for chunk in chunks:
+            if chunk.path_in_schema.split(".", maxsplit=1)[0] in names:
+                start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+                spans.append(range(start, start + chunk.total_compressed_size))
+    with open_place(path, spans, num_streams=len(names)) as opened:
+        yield pq.ParquetFile(opened, metadata=metadata, buffer_size=1 << 20, pre_buffer=False)
 
 
 def json_batches(

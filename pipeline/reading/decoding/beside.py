@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base.errors import DataError
-from pipeline.base.storage import arrow_file
 from pipeline.base.words import counted
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Selection
-from pipeline.reading.decoding.batches import arrow_batches, reading
+from pipeline.reading.decoding.batches import arrow_batches, open_columns, parquet_metadata, reading
 from pipeline.reading.decoding.growth import refuse_growing_groups
-from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
+from pipeline.reading.decoding.json_lines import first_block, lines_of, parse_line, text_blocks
 from pipeline.reading.decoding.unread import rows_with_content
 from pipeline.reading.files import InputFile
+from pipeline.reading.remote.ranges import Place
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,10 @@ _SHOWN = 8  # names in a message
 _BLOCK_BYTES = 1 << 20
 
 
-def unread_columns(files: Iterable[tuple[InputFile, str]], selection: Selection) -> Counter[str]:
+def unread_columns(files: Iterable[tuple[InputFile, Place]], selection: Selection) -> Counter[str]:
     """The columns that nobody reads, with the number of files that have them; found before anything is decoded.
 
-    files: each with the path where it can be opened.
+    files: each with where it is opened.
 
     Raises `DataError` for a row with content in a column that changes what should be trained.
     """
@@ -66,19 +65,20 @@ def tell_unread(found: Counter[str]) -> None:
         log.warning("columns that are not read: %s%s", ", ".join(told[:_SHOWN]), more)
 
 
-def _names(file: InputFile, path: str) -> list[str]:
+def _names(file: InputFile, path: Place) -> list[str]:
     """The columns of a file, or of its first row where it is of JSON; those of nulls alone are none."""
     if file.format == "json":
-        first: dict[str, object] = next(_rows(file, path), {})
+        first: dict[str, object] = next(_rows([first_block(file, path, _BLOCK_BYTES)], file.shown), {})
         return [name for name, value in first.items() if value is not None or name in _UNUSABLE]
     if file.format == "parquet":
-        schema = pq.read_schema(arrow_file(path))
+        schema = parquet_metadata(path).schema.to_arrow_schema()
     else:
+        assert isinstance(path, str), "Arrow is mapped"
         schema = next((batch.schema for batch in arrow_batches(path, file.shown)), pa.schema([]))
     return [field.name for field in schema if not pa.types.is_null(field.type)]
 
 
-def _refuse_content(file: InputFile, path: str, name: str) -> None:
+def _refuse_content(file: InputFile, path: Place, name: str) -> None:
     """Raise `DataError` for the first row that has content in a column."""
     row = 0
     for values in _values(file, path, name):
@@ -88,27 +88,27 @@ def _refuse_content(file: InputFile, path: str, name: str) -> None:
         row += len(values)
 
 
-def _values(file: InputFile, path: str, name: str) -> Iterator[pa.Array]:
+def _values(file: InputFile, path: Place, name: str) -> Iterator[pa.Array]:
     """A column of a file, in pieces."""
     if file.format == "json":
-        for row in _rows(file, path):
+        for row in _rows(text_blocks(file, path, _BLOCK_BYTES), file.shown):
             yield pa.array([None if row.get(name) in (None, [], "") else True])
     elif file.format == "parquet":
-        with pq.ParquetFile(arrow_file(path)) as opened:
-            refuse_growing_groups(path, opened.metadata, [name], file.shown)
+        metadata = parquet_metadata(path)
+        refuse_growing_groups(path, metadata, [name], file.shown)
+        with open_columns(path, metadata, [name], range(metadata.num_row_groups)) as opened:
             for batch in opened.iter_batches(batch_size=1024, columns=[name], use_threads=False):
                 yield batch.column(0)
     else:
+        assert isinstance(path, str), "Arrow is mapped"
         for batch in arrow_batches(path, file.shown):
             yield batch.column(batch.schema.get_field_index(name))
 
 
-def _rows(file: InputFile, path: str) -> Iterator[dict[str, object]]:
+def _rows(blocks: Iterable[bytes], where: str) -> Iterator[dict[str, object]]:
     """The rows of a file of JSON. Raises `DataError` for one that cannot be read."""
-    with open_text(file, path) as opened:
-        lines = (line for block in line_blocks(opened, file.shown, _BLOCK_BYTES) for line in lines_of(block))
-        for number, line in enumerate(lines):
-            try:
-                yield parse_line(line)
-            except ValueError as error:
-                raise DataError(f"{file.shown}, row {number}: {error}") from None
+    for number, line in enumerate(line for block in blocks for line in lines_of(block)):
+        try:
+            yield parse_line(line)
+        except ValueError as error:
+            raise DataError(f"{where}, row {number}: {error}") from None

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline.base.errors import DataError
-from pipeline.base.storage import open_file
 from pipeline.reading.files import InputFile, permitted
+from pipeline.reading.remote.ranges import Place, head_of
 
 _HEAD_BYTES = 1 << 12
 _OBJECT_BYTES = 1 << 16  # of a JSON object over several lines, to tell it from a broken line
@@ -82,10 +82,10 @@ _NULS: dict[tuple[bool, ...], str] = {  # which of the first four bytes are NUL 
 }
 
 
-def refuse_foreign(file: InputFile, path: str) -> None:
+def refuse_foreign(file: InputFile, path: Place) -> None:
     """Look at the first bytes of a file. Raises `DataError`, with the way out, for what its name does not say."""
-    with permitted(file.shown, path), open_file(path) as opened:
-        head = opened.read(_HEAD_BYTES)
+    with permitted(file.shown, path):
+        head = head_of(path, _HEAD_BYTES)
     wanted = compression_of(file) or file.format
     if not head and wanted != "json":
         raise DataError(f"{file.shown}: the file is empty (0 bytes): truncated, or never written; make it again")

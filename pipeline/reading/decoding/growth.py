@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list_view
 from pipeline.base.errors import DataError
-from pipeline.base.storage import map_file, open_file
+from pipeline.base.storage import map_file
 from pipeline.base.words import in_one_line
+from pipeline.reading.remote.ranges import Place, open_place
 
 MOST_GROWTH = 100
 """How many bytes may come of one; text and tokens give 2 to 20, and ones that repeat some 50."""
@@ -138,7 +139,7 @@ def require_bounded_views(array: pa.Array, where: str) -> None:
 
 
 def refuse_growing_groups(
-    path: str, metadata: pq.FileMetaData, read: Iterable[str], where: str, groups: range | None = None
+    path: Place, metadata: pq.FileMetaData, read: Iterable[str], where: str, groups: range | None = None
 ) -> None:
     """Raise `DataError` for a row group of parquet that would grow beyond the bounds.
 
@@ -164,10 +165,10 @@ def refuse_growing_groups(
                 _refuse_growing_pages(path, chunk, f"{rows}, column {chunk.path_in_schema!r}")
 
 
-def _refuse_growing_pages(path: str, chunk: pq.ColumnChunkMetaData, where: str) -> None:
+def _refuse_growing_pages(path: Place, chunk: pq.ColumnChunkMetaData, where: str) -> None:
     at = chunk.dictionary_page_offset or chunk.data_page_offset
     end = at + chunk.total_compressed_size
-    with open_file(path) as file:
+    with open_place(path, []) as file:
         while at < end:
             file.seek(at)
             header = PageHeader.of(file.read(_HEADER_BYTES))

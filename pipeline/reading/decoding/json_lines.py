@@ -11,19 +11,18 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from pipeline.base.errors import DataError
-from pipeline.base.storage import arrow_file, open_file
 from pipeline.format.options import TOKENS
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign_text, refuse_wrapped_rows
 from pipeline.reading.decoding.growth import GrowingText, require_short
 from pipeline.reading.files import InputFile
+from pipeline.reading.remote.ranges import Place, head_of, open_place, size_of
 
 _ROW_COLUMNS = frozenset((TOKENS, "messages", "conversations", "conversation", "prompt", "instruction", "text"))
 """What an object has that is a row, and no envelope of rows."""
@@ -36,7 +35,7 @@ _COUNTED_BYTES = 1 << 23  # of lines that are counted together
 
 
 def text_blocks(
-    file: InputFile, path: str, size: int, part: range | None = None, first_line: int = 0
+    file: InputFile, path: Place, size: int, part: range | None = None, first_line: int = 0
 ) -> Iterator[bytes]:
     """The blocks of a file, as `line_blocks` gives them.
 
@@ -47,24 +46,23 @@ def text_blocks(
         with open_text(file, path) as text:
             yield from line_blocks(text, file.shown, size)
         return
-    with io.BufferedReader(_LinesOf(arrow_file(path), part), _BUFFER_BYTES) as text:
+    with io.BufferedReader(_LinesOf(open_place(path, [part]), part), _BUFFER_BYTES) as text:
         if not part.start and text.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
             text.read(len(codecs.BOM_UTF8))
         yield from _line_blocks(text, file.shown, size, first_line)
 
 
-def is_plain_lines(file: InputFile, path: str) -> bool:
+def is_plain_lines(file: InputFile, path: Place) -> bool:
     """Whether a file of JSON can be read from any line on: it is not compressed, and no array."""
     if compression_of(file) is not None:
         return False
-    with open_file(path) as text:
-        return not _begins_array(text.read(_BUFFER_BYTES).removeprefix(codecs.BOM_UTF8))
+    return not _begins_array(head_of(path, _BUFFER_BYTES).removeprefix(codecs.BOM_UTF8))
 
 
-def counts_before(file: InputFile, path: str, end: int) -> tuple[int, int]:
+def counts_before(file: InputFile, path: Place, end: int) -> tuple[int, int]:
     """The rows, and the lines, that begin before a byte of a file that `is_plain_lines`."""
     num_rows = num_lines = 0
-    with io.BufferedReader(_LinesOf(arrow_file(path), range(end)), _BUFFER_BYTES) as text:
+    with io.BufferedReader(_LinesOf(open_place(path), range(end)), _BUFFER_BYTES) as text:
         while block := text.read(_COUNTED_BYTES) + text.readline():
             num_rows += sum(1 for _ in lines_of(block))
             num_lines += block.count(b"\n")
@@ -114,14 +112,26 @@ class _LinesOf(io.RawIOBase):
         buffer[: len(block)] = block
         return len(block)
 
+    def close(self) -> None:
+        """Close the text, too."""
+        self._text.close()
+        super().close()
 
-def open_text(file: InputFile, path: str) -> io.BufferedReader:
-    """The file's bytes, decompressed as its name says."""
+
+def first_block(file: InputFile, path: Place, size: int) -> bytes:
+    """The first of its blocks, and nothing behind it; empty where the file holds no line."""
+    spans = [range(min(size, size_of(path)))]
+    with open_text(file, path, spans) as text:
+        return next(line_blocks(text, file.shown, size), b"")
+
+
+def open_text(file: InputFile, path: Place, spans: Sequence[range] | None = None) -> io.BufferedReader:
+    """The file's bytes, decompressed as its name says. spans: what will be read of it, if not all."""
     compression = compression_of(file)
-    text = pa.input_stream(arrow_file(path), compression=compression)
+    text = pa.input_stream(open_place(path, spans), compression=compression)
     if compression is None:
         return io.BufferedReader(text, _BUFFER_BYTES)
-    return io.BufferedReader(GrowingText(text, Path(path).stat().st_size, file.shown), _BUFFER_BYTES)
+    return io.BufferedReader(GrowingText(text, size_of(path), file.shown), _BUFFER_BYTES)
 
 
 def line_blocks(file: io.BufferedReader, where: str, size: int) -> Iterator[bytes]:

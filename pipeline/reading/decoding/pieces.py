@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from pipeline.base.storage import arrow_file, map_file
-from pipeline.reading.decoding.batches import reading
+from pipeline.base.storage import map_file
+from pipeline.reading.decoding.batches import parquet_metadata, reading
 from pipeline.reading.decoding.growth import sizes_of_batches
 from pipeline.reading.decoding.json_lines import counts_before, is_plain_lines
 from pipeline.reading.files import InputFile
+from pipeline.reading.remote.ranges import Place, size_of
 
 PIECE_BYTES, MOST_PIECES = 1 << 25, 64
 """About how many bytes a piece has at the least, decompressed if it is of parquet, and about how many pieces a file has
@@ -34,27 +32,27 @@ class Piece:
     """The same of lines, of JSON."""
 
 
-def pieces_of(file: InputFile, path: str) -> list[Piece | None]:
+def pieces_of(file: InputFile, path: Place) -> list[Piece | None]:
     """The pieces that a file is read in, in order; only None, which is all of it, where it is small or has no places
     to begin at.
 
-    Where it is cut depends on its content alone. path: where the file, or a copy of it, can be opened. Raises
-    `DataError` for damaged content.
+    Where it is cut depends on its content alone. Raises `DataError` for damaged content.
     """
     with reading(file.shown, path):
         if file.format == "json":
             pieces = _ranges(file, path)
         elif file.format == "parquet":
-            metadata = pq.read_metadata(arrow_file(path))
+            metadata = parquet_metadata(path)
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             pieces = _runs([(group.num_rows, group.total_byte_size) for group in groups])
         else:
+            assert isinstance(path, str), "Arrow is mapped"
             with map_file(path) as opened:
                 pieces = _runs(sizes_of_batches(opened.read_buffer()))
     return [*pieces] if len(pieces) > 1 else [None]
 
 
-def numbered(piece: Piece, file: InputFile, path: str) -> Piece:
+def numbered(piece: Piece, file: InputFile, path: Place) -> Piece:
     """A piece that knows its first row. O(bytes before it)."""
     if piece.first_row is not None:
         return piece
@@ -62,9 +60,9 @@ def numbered(piece: Piece, file: InputFile, path: str) -> Piece:
     return replace(piece, first_row=num_rows, first_line=num_lines)
 
 
-def _ranges(file: InputFile, path: str) -> list[Piece]:
+def _ranges(file: InputFile, path: Place) -> list[Piece]:
     """Even parts of a file of JSON lines."""
-    size = Path(path).stat().st_size
+    size = size_of(path)
     number = min(MOST_PIECES, size // PIECE_BYTES)
     if number < 2 or not is_plain_lines(file, path):
         return []

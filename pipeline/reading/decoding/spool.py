@@ -26,11 +26,12 @@ from pipeline.reading.decoding.batches import (
     parquet_batches,
     reading,
 )
-from pipeline.reading.decoding.json_lines import text_blocks
+from pipeline.reading.decoding.json_lines import first_block, text_blocks
 from pipeline.reading.decoding.packs import refuse_packs
 from pipeline.reading.decoding.pieces import Piece, numbered, pieces_of
 from pipeline.reading.decoding.unpacking import telling_column, unpacked
 from pipeline.reading.files import InputFile
+from pipeline.reading.remote.ranges import Place
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class DecodeTask:
     """A file, or a piece of one, that has to be decoded into a file that can be mapped."""
 
     file: InputFile
-    path: str
-    """Where the file, or a copy of it, can be opened."""
+    path: Place
+    """Where it is opened."""
 
     selection: Selection
     spool: Path
@@ -71,7 +72,7 @@ def decode_tasks(whole: DecodeTask) -> list[DecodeTask]:
     json = None
     if whole.file.format == "json":
         with reading(whole.file.shown, whole.path):
-            first = next(text_blocks(whole.file, whole.path, JSON_BYTES), b"")
+            first = first_block(whole.file, whole.path, JSON_BYTES)
             if not first:
                 return [whole]
             json = json_columns(first, whole.selection, whole.file.shown)
@@ -163,4 +164,5 @@ def _batches(task: DecodeTask) -> Iterator[pa.RecordBatch]:
             columns, blocks = json_columns(first, selection, file.shown), itertools.chain([first], blocks)
         yield from json_batches(blocks, columns, file.shown, _first_row(task))
     else:
+        assert isinstance(path, str), "Arrow is mapped"
         yield from arrow_batches(path, file.shown, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -18,6 +19,8 @@ CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+
 ERRORS = {"500": ("InternalError", 500), "503": ("SlowDown", 503), "denied": ("AccessDenied", 403)}
 
 
@@ -32,6 +35,9 @@ class Proxy:
     request), reset (nor then), lost (it does, and its answer is), half (half of the answer arrives), or None."""
 
     seen: list[str] = field(default_factory=list)
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    """Path, first byte and end of each part of an object that was asked for."""
+
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def number(self, request: str) -> int:
@@ -51,6 +57,8 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             request = f"{self.command} {self.path}"
+            if part := RANGE.fullmatch(self.headers.get("Range") or ""):
+                proxy.asked.append((self.path.partition("?")[0], int(part[1]), int(part[2]) + 1))
             fault = proxy.fault(request, proxy.number(request))
             if fault in ERRORS:
                 code, status = ERRORS[fault]

@@ -1,0 +1,1 @@
+"""Input files that do not lie on this machine."""
