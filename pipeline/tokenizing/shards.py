@@ -112,7 +112,7 @@ def open_raw_inputs(inputs: list[Input], tokenization: Tokenization, cache: File
     Raises `DataError` for damaged content and for columns that do not say what a row is, `ConfigError` for options that
     do not fit them.
     """
-    opened = {file: open_raw(file, cache.local_path(file)) for entry in inputs for file in entry.files()}
+    opened = {file: open_raw(file, cache.place(file)) for entry in inputs for file in entry.files()}
     files = [file for file in opened.values() if not file.is_empty]
     formats = dict(zip((file.file for file in files), tokenization.formats_of(files), strict=True))
     splits = []

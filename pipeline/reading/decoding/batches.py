@@ -23,7 +23,13 @@ from pipeline.base.words import first_line
 from pipeline.format.columns import SOURCE_COLUMNS
 from pipeline.format.options import ROLES
 from pipeline.reading.columns import PACK_NAMES, Columns, Selection, find_columns
-from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups, refuse_growth, require_bounded_views
+from pipeline.reading.decoding.growth import (
+    chunks_of,
+    is_arrow_file,
+    refuse_growing_groups,
+    refuse_growth,
+    require_bounded_views,
+)
 from pipeline.reading.decoding.json_lines import lines_of, parse_line
 from pipeline.reading.files import permitted
 from pipeline.reading.remote.ranges import Place, open_place, unchanged
@@ -116,17 +122,15 @@ def parquet_metadata(path: Place) -> pq.FileMetaData:
 def open_columns(
     path: Place, metadata: pq.FileMetaData, names: Sequence[str], groups: range
 ) -> Iterator[pq.ParquetFile]:
-    """A parquet file of which some columns of some row groups are read, one group after the other.
+    """A parquet file of which some columns, or parts of them, of some row groups are read, one group after the other.
 
-    metadata: its footer.
+    metadata: its footer; names: the columns, or the paths of the parts.
     """
     spans = []
     for group in map(metadata.row_group, groups):
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        for chunk in chunks:
-            if chunk.path_in_schema.split(".", maxsplit=1)[0] in names:
-                start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
-                spans.append(range(start, start + chunk.total_compressed_size))
+        for chunk in chunks_of(group, names):
+            start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+            spans.append(range(start, start + chunk.total_compressed_size))
     with open_place(path, spans, num_streams=len(names)) as opened:
         yield pq.ParquetFile(opened, metadata=metadata, buffer_size=1 << 20, pre_buffer=False)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,8 +154,7 @@ def refuse_growing_groups(
         first_row += group.num_rows
         if groups is not None and number not in groups:
             continue
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        chunks = [one for one in chunks if any(f"{one.path_in_schema}.".startswith(f"{path}.") for path in wanted)]
+        chunks = chunks_of(group, wanted)
         rows = f"{where}, rows {first_row - group.num_rows} to {first_row - 1}"
         size = sum(chunk.total_compressed_size for chunk in chunks)
         values = max((chunk.num_values for chunk in chunks), default=0)
@@ -163,6 +162,12 @@ def refuse_growing_groups(
         for chunk in chunks:
             if chunk.total_uncompressed_size > max(MOST_ROW_BYTES, MOST_GROWTH * chunk.total_compressed_size):
                 _refuse_growing_pages(path, chunk, f"{rows}, column {chunk.path_in_schema!r}")
+
+
+def chunks_of(group: pq.RowGroupMetaData, read: Collection[str]) -> list[pq.ColumnChunkMetaData]:
+    """The chunks of columns, or parts of them, in a row group."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    return [one for one in chunks if any(f"{one.path_in_schema}.".startswith(f"{path}.") for path in read)]
 
 
 def _refuse_growing_pages(path: Place, chunk: pq.ColumnChunkMetaData, where: str) -> None:

@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,13 +15,14 @@ import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
-from pipeline.base.storage import arrow_file, map_file
-from pipeline.reading.decoding.batches import arrow_batches, reading
+from pipeline.base.storage import map_file
+from pipeline.reading.decoding.batches import arrow_batches, open_columns, parquet_metadata, reading
 from pipeline.reading.decoding.foreign import compression_of, refuse_foreign
 from pipeline.reading.decoding.growth import is_arrow_file, refuse_growing_groups
-from pipeline.reading.decoding.json_lines import line_blocks, lines_of, open_text, parse_line
+from pipeline.reading.decoding.json_lines import first_block, lines_of, parse_line, text_blocks
 from pipeline.reading.decoding.unread import light_parts, unread_rows
 from pipeline.reading.files import InputFile
+from pipeline.reading.remote.ranges import Place, size_of
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ class RawFile:
     """An input file of raw rows."""
 
     file: InputFile
-    path: str
-    """Where the file, or a copy of it, can be opened."""
+    path: Place
+    """Where it is opened."""
 
     columns: tuple[str, ...]
     """The columns of its schema; of JSON, the keys of the first row."""
@@ -124,6 +124,7 @@ class RawFile:
             elif self.file.format == "parquet":
                 yield from _parquet_blocks(self.path, self.where, columns)
             else:
+                assert isinstance(self.path, str), "Arrow is mapped"
                 yield from _arrow_blocks(self.path, self.where, columns)
 
     def first_rows(self) -> list[Row]:
@@ -136,31 +137,27 @@ class RawFile:
     def _json_blocks(self) -> Iterator[RawBlock]:
         # What is read of a compressed file is not known before its end; typical text shrinks to a quarter.
         shrunk = 4 if compression_of(self.file) else 1
-        for block in _text_blocks(self.file, self.path):
+        for block in text_blocks(self.file, self.path, BLOCK_BYTES):
             for lines in _short_blocks(block):
                 yield RawBlock(lines, len(lines) // shrunk)
 
 
-def open_raw(file: InputFile, path: str) -> RawFile:
+def open_raw(file: InputFile, path: Place) -> RawFile:
     """Look at a file's columns. Raises `DataError` for damaged content, and for what is not what its name says."""
     refuse_foreign(file, path)
     with reading(file.shown, path):
         if file.format == "json":
-            first = next(_text_blocks(file, path), b"")
+            first = first_block(file, path, BLOCK_BYTES)
             if not first:
                 log.warning("%s: there is no row in it", file.shown)
             return RawFile(file=file, path=path, columns=_json_columns(first, file.shown), is_empty=not first)
         if file.format == "parquet":
-            with pq.ParquetFile(arrow_file(path)) as parquet:
-                columns, is_empty = tuple(parquet.schema_arrow.names), not parquet.metadata.num_rows
+            metadata = parquet_metadata(path)
+            columns, is_empty = tuple(metadata.schema.to_arrow_schema().names), not metadata.num_rows
             return RawFile(file=file, path=path, columns=columns, is_empty=is_empty)
+        assert isinstance(path, str), "Arrow is mapped"
         is_empty = not any(batch.num_rows for batch in arrow_batches(path, file.shown))
         return RawFile(file=file, path=path, columns=_arrow_columns(path), is_empty=is_empty)
-
-
-def _text_blocks(file: InputFile, path: str) -> Iterator[bytes]:
-    with open_text(file, path) as text:
-        yield from line_blocks(text, file.shown, BLOCK_BYTES)
 
 
 def _short_blocks(block: bytes) -> Iterator[bytes]:
@@ -207,15 +204,17 @@ def _arrow_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[Raw
     return _even_blocks(batches())
 
 
-def _parquet_blocks(path: str, where: str, columns: Sequence[str]) -> Iterator[RawBlock]:
-    with pq.ParquetFile(arrow_file(path), buffer_size=1 << 20, pre_buffer=False) as file:
-        per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
-        light, heavy = light_parts(file, columns)
-        refuse_growing_groups(path, file.metadata, [*columns, *light], where)
+def _parquet_blocks(path: Place, where: str, columns: Sequence[str]) -> Iterator[RawBlock]:
+    metadata = parquet_metadata(path)
+    per_row = size_of(path) / max(1, metadata.num_rows)
+    light, heavy = light_parts(metadata, columns)
+    read = [*columns, *light]
+    refuse_growing_groups(path, metadata, read, where)
+    with open_columns(path, metadata, read, range(metadata.num_row_groups)) as file:
 
         def batches() -> Iterator[tuple[pa.RecordBatch, int, Counter[str]]]:
             more = heavy
-            decoded = file.iter_batches(_decoded_rows(file.metadata), columns=[*columns, *light], use_threads=False)
+            decoded = file.iter_batches(_decoded_rows(file.metadata), columns=read, use_threads=False)
             for batch in decoded:
                 unread, more = unread_rows(batch, columns) + more, Counter()
                 yield batch.select(list(columns)), int(per_row * batch.num_rows), unread

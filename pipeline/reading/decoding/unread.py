@@ -60,14 +60,16 @@ def _num_above_zero(lengths: pa.Array) -> int:
     return int(pc.sum(pc.greater(lengths, 0)).as_py() or 0)
 
 
-def light_parts(file: pq.ParquetFile, read: Collection[str]) -> tuple[list[str], Counter[str]]:
+def light_parts(metadata: pq.FileMetaData, read: Collection[str]) -> tuple[list[str], Counter[str]]:
     """What to read of the columns of a parquet file that nobody reads, to tell in how many rows they have content.
+
+    metadata: its footer.
 
     Returns paths of columns or parts of them, and, of columns that are heavy in all parts, their rows.
     """
-    metadata = file.metadata
-    parts: dict[str, dict[str, int]] = {name: {} for name in file.schema_arrow.names if name not in read}
-    by_path = {file.schema.column(number).path: number for number in range(metadata.num_columns)}
+    names = metadata.schema.to_arrow_schema().names
+    parts: dict[str, dict[str, int]] = {name: {} for name in names if name not in read}
+    by_path = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     for name, sizes in parts.items():
         for path, number in by_path.items():

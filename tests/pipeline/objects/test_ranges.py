@@ -129,3 +129,16 @@ def test_a_range_that_does_not_arrive(
     ended = run("pack", url, "--output", tmp_path / "out", *FLAGS)
     assert ended.code == code, ended.err
     assert code == 0 or f"input {url}: " in ended.err
+
+
+def test_raw_rows_are_read_by_ranges(
+    run: Run, tmp_path: Path, put: Callable[[Path], str], tokenizing: Callable[[object], list[object]]
+) -> None:
+    local = tokenizing("the last")
+    remote = [put(part) if isinstance(part, Path) and part.suffix == ".jsonl" else part for part in local]
+    for name, command in {"local": local, "remote": remote}.items():
+        ended = run(*command, "--output", tmp_path / name)
+        assert ended.code == 0, ended.err
+        assert "fetching" not in ended.err
+    for path in (tmp_path / "local").iterdir():
+        assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes()

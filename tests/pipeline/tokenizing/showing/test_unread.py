@@ -80,7 +80,7 @@ def test_heavy_columns_of_parquet_are_not_decoded(run: Run, tmp_path: Path, flag
     source = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(content), source, row_group_size=2)
     with pq.ParquetFile(source) as file:
-        assert light_parts(file, ["messages"]) == (["pictures.list.element.path"], {"sound": 3})
+        assert light_parts(file.metadata, ["messages"]) == (["pictures.list.element.path"], {"sound": 3})
     assert run("tokenize", source, "--output", tmp_path / "o", *flags).code == 0
     assert manifest_of(tmp_path / "o")["counts"]["unread"] == {"pictures": 2, "sound": 3}
 
