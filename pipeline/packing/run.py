@@ -110,7 +110,8 @@ def pack(
             elif engine.finish:
                 require_begun(place, identity.run_id)
         dealing = dealer_of(engine, run, threads, place, shared_folders(place, setup, sources, cache))
-        with dealing as dealer, publication_at(place, identity, overwrite, growth.there, progress) as held:
+        publishing = publication_at(place, identity, overwrite, growth.there, progress)
+        with dealing as dealer, publishing as held, threads:  # which have ended before staging is removed
             shown = place.folder(identity.run_id, output)
             if isinstance(held.existing, PackManifest):
                 return _up_to_date(held.existing, shown, started)

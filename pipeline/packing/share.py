@@ -82,7 +82,7 @@ def pack_share(
         growth, identity = identified(sources, digests, setup, place if append else None)
         dealing = dealer_of(engine, run, threads, place, {})
         holding = contribution(place, identity, overwrite=overwrite, base=growth.there)
-        with dealing as dealer, holding as held:
+        with dealing as dealer, holding as held, threads:  # which have ended before staging is left to others
             told: dict[str, Any] = {"run_id": identity.run_id, "task_index": share.index, "task_count": share.count}
             if held.existing is not None:
                 return ShareResult(status="up_to_date", seconds=time.monotonic() - started, **told)

@@ -103,6 +103,7 @@ def test_pieces_give_the_message_of_the_whole(
     assert (whole.code, f"{source.name}, {place}:" in whole.err) == (3, True), whole.err
     cut(monkeypatch, 997)
     assert errors_in(run("pack", source, "--output", tmp_path / "out", *FLAGS).err) == errors_in(whole.err) != []
+    assert not [path.name for path in tmp_path.iterdir() if "staging" in path.name], "no task goes on behind its end"
 
 
 LINES = [b'{"a":1}', b"", b" \r", b'{"b":"' + b"x" * 40 + b'"}\r', b'{"c":2}', b"[1]", b'{"d":3}']
