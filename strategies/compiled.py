@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import ParamSpec, TypeVar, cast
 
 import numba
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@functools.cache
+def ready() -> None:
+    """Have numba load what compiled code needs, before the first kernel is called.
+
+    numba asks whether there is a BLAS by importing all of scipy.linalg, a third of the time that the first kernel takes.
+    It is told that there is none while it loads, and what it notes of that is put right: scipy is imported when
+    compiled code calls BLAS.
+    """
+    blas = "scipy.linalg"
+    if blas in sys.modules or find_spec("scipy") is None:
+        return
+    sys.modules[blas] = None  # type: ignore[assignment]
+    try:
+        arraymath = importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules[blas]
+    arraymath._HAVE_BLAS = True  # type: ignore[attr-defined]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

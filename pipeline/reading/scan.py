@@ -13,7 +13,7 @@ from pipeline.format.labels import IGNORE
 from pipeline.reading.rows import NO_TARGET_COLUMN, Addresses, read_labels, read_values
 from pipeline.reading.windows import SplitRows, Window
 from strategies.arrays import Int32Array
-from strategies.compiled import kernel
+from strategies.compiled import kernel, ready
 
 MOST_TOKENS = 2**31 - 1
 """Tokens that one sample may have: offsets inside a sample are int32."""
@@ -90,6 +90,7 @@ def scan(rows: SplitRows, start: int, stop: int, limit: int) -> RowFacts:
         raise DataError(
             f"{rows.locate(start + row)}: {length[row]} tokens in one sample; at most {MOST_TOKENS} are supported"
         )
+    ready()
     facts = np.zeros((len(fields(RowFacts)), len(read)), np.int32)
     fault, row, position = _scan(read.addresses, limit, facts)
     if fault:

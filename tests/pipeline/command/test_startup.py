@@ -17,8 +17,21 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_pack_imports_neither_torch_nor_datasets(tmp_path: Path, source: Path) -> None:
-    heavy = not_imported("torch", "datasets", "transformers", "pandas")
+    heavy = not_imported("torch", "datasets", "transformers", "pandas", "scipy.linalg")
     ended = python("-c", call_main("pack", source, "--output", tmp_path / "out", "--max-length", 60, after=heavy))
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.needs("scipy")
+def test_numba_finds_blas_all_the_same() -> None:
+    code = """
+from strategies.compiled import ready
+ready()
+import numba, numpy, sys
+assert "scipy.linalg" not in sys.modules
+assert numba.njit(lambda a: numpy.dot(a, a))(numpy.ones(3)) == 3
+"""
+    ended = python("-c", code)
     assert ended.returncode == 0, ended.stderr
 
 
