@@ -19,7 +19,7 @@ R = TypeVar("R")
 def ready() -> None:
     """Have numba load what compiled code needs, before the first kernel is called.
 
-    numba asks whether there is a BLAS by importing all of scipy.linalg, a third of the time that the first kernel takes.
+    numba asks whether there is a BLAS by importing all of scipy.linalg, a third of the first kernel's time.
     It is told that there is none while it loads, and what it notes of that is put right: scipy is imported when
     compiled code calls BLAS.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def test_the_others_go_on_while_a_long_row_is_encoded() -> None:
             yield task
 
     with LocalEngine(2) as engine:
-        found = dealt(engine, encode, reading())
+        found: Iterator[tuple[EncodeTask, Any]] = dealt(engine, encode, reading())
         first, result = next(found)
         assert first is tasks[0] and result == 50, "those behind it were done meanwhile"
         assert len(read) <= 1 + 4 * 20 + 1, "and no more were read than the bytes of a long row allow"
