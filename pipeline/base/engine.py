@@ -78,3 +78,12 @@ def map_ahead(
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon:")), 0)
+    except OSError:
+        return 0

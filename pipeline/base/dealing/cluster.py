@@ -18,9 +18,10 @@ from pipeline.base import storage
 from pipeline.base.dealing.connection import MOST_RETRIES, answer_of, by_value, near_here, on_every_node
 from pipeline.base.dealing.stages import Dealer, Kind, Outcome, Result, Stage, Task
 from pipeline.base.dealing.worker import Answer, code
+from pipeline.base.engine import anonymous_bytes
 from pipeline.base.errors import ConfigError
 from pipeline.base.staging import Staging
-from pipeline.base.words import did_you_mean
+from pipeline.base.words import counted, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,12 @@ class RayDealer(Dealer):
             for ref in waiting:
                 with contextlib.suppress(Exception):
                     ray.cancel(ref, force=True)
+        log.info(
+            "%s: %s by the cluster; this process holds %.0f MB",
+            stage.title,
+            counted(len(tasks), stage.noun),
+            anonymous_bytes() / 1e6,
+        )
 
     def _beginning(self, stage: Stage[Task, Any], staging: Staging, key: str) -> Callable[[Task, int], Any]:
         """What sends a task, and its number, to a worker, and returns a reference to its `Answer`."""

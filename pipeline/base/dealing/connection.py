@@ -12,8 +12,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from pipeline.base.errors import BusyError, ConfigError
@@ -51,7 +53,8 @@ def connected(address: str | None, num_cores: int) -> Iterator[Any]:
             return
         _connect(ray, address, num_cores)
         try:
-            yield ray
+            with _telling_termination():
+                yield ray
         finally:
             with _own_signals():
                 ray.shutdown()
@@ -136,6 +139,35 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
     except (OSError, ValueError, OverflowError) as error:
         raise BusyError(f"--ray-address {address} does not answer ({error}); is the cluster up?") from None
+
+
+@contextlib.contextmanager
+def _telling_termination() -> Iterator[None]:
+    """Have SIGTERM raise what this process's handler raises: Ray, where it waits, makes a plain interruption of it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised: list[BaseException] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if not raised or isinstance(interruption, type(raised[0])):
+            raise
+        for words in getattr(interruption, "__notes__", ()):
+            raised[0].add_note(words)
+        raise raised[0] from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,27 @@ def test_a_worker_without_the_same_package_is_refused(
         with pytest.raises(ConfigError, match=r"worker .* has tightpack .*, and this is 0\.0\.9; install the same"):
             on_cluster(source, tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_same_command_goes_on_where_one_died(
+    cluster: Any, run: Run, tmp_path: Path, number: signal.Signals
+) -> None:
+    flags = ("--max-length", 80, "--window-samples", 40, "--shard-size", 300)
+    on_ray = ("--engine", "ray", "--ray-address", cluster.address)
+    out = ("pack", two_splits(tmp_path / "in"), "--output", tmp_path / "out", *flags, *on_ray)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *map(str, out)], env=environment)
+    while len(written := list(tmp_path.glob(".out.staging-*/dataset/*/*.arrow"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait() == (143 if number == signal.SIGTERM else -9)
+    assert run(*out).code == 0
+    assert run("pack", tmp_path / "in", "--output", tmp_path / "one", *flags).code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
+    assert len(list((tmp_path / "out").rglob("*.arrow"))) > len(written)
 
 
 @pytest.mark.soak
