@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.base.storage import FileFacts, HashingFile, map_file
 from strategies.arrays import Int64Array
@@ -30,6 +29,8 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 def end_to_end(array: pa.Array) -> pa.Array:
     """A list view as lists whose values lie end to end, in order; any other array as it is."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     if not is_list_view(array.type):
         return array
     lengths = as_numpy(pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64()))

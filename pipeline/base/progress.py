@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,16 @@ class TerminalBars:
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress."""
+        if not sys.stderr.isatty():
+            return
+        from tqdm import tqdm  # noqa: PLC0415 - for a terminal alone
+
         if progress.stage not in self._bars:
             self._bars[progress.stage] = tqdm(
                 desc=progress.stage,
                 total=progress.total,
                 unit=progress.unit,
                 unit_scale=True,
-                disable=None,
                 leave=False,
                 dynamic_ncols=True,
             )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from pipeline.base.words import did_you_mean, in_one_line
 
@@ -30,6 +29,8 @@ def load_job(ctx: click.Context, param: click.Parameter, path: str | None) -> st
     """
     if path is None:
         return None
+    import yaml
+
     where = f"--config {path}"
     try:
         job = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

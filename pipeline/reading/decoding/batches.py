@@ -9,12 +9,10 @@ import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json as pj
-import pyarrow.parquet as pq
 
 from pipeline.base.arrays import end_to_end
 from pipeline.base.errors import DataError
@@ -33,6 +31,10 @@ from pipeline.reading.decoding.growth import (
 from pipeline.reading.decoding.json_lines import lines_of, parse_line
 from pipeline.reading.files import permitted
 from pipeline.reading.remote.ranges import Place, open_place, unchanged
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 
 BATCH_VALUES = 1 << 22
 """About how many tokens a decoded batch has; a single row may have more."""
@@ -114,6 +116,8 @@ class JsonColumns:
 
 def parquet_metadata(path: Place) -> pq.FileMetaData:
     """The footer of a parquet file."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     with open_place(path, []) as file:
         return pq.read_metadata(file)
 
@@ -126,6 +130,8 @@ def open_columns(
 
     metadata: its footer; names: the columns, or the paths of the parts.
     """
+    import pyarrow.parquet as pq  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     spans = []
     for group in map(metadata.row_group, groups):
         for chunk in chunks_of(group, names):
@@ -196,6 +202,8 @@ def _json_type(value: Any) -> pa.DataType:
 
 
 def _parse_block(block: bytes, schema: pa.Schema, absent: Sequence[str], where: str, first_row: int) -> pa.RecordBatch:
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     watched = pa.schema([*schema, *((name, pa.list_(pa.int64())) for name in absent)])
     try:
         table = pj.read_json(
@@ -269,6 +277,8 @@ def addressable(
     bits where is_narrow, and masks at most 8. Raises `DataError` for views that would be too much as lists, and
     `TooWide`, where is_narrow, for a value that does not fit.
     """
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     arrays = []
     names = selection.of_file(columns, batch.schema)
     for name in names:

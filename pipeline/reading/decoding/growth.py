@@ -12,17 +12,19 @@ import io
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list_view
 from pipeline.base.errors import DataError
 from pipeline.base.storage import map_file
 from pipeline.base.words import in_one_line
 from pipeline.reading.remote.ranges import Place, open_place
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 
 MOST_GROWTH = 100
 """How many bytes may come of one; text and tokens give 2 to 20, and ones that repeat some 50."""
@@ -133,6 +135,8 @@ def require_bounded(message: pa.Message, first_row: int, where: str) -> int:
 
 def require_bounded_views(array: pa.Array, where: str) -> None:
     """Raise `DataError` for list views that show the same values so often that lists would be beyond the bounds."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     if is_list_view(array.type):
         values = pc.sum(pc.list_value_length(array)).as_py() or 0
         _require(_VALUE_BYTES * values, array.values.nbytes, where, "lists instead of list views")

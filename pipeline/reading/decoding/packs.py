@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.base.arrays import Integers, as_numpy, end_to_end, is_list, is_list_view, list_offsets
 from pipeline.base.errors import DataError
@@ -43,6 +42,8 @@ class Lists:
 
 def lists_of(batch: pa.RecordBatch, name: str) -> Lists:
     """A column of a record batch; a null counts as an empty list, or as 1 among values."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     array = whole_lists(batch, name)
     if pa.types.is_null(array.type):
         return Lists(np.zeros(0, np.int64), np.zeros(len(array) + 1, np.int64))

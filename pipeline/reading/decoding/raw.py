@@ -8,10 +8,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list, is_list_view
 from pipeline.base.errors import DataError
@@ -23,6 +22,10 @@ from pipeline.reading.decoding.json_lines import first_block, lines_of, parse_li
 from pipeline.reading.decoding.unread import light_parts, unread_rows
 from pipeline.reading.files import InputFile
 from pipeline.reading.remote.ranges import Place, size_of
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.base.arrays import is_list, is_list_view, list_offsets
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 
 _LIGHT = 1 << 15  # bytes a row
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -32,6 +35,8 @@ def unread_rows(batch: pa.RecordBatch, read: Collection[str]) -> Counter[str]:
 
 def rows_with_content(array: pa.Array) -> int:
     """The rows that are not null, and no empty text, list or object."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     kind = array.type
     if array.null_count == len(array):
         return 0
@@ -57,6 +62,8 @@ def rows_with_content(array: pa.Array) -> int:
 
 
 def _num_above_zero(lengths: pa.Array) -> int:
+    import pyarrow.compute as pc  # noqa: PLC0415 - tens of milliseconds, for some inputs alone
+
     return int(pc.sum(pc.greater(lengths, 0)).as_py() or 0)
 
 
