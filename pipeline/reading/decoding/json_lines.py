@@ -202,7 +202,7 @@ def _line_blocks(file: io.BufferedReader[Any], where: str, size: int, first_line
         cut = block.rfind(b"\n") + 1
         if cut:
             whole = b"".join([*parts, block[:cut]])
-            if whole.strip():
+            if not whole.isspace():
                 yield whole
             parts, length, line = [], 0, line + whole.count(b"\n")
         parts.append(block[cut:])
