@@ -41,6 +41,8 @@ class Staging:
 
     folder: Path
     mirror: Mirror | None = field(default=None, compare=False)
+    believes_sizes: bool = field(default=False, compare=False)
+    """Whether a file counts as finished that has its recorded size, whatever its content."""
 
     @property
     def dataset(self) -> Path:
@@ -94,9 +96,14 @@ class Staging:
         try:
             record: Record = json.loads(storage.read_bytes(self._record(file)))
             facts = FileFacts(bytes=record["file"]["bytes"], xxh3_128=record["file"]["xxh3_128"])
-            return record if is_whole(file, facts) else None
+            is_finished = file.stat().st_size == facts.bytes if self.believes_sizes else is_whole(file, facts)
+            return record if is_finished else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # what cannot be read is made again
+
+    def forget(self, file: Path) -> None:
+        """Let a task count as not finished."""
+        storage.remove(self._record(file))
 
     def record(self, file: Path, facts: FileFacts, **more: Any) -> None:
         """Note that the task which wrote `file` is finished. Raises as `Mirror.keep`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.base.arrays import is_list
 from pipeline.base.engine import LocalEngine
@@ -51,7 +52,7 @@ class ColumnEmbedder:
         kind = array.type
         if not is_list(kind) or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
             raise DataError(f"{locate(0)}: column {self.column!r} has type {kind}; lists of numbers are needed")
-        lengths = np.asarray(pa.compute.fill_null(pa.compute.list_value_length(array), -1))
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(array), -1))
         wanted = int(lengths[0]) if width is None else width
         for row in np.flatnonzero(lengths != wanted)[:1]:
             fault = "is null" if lengths[row] < 0 else f"has {lengths[row]} numbers, others have {wanted}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -146,14 +146,14 @@ class PlanStage(Stage[PlanTask, tuple[WindowSummary, str]]):
     def finished(self, task: PlanTask, staging: Staging) -> tuple[WindowSummary, str] | None:
         """As of `Stage`."""
         record = staging.finished(task.path)
-        if record is None:
+        if record is None or record["window"] != asdict(task.window):
             return None
         return msgspec.convert(record["summary"], WindowSummary), record["file"]["xxh3_128"]
 
     def do(self, task: PlanTask, context: TaskContext) -> tuple[WindowSummary, str]:
         """Raises as `plan_window`."""
         facts, summary = plan_window(task, self, context.engine, context.monitor)
-        context.staging.record(task.path, facts, summary=msgspec.to_builtins(summary))
+        context.staging.record(task.path, facts, window=asdict(task.window), summary=msgspec.to_builtins(summary))
         return summary, facts.xxh3_128
 
 

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.options import EngineOptions, RunOptions
 from pipeline.base.progress import ProgressCallback
+from pipeline.base.words import counted
 from pipeline.format.options import PackOptions
 from pipeline.packing.losses import refuse_overlong
 from pipeline.packing.run import identified, planned
 from pipeline.packing.samples import open_samples
 from pipeline.packing.setup import dealer_of, set_up, share_of
-from pipeline.packing.steps import cut_windows, write_shards
+from pipeline.packing.steps import Windows, cut_windows, windows_of, write_shards
 from pipeline.publishing.sharing import contribution
 from pipeline.publishing.target import check_place, place_of
 from pipeline.reading.content import content_hashes
+from pipeline.reading.input_rows import InputRows
 from pipeline.reading.inputs import local_folders, resolve, shown_files
 from pipeline.reading.workspace import Workspace, cache_of, engine_of
 
@@ -78,7 +80,7 @@ def pack_share(
     named = (shown_files(sources), local_folders(sources))
     check_place(place, *named, overwrite=overwrite, append=append, is_shared=True)
     with cache_of(run) as cache, engine_of(run) as threads:
-        digests = content_hashes(sources, cache, threads, progress)
+        digests = content_hashes(sources, cache, threads, progress, share)
         growth, identity = identified(sources, digests, setup, place if append else None)
         dealing = dealer_of(engine, run, threads, place, {})
         holding = contribution(place, identity, overwrite=overwrite, base=growth.there)
@@ -89,6 +91,7 @@ def pack_share(
             work = Workspace(threads, cache, held.staging, progress, dealer)
             samples = open_samples(growth.new, setup, work, growth.rows)
             windows = cut_windows(samples.rows, options)
+            _require_whole(samples.rows, windows if setup.embedder else windows_of(windows, share), work)
             _, plans = planned(samples, windows, setup, identity, work, share)
             refuse_overlong(plans, samples.rows, options)
             before = growth.samples or dict.fromkeys(windows, 0)  # a split without packs is for --finish
@@ -105,3 +108,27 @@ def pack_share(
         tokens=sum(facts.tokens for facts in written),
         **told,
     )
+
+
+def _require_whole(rows: InputRows, windows: Windows, work: Workspace) -> None:
+    """Raise `BusyError` where decoded files that windows lie in are not what was written: others decoded them, and
+    their machine may have died. Those are decoded anew when the task runs again."""
+    read = {
+        Path(file.path)
+        for split, cut in windows.items()
+        for window in cut
+        for file in rows.splits[split].files_of(window)
+    }
+    decoded = sorted(path for path in read if path.is_relative_to(work.staging.work))
+    damaged = [
+        path
+        for path, record in zip(decoded, work.engine.map(work.staging.finished, decoded), strict=True)
+        if not record
+    ]
+    for path in damaged:
+        work.staging.forget(path)
+    if damaged:
+        raise BusyError(
+            f"{counted(len(damaged), 'decoded file')}, among them {damaged[0]}, are not what was written: another"
+            " task's machine may have died; run this task again"
+        )

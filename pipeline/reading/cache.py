@@ -8,10 +8,13 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.base import storage
 from pipeline.base.digests import hash_blocks, hash_file
+from pipeline.base.errors import BusyError
+from pipeline.base.lock import file_lock
 from pipeline.base.storage import write_file
 from pipeline.reading.decoding.foreign import compression_of
 from pipeline.reading.files import InputFile, permitted, reaching, require_version
@@ -23,6 +26,8 @@ _COPIED_BYTES = 1 << 23
 """Up to this size a remote file is fetched whole, which is one request for all that is read of it."""
 
 _HASHED_BYTES = 1 << 20
+
+_POLLED_EVERY = 0.2  # seconds
 
 _SETTLED_SECONDS = 2.0  # a file younger than this may change again within the same timestamp
 
@@ -52,23 +57,56 @@ class FileCache:
 
         A cache that cannot be read or written only costs time.
         """
-        version = self._seen.setdefault(file, file.version())
-        if not version:
+        entry = self._entry(file)
+        if entry is None:
             return self._hashed(file)
-        path = os.path.realpath(file.path) if file.is_local else file.shown
-        key = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
-        entry = self._hashes / key
-        if self._believes:
-            try:
-                return str(json.loads(storage.read_bytes(entry))["xxh3_128"])
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
+        remembered = self._remembered(entry)
+        if remembered is not None:
+            return remembered
         seen_at = time.time()
         digest = self._hashed(file)
         settled = os.stat(file.path).st_ctime if file.is_local else 0.0
         if seen_at - settled > _SETTLED_SECONDS and self._is_writable:
             self._remember(entry, {"file": file.shown, "xxh3_128": digest})
         return digest
+
+    def _entry(self, file: InputFile) -> Path | None:
+        """Where the hash of a file is remembered; None of one whose version is not known."""
+        version = self._seen.setdefault(file, file.version())
+        if not version:
+            return None
+        path = os.path.realpath(file.path) if file.is_local else file.shown
+        return self._hashes / hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
+
+    def _remembered(self, entry: Path) -> str | None:
+        if not self._believes:
+            return None
+        try:
+            return str(json.loads(storage.read_bytes(entry))["xxh3_128"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def shared_hash(self, file: InputFile, *, is_patient: bool) -> str | None:
+        """As `content_hash`, but of processes that share a run, and this cache, one hashes a file.
+
+        is_patient: wait for it as long as it lives; otherwise None where another one hashes the file now.
+        """
+        entry = self._entry(file)
+        if entry is None or self._remembered(entry) is not None:
+            return self.content_hash(file)
+        while True:
+            with ExitStack() as held:
+                try:
+                    storage.make_folders(self._hashes)
+                    held.enter_context(file_lock(entry.with_suffix(".claim"), ""))
+                except BusyError:
+                    if not is_patient:
+                        return None
+                    time.sleep(_POLLED_EVERY)
+                    continue
+                except OSError:
+                    pass  # a cache that cannot be written only costs time
+                return self.content_hash(file)
 
     def _hashed(self, file: InputFile) -> str:
         place = self.place(file)

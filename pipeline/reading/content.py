@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from msgspec import UNSET
 
+from pipeline.base.dealing.shares import Share
 from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import ConfigError, DataError
 from pipeline.base.progress import ProgressCallback, stage
@@ -34,16 +36,21 @@ log = logging.getLogger(__name__)
 
 
 def content_hashes(
-    inputs: list[Input], cache: FileCache, engine: LocalEngine, progress: ProgressCallback | None
+    inputs: list[Input],
+    cache: FileCache,
+    engine: LocalEngine,
+    progress: ProgressCallback | None,
+    share: Share | None = None,
 ) -> dict[InputFile, str]:
     """The hash of each data file.
 
+    share: which of several processes this is that share a run; where they share the cache too, one hashes a file.
     Raises `DataError` for a tokenised dataset that is not what its manifest says.
     """
     files = list(dict.fromkeys(file for entry in inputs for file in entry.files()))
     digests: dict[InputFile, str] = {}
     with stage(progress, "hashing inputs", len(files), "file") as advance:
-        for file, digest in zip(files, engine.map(cache.content_hash, files), strict=True):
+        for file, digest in _hashed(files, cache, engine, share):
             digests[file] = digest
             advance(1)
     for entry in inputs:
@@ -57,6 +64,26 @@ def content_hashes(
                     f"{file.shown}: was changed after it was tokenised, says its manifest.json; tokenise again"
                 )
     return digests
+
+
+def _hashed(
+    files: Sequence[InputFile], cache: FileCache, engine: LocalEngine, share: Share | None
+) -> Iterator[tuple[InputFile, str]]:
+    """Each file and its hash, in any order."""
+    if share is None:
+        yield from zip(files, engine.map(cache.content_hash, files), strict=True)
+        return
+    mine = share.of(files)
+    order = [*mine, *(file for file in files if file not in set(mine))]
+    for is_patient in (False, True):
+        found = engine.map(partial(cache.shared_hash, is_patient=is_patient), order)
+        left = []
+        for file, digest in zip(order, found, strict=True):
+            if digest is None:
+                left.append(file)
+            else:
+                yield file, digest
+        order = left
 
 
 def data_files(inputs: Sequence[Input], digests: Mapping[InputFile, str]) -> list[FileHash]:

@@ -71,6 +71,15 @@ class SplitRows:
                 self._windows[window] = self.read(window.first_row, window.first_row + window.num_rows)
             return self._windows[window]
 
+    def files_of(self, window: Window) -> list[MappedFile]:
+        """The files that a window's rows lie in."""
+        end = window.first_row + window.num_rows
+        return [
+            file
+            for file, first in zip(self.files, self._offsets, strict=False)
+            if first < end and window.first_row < first + file.num_rows
+        ]
+
     def sources(self, window: Window) -> tuple[Int64Array, Int64Array]:
         """The raw row of each row of a window, and the turn that ends it. Raises `DataError` for a null."""
         start, stop = window.first_row, window.first_row + window.num_rows

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from pipeline.base import storage
@@ -66,7 +66,8 @@ class SharingDealer(Dealer):
         """
         context = TaskContext(self._engine, staging, self._engine.monitor(advance))
         if stage.kind == "decode":
-            return self._claimed(stage, tasks, context)
+            # Of what others decoded the offsets alone are read here, but for what is looked at before it is used.
+            return self._claimed(stage, tasks, replace(context, staging=replace(staging, believes_sizes=True)))
         if stage.is_common:
             return self._dealt(stage, tasks, context)
         return LocalDealer(self._engine).deal(stage, tasks, staging, advance)
@@ -166,6 +167,8 @@ class FinishingDealer(Dealer):
         if stage.kind not in self._kinds:
             yield from LocalDealer(self._engine).deal(stage, tasks, staging, advance)
             return
+        if stage.kind == "decode":
+            staging = replace(staging, believes_sizes=True)  # nothing but lengths is read of it here
         found = list(self._engine.map(lambda task: stage.finished(task, staging), tasks))
         missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
         if missing:

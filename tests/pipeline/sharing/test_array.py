@@ -69,6 +69,22 @@ def test_vectors_are_made_by_all_before_a_window_is_planned(run: Run, tmp_path: 
     assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
 
 
+def test_what_another_machine_decoded_is_looked_at_before_it_is_packed(run: Run, tmp_path: Path) -> None:
+    source = with_vectors(tmp_path / "in.parquet")
+    out = ("pack", source, "--output", tmp_path / "out", *FLAGS)
+    assert run("pack", source, "--output", tmp_path / "one", *FLAGS).code == 0
+    assert run(*out, *share(0, 2)).code == 0
+    (spool,) = tmp_path.glob(".out.staging-*/work/spool-*.arrow")
+    content = spool.read_bytes()
+    spool.write_bytes(content[:-2000] + bytes(1000) + content[-1000:])
+    damaged = run(*out, *share(1, 2))
+    assert (damaged.code, "are not what was written" in damaged.err) == (75, True), damaged.err
+    assert run(*out, *share(1, 2)).code == 0
+    assert spool.read_bytes() == content
+    assert run(*out, "--finish").code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
+
+
 def test_shares_run_at_the_same_time(run: Run, tmp_path: Path) -> None:
     source = with_vectors(tmp_path / "in.parquet")
     assert run("pack", source, "--output", tmp_path / "one", *FLAGS, *RELATED).code == 0
