@@ -24,12 +24,17 @@ _ABSENT, _IS_NULL = -2, -1  # in place of a length
 _MOST_DIGITS = 18  # which always fit into 64 bits
 _UNUSUAL = -1
 
+_MOST_BYTES = 1 << 25
+"""Of lines that are read; room is made for as many values as so much text may hold."""
+
 
 def integer_lists(block: bytes, columns: Sequence[str], foreign: Sequence[str]) -> pa.RecordBatch | None:
     """Columns of lists of integers of lines of JSON; null in a row that lacks one. None for what is unusual.
 
     foreign: columns that no row may have. O(bytes), without the interpreter's lock.
     """
+    if len(block) > _MOST_BYTES:
+        return None
     text = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
     names = [name.encode() for name in (*columns, *foreign)]
     ends = np.cumsum([len(name) for name in names])
