@@ -207,6 +207,8 @@ def _outcome(ray: Any, ref: Any, name: str, staging: Staging) -> Outcome[Any] | 
     if told.refusal:
         raise ConfigError(f"a worker cannot do tasks: {told.refusal}; install tightpack there")
     answer: Answer = pickle.loads(told.value)
+    for logger, level, words in answer.told:
+        logging.getLogger(logger).log(level, "%s", words)
     if staging.mirror is not None:
         for file in answer.files:
             staging.mirror.keep(*file)

@@ -21,6 +21,8 @@ from typing import Any
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.words import first_line
 
+log = logging.getLogger(__name__)
+
 MOST_RETRIES = 3
 """How often Ray does a task again whose worker or node died."""
 
@@ -77,7 +79,10 @@ def _connect(ray: Any, address: str | None, num_cores: int) -> None:
 
 
 def on_every_node(ray: Any, function: str, *arguments: Any) -> dict[str, Told]:
-    """What a function of `worker` gives on each node that does tasks, by the node's name. Raises as `answer_of`."""
+    """What a function of `worker` gives on each node that does tasks, by the node's name; nodes that are gone are left out.
+
+    Raises `ConfigError` where there is none.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - with Ray alone
 
     asked = {}
@@ -86,9 +91,15 @@ def on_every_node(ray: Any, function: str, *arguments: Any) -> dict[str, Told]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ask = ray.remote(num_cpus=0, max_retries=MOST_RETRIES)(by_value()).options(scheduling_strategy=there)
             asked[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = ask.remote(function, arguments)
-    if not asked:
+    answers = {}
+    for name, ref in asked.items():
+        try:
+            answers[name] = answer_of(ray, ref, name)
+        except BusyError:  # it has just died, and is still among the nodes
+            log.warning("worker %s does not answer; the others do its tasks", name)
+    if not answers:
         raise ConfigError("the cluster has no node with a CPU for tasks")
-    return {name: answer_of(ray, ref, name) for name, ref in asked.items()}
+    return answers
 
 
 def answer_of(ray: Any, ref: Any, name: str) -> Told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import pickle
 import time
 import traceback
@@ -20,6 +21,7 @@ from pipeline.base.staging import Record, Staging
 
 _REPORTED_EVERY = 0.5  # seconds
 _MOST_STAGES = 4
+_LOGGERS = (logging.getLogger("pipeline"), logging.getLogger("strategies"))
 
 Report = Callable[[int], None]
 """Is called with all units of a task done so far."""
@@ -36,6 +38,9 @@ class Answer:
     files: list[tuple[str, Path, Record]]
     """The finished files of the dataset: name in it, path and record."""
 
+    told: list[tuple[str, int, str]]
+    """What the task logged: logger, level and words."""
+
 
 class _Noting:
     """A mirror that keeps nothing, and notes what it is told of."""
@@ -48,6 +53,27 @@ class _Noting:
 
     def record_of(self, name: str) -> Record | None:
         return None
+
+
+class _Listening(logging.Handler):
+    """Keeps what is logged while it listens, which nobody reads here."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.told: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append((record.name, record.levelno, record.getMessage()))
+
+    def __enter__(self) -> _Listening:
+        for logger in _LOGGERS:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for logger in _LOGGERS:
+            logger.removeHandler(self)
 
 
 _stages: OrderedDict[str, Stage[Any, Any]] = OrderedDict()
@@ -74,14 +100,15 @@ def perform(key: str, fetch: Callable[[], bytes], task: bytes, folder: Path, num
             report(done)
 
     outcome, error = None, None
-    try:
-        stage = stage_of(key, fetch)
-        with LocalEngine(num_threads) as engine:
-            context = TaskContext(engine, Staging(folder, noting), monitor)
-            outcome = found_or_done(stage, pickle.loads(task), context)
-    except Exception as raised:
-        error = _portable(raised)
-    return pickle.dumps(Answer(outcome, error, noting.files))
+    with _Listening() as listening:
+        try:
+            stage = stage_of(key, fetch)
+            with LocalEngine(num_threads) as engine:
+                context = TaskContext(engine, Staging(folder, noting), monitor)
+                outcome = found_or_done(stage, pickle.loads(task), context)
+        except Exception as raised:
+            error = _portable(raised)
+    return pickle.dumps(Answer(outcome, error, noting.files, listening.told))
 
 
 def _portable(error: Exception) -> Exception:

@@ -17,6 +17,7 @@ import pytest
 from pipeline import EngineOptions, PackOptions, Progress, RunOptions, pack
 from pipeline.base.errors import BusyError, ConfigError
 from tests.conftest import Run
+from tests.pipeline.samples import random_rows, write_jsonl
 from tests.pipeline.sharing.runs import FLAGS, RELATED, files_of, two_splits, with_vectors
 
 pytestmark = pytest.mark.needs("ray")
@@ -154,6 +155,15 @@ def test_a_worker_without_the_package_is_refused(cluster: Any, tmp_path: Path) -
     told = "cannot do tasks: ImportError: it is not installed; install tightpack there"
     assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_a_task_logs_is_told_here(cluster: Any, run: Run, tmp_path: Path) -> None:
+    write_jsonl(random_rows(50), tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text("")
+    command = ("pack", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--output", tmp_path / "out", "--max-length", 80)
+    ended = run(*command, "--engine", "ray", "--ray-address", cluster.address, "--json")
+    assert (ended.code, ended.json["status"]) == (0, "packed"), ended.err
+    assert ended.err.count("b.jsonl: there is no row in it") == 1
 
 
 def test_what_a_cluster_cannot_do_is_said_before_work_begins(
