@@ -79,7 +79,7 @@ def _connect(ray: Any, address: str | None, num_cores: int) -> None:
 
 
 def on_every_node(ray: Any, function: str, *arguments: Any) -> dict[str, Told]:
-    """What a function of `worker` gives on each node that does tasks, by the node's name; nodes that are gone are left out.
+    """What a function of `worker` gives on each node that does tasks, by the node's name, but for nodes that are gone.
 
     Raises `ConfigError` where there is none.
     """
