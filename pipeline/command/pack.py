@@ -122,6 +122,8 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     if values["dry_run"]:
         if engine.is_share or engine.finish:
             raise ConfigError("--dry-run is of a whole run: leave out --task-index, --task-count and --finish")
+        if engine.engine != "local":
+            log.info("--dry-run plans on this machine, whatever --engine says")
         planned = dry_run(values["inputs"], options, output=values["output"], **more)
         shown = _with_sources(ctx, values, options, planned.manifest)
         print_result(*dry_run_table(planned, shown), values["as_json"])
@@ -178,11 +180,13 @@ def _with_sources(
         names = ("format", "map", "on_error", "append_eos", "train_on")
         resolved |= {name: getattr(options.tokenize, name) for name in names}
         resolved["train_on"] = resolved["train_on"] or "what the format has by default"
+    resolved |= {name: values[name] for name in ("engine", "ray_address")}
+    resolved["resources"] = merged(ctx, "resources", values["resources"])[0]
     resolved |= {"num_workers": run.num_workers, "cache_dir": str(run.cache_dir), "rehash": run.rehash}
     resolved |= replacing(values) | {"unchanged_exit_code": values["unchanged_exit_code"]}
     resolved["metrics_file"] = _text(values["metrics_file"])
     sources: dict[str, Any] = {name: source_of(ctx, name) for name in values} | {"input": source_of(ctx, "inputs")}
-    for name in ("set", "column", "map"):
+    for name in ("set", "column", "map", "resources"):
         given = merged(ctx, name, split_pairs(values[name]) if name == "map" else values[name])[1]
         sources[name] = {key: given.get(key, "default") for key in resolved.get(name, ())}
     return {
