@@ -116,8 +116,9 @@ def unknown_flags(name: str, text: str, known: Flags) -> list[str]:
     wrong = []
     for where, flags in _shown(text):
         if where.startswith("scripts/"):
-            named = [ROOT / where, ROOT / f"{where}.py", ROOT / where.replace("_check", "") / "__main__.py"]
-            sources = [path for path in named if path.exists()]
+            sources = [path for path in (ROOT / where, ROOT / f"{where}.py") if path.is_file()]
+            called = [re.search(r"^exec .* -m (\w+)", path.read_text(), re.MULTILINE) for path in sources]
+            sources += [ROOT / "scripts" / found[1] / "__main__.py" for found in called if found]
             unknown = {flag for flag in flags if not any(flag in path.read_text() for path in sources)}
         elif where and where not in known:
             wrong.append(f"{name}: there is no command {where}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import click
 import datasets
 import numpy as np
 import pyarrow as pa
-from bench_common import keep, spread
 
+from benchmarks.inputs import CAPACITY
+from benchmarks.measuring import Case, case, in_turn, of_call
+from benchmarks.parts import Part, Setting, folder_in
 from training import PackedCollator
 
 WIDENED = ("input_ids", "labels", "position_ids")
@@ -36,51 +34,31 @@ def table(num_packs: int, capacity: int) -> pa.Table:
     return pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-@click.command()
-@click.option("--packs", default=64, show_default=True)
-@click.option("--capacity", default=4096, show_default=True)
-@click.option("--rounds", default=200, show_default=True)
-@click.option("--json", "path", type=click.Path(path_type=Path))
-def main(packs: int, capacity: int, rounds: int, path: Path | None) -> None:
-    """Measure; ways take turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        datasets.Dataset(table(packs, capacity)).save_to_disk(folder)
-        shards = datasets.load_from_disk(folder)
+def widening(setting: Setting, rounds: int) -> dict[str, Case]:
+    """64 packs of 4,096 tokens in a batch, however they come."""
+    packs = 64
+    with folder_in(setting.tmpfs) as folder:
         datasets.disable_progress_bars()
+        datasets.Dataset(table(packs, CAPACITY)).save_to_disk(str(folder / "packs"))
+        shards = datasets.load_from_disk(str(folder / "packs"))
         as_numpy, as_arrow = shards.with_format("numpy"), shards.with_format("arrow")
         rows = [as_numpy[number] for number in range(packs)]
         whole = as_arrow[:]
         order = np.random.default_rng(0).permutation(packs).tolist()
         flat = [np.concatenate([row[name] for row in rows]) for name in WIDENED]
-        plain, more = PackedCollator(), PackedCollator(sample_mean=True, seq_idx=True, pad_to=packs * capacity + 8)
-        ways: dict[str, Callable[[], object]] = {
-            "widening": lambda: [column.astype(np.int64) for column in flat],
+        plain, more = PackedCollator(), PackedCollator(sample_mean=True, seq_idx=True, pad_to=packs * CAPACITY + 8)
+        calls: dict[str, Callable[[], object]] = {
+            "widening by numpy": lambda: [column.astype(np.int64) for column in flat],
             "numpy rows": lambda: plain(rows),
             "one table": lambda: plain(whole),
             "numpy rows, all options": lambda: more(rows),
             "reading too, numpy": lambda: plain([as_numpy[number] for number in order]),
             "reading too, arrow": lambda: plain(as_arrow[order]),
         }
-        for way in ways.values():
-            way()
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                taken[name].append(seconds(way))
-    ratios = {
-        name: spread([one / other for one, other in zip(values, taken["widening"], strict=True)])
-        for name, values in taken.items()
-    }
-    figures = {"packs": packs, "capacity": capacity, "times_widening": ratios, "cores": len(os.sched_getaffinity(0))}
-    keep(figures | {"widening_seconds": spread(taken["widening"])}, path)
+        for call in calls.values():
+            call()
+        costs = in_turn({name: partial(of_call, call) for name, call in calls.items()}, rounds)
+    return {f"{packs} packs of {CAPACITY:,} tokens": case(costs, packs=packs, capacity=CAPACITY)}
 
 
-if __name__ == "__main__":
-    main()
+PARTS = (Part(name="widening", measure=widening, rounds=200, minutes=0.2),)

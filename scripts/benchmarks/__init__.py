@@ -1,0 +1,1 @@
+"""What `scripts/bench` measures: subjects, each in parts, with their peers side by side in the same run."""

@@ -1,0 +1,1 @@
+"""One module a subject; its `PARTS` are what can be measured."""
