@@ -24,6 +24,7 @@ from pipeline.format.manifest import PackManifest, TokenizeManifest
 from pipeline.format.options import TokenizeOptions
 from pipeline.format.records import PackAppend, SplitEntry, Tally, TokenizeAppend, TokenizedSplit
 from pipeline.packing.run import PackResult
+from pipeline.packing.share import ShareResult
 from pipeline.tokenizing.run import TokenizeResult
 from pipeline.verifying.verify import VerifyResult
 from tests import documents
@@ -147,7 +148,7 @@ def test_exit_codes_for_schedulers() -> None:
 def test_statuses(run: Run) -> None:
     after = README.partition("## Exit codes and JSON")[2].partition("`status`:\n")[2]
     told = {status for row in documents.first_table(after) for status in documents.marked(row[0])}
-    hints = [typing.get_type_hints(result)["status"] for result in (PackResult, TokenizeResult)]
+    hints = [typing.get_type_hints(result)["status"] for result in (PackResult, ShareResult, TokenizeResult)]
     hints.append(typing.get_type_hints(vars(VerifyResult)["status"].fget)["return"])
     error = run("pack", "nowhere", "--json").json
     assert set(error) == {"status", "exit_code", "message"}

@@ -182,7 +182,7 @@ class EngineOptions(Options):
                     raise ConfigError(f"--{name.replace('_', '-')} has no effect without --engine ray")
         elif self.is_share or self.finish:
             raise ConfigError("--engine ray deals tasks itself: leave out --task-index, --task-count and --finish")
-        if (self.task_index is None) != (self.task_count is None):
+        if (self.task_index is None) != (self.task_count is None) and not (self.finish and self.task_index is None):
             missing = "task-index" if self.task_index is None else "task-count"
             raise ConfigError(f"--task-index I and --task-count N go together: --{missing} is missing")
         if self.task_index is not None and self.task_count is not None:

@@ -75,6 +75,8 @@ def _require_type(where: str, key: str, value: Any, option: click.Parameter) -> 
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(option.type, type(click.INT)):
         fits, wanted = type(value) is int, "an integer"
+    elif isinstance(option.type, type(click.FLOAT)):
+        fits, wanted = type(value) in (int, float), "a number"
     elif option.type.name == "size":
         fits, wanted = type(value) is int or isinstance(value, str), "a size"
     else:

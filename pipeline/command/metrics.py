@@ -101,7 +101,7 @@ class Watch:
     def leave_metrics(self) -> None:
         """Leave the metrics as they are: this run shows something and writes nothing."""
         if self.metrics_file is not None:
-            log.info("--metrics-file tells of runs that write: %s stays as it is", self.metrics_file)
+            log.info("--metrics-file tells of runs that publish: %s stays as it is", self.metrics_file)
         self.metrics_file = None
 
     def write_metrics(self, exit_code: int) -> None:

@@ -130,6 +130,7 @@ def pack(ctx: click.Context, /, **values: Any) -> None:
     elif engine.is_share:
         from pipeline.packing.share import pack_share
 
+        watch.leave_metrics()
         shared = pack_share(values["inputs"], values["output"], options, engine, **more)
         watch.done(shared.status, {}, run_id=shared.run_id)
         print_result(*share_table(shared), values["as_json"])

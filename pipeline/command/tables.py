@@ -46,7 +46,7 @@ def pack_table(result: PackResult) -> View:
 
 def share_table(result: ShareResult) -> View:
     """What one of several processes that share a run did."""
-    value = {**vars(result), "seconds": round(result.seconds, 3)}
+    value = {**vars(result), "output": str(result.output), "seconds": round(result.seconds, 3)}
     if result.status == "up_to_date":
         return f"up to date: run {result.run_id} is published", value
     rows = [

@@ -110,7 +110,7 @@ def pack(
             elif engine.finish:
                 require_begun(place, identity.run_id)
         dealing = dealer_of(engine, run, threads, place, shared_folders(place, setup, sources, cache))
-        publishing = publication_at(place, identity, overwrite, growth.there, progress)
+        publishing = publication_at(place, identity, overwrite, growth.there, progress, may_fail=engine.finish)
         with dealing as dealer, publishing as held, threads:  # which have ended before staging is removed
             shown = place.folder(identity.run_id, output)
             if isinstance(held.existing, PackManifest):

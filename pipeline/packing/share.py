@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.base.dealing.shares import Share
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.options import EngineOptions, RunOptions
 from pipeline.base.progress import ProgressCallback
@@ -29,11 +31,17 @@ if TYPE_CHECKING:
     from pipeline.tokenizing.tokens.tokenizer import TextTokenizer
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShareResult:
     """What one of several processes did."""
 
     status: Literal["shared", "up_to_date"]
+    output: str | Path
+    """Where what all processes do will be published."""
+
     run_id: str
     task_index: int
     task_count: int
@@ -83,9 +91,10 @@ def pack_share(
         digests = content_hashes(sources, cache, threads, progress, share)
         growth, identity = identified(sources, digests, setup, place if append else None)
         dealing = dealer_of(engine, run, threads, place, {})
-        holding = contribution(place, identity, overwrite=overwrite, base=growth.there)
+        holding = contribution(place, identity, overwrite=overwrite, base=growth.there, wait=engine.wait)
         with dealing as dealer, holding as held, threads:  # which have ended before staging is left to others
-            told: dict[str, Any] = {"run_id": identity.run_id, "task_index": share.index, "task_count": share.count}
+            told: dict[str, Any] = {"output": place.folder(identity.run_id, output), "run_id": identity.run_id}
+            told |= {"task_index": share.index, "task_count": share.count}
             if held.existing is not None:
                 return ShareResult(status="up_to_date", seconds=time.monotonic() - started, **told)
             work = Workspace(threads, cache, held.staging, progress, dealer)
@@ -102,12 +111,21 @@ def pack_share(
         status="shared",
         seconds=time.monotonic() - started,
         windows=sum(map(len, plans.values())),
-        all_windows=sum(map(len, windows.values())),
+        all_windows=_enough(windows, share),
         shards=len(written),
         packs=sum(facts.packs for facts in written),
         tokens=sum(facts.tokens for facts in written),
         **told,
     )
+
+
+def _enough(windows: Windows, share: Share) -> int:
+    """The number of windows; says where it is too small for all processes to have something to do."""
+    number = sum(map(len, windows.values()))
+    if number < share.count:
+        told = "%s for %d tasks, so that some have none: a smaller --window-samples makes more"
+        log.warning(told, counted(number, "window"), share.count)
+    return number
 
 
 def _require_whole(rows: InputRows, windows: Windows, work: Workspace) -> None:

@@ -35,11 +35,12 @@ class Publication:
 
 @contextmanager
 def publication(
-    place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None = None
+    place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None = None, may_fail: bool = False
 ) -> Iterator[Publication]:
     """Hold the lock of an output; what the block leaves in `staging.dataset` is published when it ends.
 
-    base: what is there and appended to.
+    base: what is there and appended to; may_fail: clear away what other runs left unfinished only once this one is
+    published.
 
     After a storage fault or an interruption finished work stays in staging, and the same run takes it up; after any
     other error nothing is left. Raises `BusyError` if another run holds the lock, `ConfigError` if something else is
@@ -57,7 +58,8 @@ def publication(
         place.refuse_others(base)
         _put_back(output, folder)
         existing = place.existing(identity, overwrite=overwrite, base=base)
-        remove_abandoned(output, but=None if existing else staging)
+        if existing or not may_fail:
+            remove_abandoned(output, but=None if existing else staging)
         with undone(staging.remove, but=(OSError, BusyError)):
             if existing is None:
                 staging.open()
@@ -67,6 +69,7 @@ def publication(
                 _publish(staging.dataset, folder)
             place.settle(identity.run_id)
             if existing is None:
+                remove_abandoned(output, but=staging)
                 staging.remove()
 
 
@@ -119,7 +122,7 @@ def _put_back(output: Path, folder: Path) -> None:
     """Give a dataset its name again, if a run was killed between the two renames that were to replace it."""
     if folder.exists():
         return
-    for staging in _stagings(output):
+    for staging in stagings(output):
         aside = _aside(staging.dataset)
         if aside.exists():
             log.warning("%s: the run that was replacing it was killed; the old version is put back first", folder)
@@ -129,7 +132,7 @@ def _put_back(output: Path, folder: Path) -> None:
 
 def remove_abandoned(output: Path, but: Staging | None) -> None:
     """Remove the staging of earlier runs for the same output; whoever holds the lock may."""
-    for staging in _stagings(output):
+    for staging in stagings(output):
         if staging != but:
             log.info("removing the staging of an abandoned run: %s", staging.folder)
             staging.remove()
@@ -140,7 +143,7 @@ def staging_of(output: Path, run_id: str) -> Staging:
     return Staging(output.parent / f".{output.name}.staging-{run_id[:8]}")
 
 
-def _stagings(output: Path) -> list[Staging]:
+def stagings(output: Path) -> list[Staging]:
     """The staging folders of all runs for an output."""
     name = re.compile(re.escape(f".{output.name}.staging-") + "[0-9a-f]{8}")
     return [Staging(path) for path in storage.list_folder(output.parent) if name.fullmatch(path.name)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.base import storage
 from pipeline.base.errors import BusyError
@@ -15,12 +17,14 @@ from pipeline.format.identity import Identity
 from pipeline.format.manifest import Manifest
 from pipeline.publishing.output import busy_message, lock_path
 from pipeline.publishing.place import Place
-from pipeline.publishing.publication import Publication, parents, staging_of, telling_what_is_kept
+from pipeline.publishing.publication import Publication, parents, staging_of, stagings, telling_what_is_kept
 from pipeline.publishing.stored.place import StoredPlace
 from pipeline.publishing.stored.publication import busy_store
 from pipeline.publishing.stored.uploads import Uploads
 from pipeline.publishing.stored.version import look_at
 from pipeline.publishing.target import AnyPlace
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0
 """Seconds in which a process that is about to end, and looks whether it is the last, lets go of the lock."""
@@ -28,17 +32,18 @@ _PATIENCE = 2.0
 
 @contextmanager
 def contribution(
-    place: AnyPlace, identity: Identity, *, overwrite: bool, base: Manifest | None
+    place: AnyPlace, identity: Identity, *, overwrite: bool, base: Manifest | None, wait: float
 ) -> Iterator[Publication]:
     """Hold an output's place together with other processes of the same run. Nothing is published, and nothing removed.
 
-    overwrite, base: as of `publication_at`. What the block leaves in staging stays there, however it ends. Raises
-    `BusyError` while a run has the place alone, else as `publication_at`.
+    overwrite, base: as of `publication_at`; wait: how many seconds to wait for a run that has it alone. What the block
+    leaves in staging stays there, however it ends. Raises `BusyError` while a run has the place alone, else as
+    `publication_at`.
     """
     if isinstance(place, StoredPlace):
-        holding = _of_store(place, identity, overwrite=overwrite, base=base)
+        holding = _of_store(place, identity, overwrite=overwrite, base=base, patience=max(wait, _PATIENCE))
     else:
-        holding = _of_disk(place, identity, overwrite=overwrite, base=base)
+        holding = _of_disk(place, identity, overwrite=overwrite, base=base, patience=max(wait, _PATIENCE))
     with holding as publication:
         yield publication
 
@@ -58,32 +63,49 @@ def require_begun(place: AnyPlace, run_id: str) -> None:
 
 
 @contextmanager
-def _of_disk(place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None) -> Iterator[Publication]:
+def _of_disk(
+    place: Place, identity: Identity, *, overwrite: bool, base: Manifest | None, patience: float
+) -> Iterator[Publication]:
     output = place.output
     staging = staging_of(output, identity.run_id)
     with (
         telling_what_is_kept(staging, output),
         parents(output.parent),
-        shared_file_lock(lock_path(output), busy_message(output), _PATIENCE),
+        shared_file_lock(lock_path(output), busy_message(output), patience),
     ):
+        _tell_of_others(output, staging)
         yield _opened(place, staging, identity, overwrite=overwrite, base=base)
 
 
 @contextmanager
 def _of_store(
-    place: StoredPlace, identity: Identity, *, overwrite: bool, base: Manifest | None
+    place: StoredPlace, identity: Identity, *, overwrite: bool, base: Manifest | None, patience: float
 ) -> Iterator[Publication]:
     local, busy = place.local, busy_store(place)
     staging = staging_of(local, identity.run_id)
     with telling_what_is_kept(staging, place.store.url):
         storage.make_folders(local.parent)
-        with shared_file_lock(lock_path(local), busy, _PATIENCE):
+        with shared_file_lock(lock_path(local), busy, patience):
             refuse_leased(place.store, busy)
             opened = _opened(place, staging, identity, overwrite=overwrite, base=base)
             uploads = Uploads(place.at(identity.run_id), identity.run_id, NoLease())
             with closing(uploads):
                 yield replace(opened, staging=replace(staging, mirror=uploads))
                 uploads.finish()
+
+
+def _tell_of_others(output: Path, staging: Staging) -> None:
+    """Say where tasks of another run left something of the same output: their inputs or options were others."""
+    others = [other.folder.name.rpartition("-")[2] for other in stagings(output) if other != staging]
+    if others:
+        own = staging.folder.name.rpartition("-")[2]
+        log.warning(
+            "this is run %s, and of run %s something lies beside %s, too: tasks that share a run have the same inputs"
+            " and options",
+            own,
+            ", ".join(others),
+            output,
+        )
 
 
 def _opened(

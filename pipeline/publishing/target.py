@@ -94,8 +94,10 @@ def publication_at(
     overwrite: bool,
     base: Manifest | None,
     progress: ProgressCallback | None,
+    *,
+    may_fail: bool = False,
 ) -> AbstractContextManager[Publication]:
     """The publication at a place, as `publication`. progress: is called where something is uploaded."""
     if isinstance(place, StoredPlace):
         return stored_publication(place, identity, overwrite=overwrite, base=base, progress=progress)
-    return publication(place, identity, overwrite=overwrite, base=base)
+    return publication(place, identity, overwrite=overwrite, base=base, may_fail=may_fail)

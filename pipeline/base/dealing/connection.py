@@ -65,7 +65,8 @@ def connected(address: str | None, num_cores: int) -> Iterator[Any]:
 def _connect(ray: Any, address: str | None, num_cores: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
-        where: dict[str, Any] = {"num_cpus": num_cores, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        started: dict[str, Any] = {"num_cpus": num_cores, "object_store_memory": _STORE_BYTES}
+        where = {"address": "local", "include_dashboard": False, **started}
     else:
         _require_answer(address)
         where = {"address": address}
@@ -73,9 +74,10 @@ def _connect(ray: Any, address: str | None, num_cores: int) -> None:
         with _own_signals():
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError) as error:
-        raise BusyError(f"--ray-address {address}: {first_line(error)}") from None
+        where_told = f"--ray-address {address}" if address else "--engine ray"
+        raise BusyError(f"{where_told}: no Ray cluster is reached from here ({type(error).__name__})") from None
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"--ray-address {address}: {first_line(error)}") from None
+        raise ConfigError(f"--ray-address {address or '(none)'}: {first_line(error)}") from None
 
 
 def on_every_node(ray: Any, function: str, *arguments: Any) -> dict[str, Told]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,6 +26,8 @@ from pipeline.base.engine import LocalEngine
 from pipeline.base.errors import BusyError
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted
+
+log = logging.getLogger(__name__)
 
 _POLLED_EVERY = 0.2  # seconds
 _MOST_NAMED = 5
@@ -129,6 +132,8 @@ class SharingDealer(Dealer):
         outcomes = dict(zip(mine, done, strict=True))
         until = time.monotonic() + self._wait
         missing = [number for number in numbers if number not in outcomes]
+        if missing and self._wait:
+            log.info("waiting up to %g s for %s of other tasks", self._wait, counted(len(missing), stage.noun))
         while missing:
             found = self._engine.map(lambda number: stage.finished(tasks[number], context.staging), missing)
             for number, result in zip(missing, found, strict=True):
@@ -137,11 +142,13 @@ class SharingDealer(Dealer):
                     context.monitor(stage.units(tasks[number]))
             missing = [number for number in missing if number not in outcomes]
             if missing and time.monotonic() >= until:
-                owners = ", ".join(map(str, sorted({number % self._share.count for number in missing})))
+                others = sorted({number % self._share.count for number in missing})
+                named = ", ".join(map(str, others))
+                owners = f"task {named} makes" if len(others) == 1 else f"tasks {named} make"
                 refuse_missing(
                     stage,
                     [tasks[number] for number in missing],
-                    f"which tasks {owners} make; run this task again once they are there, or wait with --wait SECONDS",
+                    f"which {owners}; run this task again once they are there, or wait with --wait SECONDS",
                 )
             if missing:
                 time.sleep(_POLLED_EVERY)

@@ -30,7 +30,11 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        fields = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        fields = {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _OF_EVERY_RECORD and not name.startswith("_")  # which libraries add for themselves
+        }
         self._of_all |= {name: value for name, value in fields.items() if name == "run_id"}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)

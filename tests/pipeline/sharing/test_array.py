@@ -63,10 +63,34 @@ def test_vectors_are_made_by_all_before_a_window_is_planned(run: Run, tmp_path: 
     assert run(*monkey, "--output", tmp_path / "one", "--cache-dir", tmp_path / "cache-of-one").code == 0
     first = run(*monkey, "--output", tmp_path / "out", *share(1, 2))
     assert first.code == 75
-    assert "1 chunk is not there yet (rows 0 to 229), which tasks 0 make" in first.err
+    assert "1 chunk is not there yet (rows 0 to 229), which task 0 makes" in first.err
     assert [run(*monkey, "--output", tmp_path / "out", *share(i, 2)).code for i in (0, 1)] == [0, 0]
     assert run(*monkey, "--output", tmp_path / "out", "--finish").code == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
+
+
+def test_a_run_of_other_options_takes_nothing_away(run: Run, tmp_path: Path, source: Path) -> None:
+    out, others = ("pack", source, "--output", tmp_path / "out"), (*FLAGS, "--seed", 1)
+    assert [run(*out, *FLAGS, *share(i, 2)).code for i in (0, 1)] == [0, 0]
+    assert run(*out, *others, "--finish").code == 75
+    stray = run(*out, *others, *share(0, 2))
+    assert (stray.code, "of run" in stray.err, "have the same inputs and options" in stray.err) == (0, True, True)
+    assert run(*out, *others, "--finish").code == 75, "the other half is missing"
+    assert run(*out, *FLAGS, "--finish").code == 0
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_more_tasks_than_windows(run: Run, tmp_path: Path, source: Path) -> None:
+    ended = run("pack", source, "--output", tmp_path / "out", "--max-length", 80, *share(2, 3))
+    assert (ended.code, "2 windows for 3 tasks" in ended.err) == (0, True), ended.err
+
+
+def test_a_job_file_may_name_the_tasks(run: Run, tmp_path: Path, source: Path) -> None:
+    (tmp_path / "job.yaml").write_text("max_length: 80\ntask_count: 1\nwait: 5\n")
+    out = ("pack", source, "--output", tmp_path / "out", "--config", tmp_path / "job.yaml")
+    assert run(*out, "--task-index", 0).code == 0
+    (tmp_path / "job.yaml").write_text("max_length: 80\ntask_count: 1\n")
+    assert run(*out, "--finish").code == 0
 
 
 def test_what_another_machine_decoded_is_looked_at_before_it_is_packed(run: Run, tmp_path: Path) -> None:
