@@ -47,6 +47,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(*arguments, **options)
         for name, length in _LENGTHS.items():
             self.filters[name] = _bounded(self.filters[name], length)
+        for extension in self.extensions.values():
+            if all(hasattr(extension, name) for name in _OF_TRACKER):
+                vars(extension)[_OF_TRACKER[0]] = _counting(extension)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """As of the sandbox. Raises `SecurityError` for what would become too long."""
@@ -89,6 +92,29 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *arguments, **keywords)
 
 
+def _counting(tracker: Any) -> Callable[[Callable[[], str]], str]:
+    """What notes where a text inside generation marks stands, as transformers' extension does.
+
+    That joins for each of them all that was written before, which is the square of a long chat.
+    """
+    counted: list[str] = []
+    num_counted = length = 0
+
+    def note(caller: Callable[[], str]) -> str:
+        nonlocal counted, num_counted, length
+        text = caller()
+        if tracker.is_active():
+            written = tracker._rendered_blocks
+            if written is not counted:
+                counted, num_counted, length = written, 0, 0
+            length += sum(map(len, written[num_counted:]))
+            num_counted = len(written)
+            tracker._generation_indices.append((length, length + len(text)))
+        return text
+
+    return note
+
+
 def _of_format(text: Any) -> int:
     return MOST_CHARACTERS + 1 if _WIDE.search(str(text)) else 0
 
@@ -108,6 +134,9 @@ def _of_indent(text: Any, width: Any = 4, *_: Any) -> int:
     lines: int = str(text).count("\n") + 1
     return lines * (int(width) if isinstance(width, int) else len(str(width)))
 
+
+_OF_TRACKER = ("_generation_support", "_rendered_blocks", "_generation_indices", "is_active")
+"""What transformers' extension for generation marks has, as far as it is known here."""
 
 _LENGTHS: dict[str, Callable[..., int]] = {
     "center": lambda text, width=80: int(width),

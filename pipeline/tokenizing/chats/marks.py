@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
+
 from pipeline.tokenizing.chats.reasoning import ReasoningMarks
 from pipeline.tokenizing.chats.turns.shapes import FoundTurns, Targets, Turn
 from pipeline.tokenizing.rows.messages import Message, PartMarks, calls_of
@@ -12,14 +15,15 @@ def owners_of(marks: list[Span], answers: list[int], found: FoundTurns) -> list[
     """The turn that each mark is in; None where that cannot be told."""
     if len(marks) == len(answers):
         return list(answers)
-    spans = {
-        number: (turn.parts[0][1][0] if turn.parts else turn.end, (turn.end_tokens or (0, turn.end))[1])
+    spans = sorted(
+        ((turn.end_tokens or (0, turn.end))[1], turn.parts[0][1][0] if turn.parts else turn.end, number)
         for number, turn in found.turns.items()
-    }
-    return [
-        next((number for number, span in spans.items() if mark[0] < span[1] and mark[1] > span[0]), None)
-        for mark in marks
-    ]
+    )
+    owners: list[int | None] = []
+    for begin, end in marks:
+        at = bisect_right(spans, begin, key=itemgetter(0))  # the first that ends behind its begin
+        owners.append(spans[at][2] if at < len(spans) and end > spans[at][1] else None)
+    return owners
 
 
 def within(mark: Span, turn: Turn | None) -> Targets:

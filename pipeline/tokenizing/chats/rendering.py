@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 
@@ -109,7 +110,7 @@ class ChatRenderer:
         """The samples that a chat gives: one, or one for each answer that is rewritten once it is history."""
         shape = self._turns.shape(chat)
         rewritten = [] if self._train_on == "all" else self._turns.rewritten(chat, shape)
-        rewritten = [one for one in rewritten if any(number in one.turns for number in trained)]
+        rewritten = [one for one in rewritten if _within(trained, one.turns)]
         if not rewritten or self._options.history != "expand":
             loses = [one for one in rewritten if one.loses]
             if loses and self._options.history == "whole":
@@ -125,10 +126,10 @@ class ChatRenderer:
             return [self._rendering(chat, shape, trained, chat_text, notes)]
         renderings = []
         for one in rewritten:
-            own = [number for number in trained if number in one.turns]
+            own = _within(trained, one.turns)
             cut = chat.up_to(one.turns.stop)
             renderings.append(self._rendering(cut, self._turns.shape(cut), own, None, list(notes), one.goes_on))
-        rest = [number for number in trained if not any(number in one.turns for one in rewritten)]
+        rest = sorted(set(trained).difference(*(one.turns for one in rewritten)))
         if rest:
             renderings.append(self._rendering(chat, shape, rest, chat_text, list(notes)))
         return renderings
@@ -218,7 +219,7 @@ class ChatRenderer:
         """What the template marks in the trained turns. Raises `RowFault` for marks that are not the turns'."""
         answers = [number for number, turn in enumerate(chat.messages) if turn["role"] == "assistant"]
         owners = owners_of(marks, answers, found)
-        bare = [number for number in trained if number not in owners]
+        bare = set(trained).difference(owners)
         if None in owners or bare:
             told = f"{counted(len(marks), 'generation')} in {counted(len(answers), 'assistant turn')}"
             raise RowFault(
@@ -275,8 +276,8 @@ class ChatRenderer:
     def _add_turns(self, rendering: Rendering, chat: Chat, trained: list[int], found: FoundTurns) -> None:
         """Make targets of turns, each with its end. Raises `RowFault` for one that has none."""
         targets: Targets = []
-        text = rendering.text
-        shift = 0  # characters of end tokens put in so far
+        texts: list[str] = []  # with the end tokens between them
+        at = shift = 0  # characters of the rendering so far, and of end tokens put in so far
         for number in trained:
             turn = found.turns.get(number)
             if turn is None:
@@ -292,14 +293,15 @@ class ChatRenderer:
                 continue
             if end.put is not None:
                 rendering.puts.append((end.put[0] + shift, end.put[1] + shift))
-                text = text[: end.put[0] + shift] + end.put_text + text[end.put[0] + shift :]
+                texts += (rendering.text[at : end.put[0]], end.put_text)
+                at = end.put[0]
             marked = chat.parts_marked(number)
             if marked is None or ends_trained(marked, chat.messages[number]):
                 begin, stop = self._stop((min(turn.end, end.token[0]), end.token[1]), turn, rendering.text)
                 targets.append(("end", (begin + shift, stop + shift)))
                 rendering.end_tokens.append((end.token[0] + shift, end.token[1] + shift))
             shift += len(end.put_text)
-        rendering.text, rendering.targets = text, targets
+        rendering.text, rendering.targets = "".join([*texts, rendering.text[at:]]), targets
 
     def _stop(self, end: Span, turn: Turn | None, text: str) -> Span:
         """The end of a turn that is trained: of one that ends in a masked call only what stops generation, without the
@@ -324,3 +326,8 @@ class ChatRenderer:
         if end is None and "no_turn_end" not in rendering.notes:
             rendering.notes.append("no_turn_end")
         return end
+
+
+def _within(numbers: list[int], turns: range) -> list[int]:
+    """Those of some numbers, which are in order, that are in a range."""
+    return numbers[bisect_left(numbers, turns.start) : bisect_left(numbers, turns.stop)]

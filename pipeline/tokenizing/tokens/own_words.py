@@ -101,9 +101,9 @@ class OwnWords:
                 " the template's for what they are",
             )
         found = self._encoded(self._either.sub(lambda match: self._exchanged[match[0]], text), add_special_tokens)
-        for match in self._hidden.finditer(text):
-            tokens = {found.encoding.char_to_token(at) for at in range(*match.span())}
-            if any(found.ids[token] in self._tokenizer.special_ids for token in tokens if token is not None):
+        hidden = list(self._hidden.finditer(text))
+        for match, place in zip(hidden, located(found.encoding, [one.span() for one in hidden]), strict=True):
+            if place is not None and not self._tokenizer.special_ids.isdisjoint(found.ids[slice(*place)]):
                 raise RowFault(
                     "special_in_text",
                     f"{self._told[match[0]]!r} stands in the sample's own words, and the tokenizer has it as an"

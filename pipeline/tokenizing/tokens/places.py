@@ -8,6 +8,7 @@ a normaliser that changed something, the tokenizer is asked for places after all
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Characters of a text, or tokens, from..to-1."""
+
+_MANY_TOKENS = 1 << 13
+"""From so many on, places are searched for by bisection; below, it takes the tokenizer less to look at every token."""
 
 _NO_TEXT = b"\xff"
 """Stands in no text: what a token writes of which that is not known."""
@@ -127,11 +131,18 @@ class Locator:
 
 def located(encoding: Encoding, spans: Sequence[Span]) -> list[Span | None]:
     """The tokens of an encoding that overlap each of some spans of its text; None where there are none."""
-    return [_overlapping(encoding, span) for span in spans]
+    if len(encoding) < _MANY_TOKENS:
+        return [_overlapping(encoding, span) for span in spans]
+    own = range(len(encoding))  # without what the tokenizer puts around a text
+    while own and encoding.token_to_chars(own[0]) is None:
+        own = own[1:]
+    while own and encoding.token_to_chars(own[-1]) is None:
+        own = own[:-1]
+    return [_searched(encoding, own, span) for span in spans]
 
 
 def _overlapping(encoding: Encoding, span: Span) -> Span | None:
-    """The tokens that overlap some characters, which may have no token, or several."""
+    """The tokens that overlap some characters, which may have no token, or several. O(tokens) for each character."""
     at, end = span
     first = None
     while at < end and (first := encoding.char_to_token(at)) is None:
@@ -145,6 +156,22 @@ def _overlapping(encoding: Encoding, span: Span) -> Span | None:
     while stop < len(encoding) and (chars := encoding.token_to_chars(stop)) is not None and chars[0] < end:
         stop += 1  # the last character has several tokens
     return first, stop
+
+
+def _searched(encoding: Encoding, own: range, span: Span) -> Span | None:
+    """The same in O(log(tokens)), by bisection among the text's own tokens, which are in the order of the text."""
+
+    def chars(token: int) -> Span:
+        found = encoding.token_to_chars(token)
+        assert found is not None, "a token of the text"
+        return found
+
+    at, end = span
+    first = bisect_right(own, at, key=lambda token: chars(token)[1])
+    stop = bisect_left(own, end, lo=first, key=lambda token: chars(token)[0])
+    while first < stop and chars(own[first])[0] == chars(own[first])[1]:
+        first += 1
+    return (own[first], own[stop - 1] + 1) if at < end and first < stop else None
 
 
 def _in_bytes(text: str, spans: Sequence[Span]) -> list[Span]:

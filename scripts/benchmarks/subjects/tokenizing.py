@@ -129,7 +129,7 @@ def chats(setting: Setting, rounds: int) -> dict[str, Case]:
 
 def long_row(setting: Setting, rounds: int) -> dict[str, Case]:
     """8 MB of text in one row, and the same text in rows of 2,000 characters."""
-    size = max(100_000, round(8_000_000 * setting.scale))
+    size = max(100_000, round(7_990_000 * setting.scale))  # the most that a row may have is 8 MB
     text = "\n".join(row["instruction"] + " " + row["input"] for row in instructions(setting))
     text = (text * (size // len(text) + 1))[: size - 100]  # the row has some bytes round it
     pieces = [text[first : first + 2000] for first in range(0, len(text), 2000)]

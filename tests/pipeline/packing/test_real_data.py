@@ -37,7 +37,7 @@ def superni(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("overlong", ["drop", "truncate", "split"])
+@pytest.mark.parametrize("overlong", ["drop", pytest.param("truncate", marks=pytest.mark.soak), "split"])
 def test_superni_token_for_token(run: Run, tmp_path: Path, superni: Path, overlong: str) -> None:
     flags = ["--max-length", 2048, "--overlong", overlong, "--window-samples", 6000]
     ended = run("pack", superni, "--output", tmp_path / "out", *flags, "--json")

@@ -157,6 +157,7 @@ def test_a_worker_without_the_package_is_refused(cluster: Any, tmp_path: Path) -
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.soak
 def test_what_a_task_logs_is_told_here(cluster: Any, run: Run, tmp_path: Path) -> None:
     write_jsonl(random_rows(50), tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("")

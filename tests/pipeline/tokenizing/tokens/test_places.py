@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline.tokenizing.tokens import places
 from pipeline.tokenizing.tokens.places import LocatedTokens, Locator, Span, located
 
 PIECES = (
@@ -107,6 +108,17 @@ def test_tokenizers_that_write_something_else_are_asked(
     texts, spans = random_texts(50)
     assert locator.encode(texts, spans, add_special_tokens=True) == expected(backend, texts, spans)
     assert again == texts, "all of them, once"
+
+
+@pytest.mark.parametrize("change", [spaced, stripping, lowered, beginning])
+def test_many_tokens_are_searched(state: dict[str, Any], change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(state)
+    backend = Tokenizer.from_str(json.dumps(state))
+    texts, spans = random_texts(300)
+    one_by_one = expected(backend, texts, spans)
+    monkeypatch.setattr(places, "_MANY_TOKENS", 0)
+    assert expected(backend, texts, spans) == one_by_one
+    assert any(None in found.places for found in one_by_one) or change is not stripping
 
 
 def test_words_are_not_bytes() -> None:
