@@ -33,9 +33,12 @@ def cluster() -> Iterator[Any]:
 
     seen_soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
     head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": seen_soon}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        cluster.add_node(**NODE)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(**NODE)
+    except Exception as error:  # ports or shared memory that a machine does not give
+        pytest.skip(f"Ray does not start on this machine: {error}")
     yield cluster
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
