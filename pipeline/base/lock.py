@@ -71,7 +71,8 @@ def shared_file_lock(path: Path, busy: str, patience: float) -> Iterator[None]:
     finally:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            storage.remove(path)
+            if _is_named(descriptor, path):  # another may have had it in between
+                storage.remove(path)
         except OSError:
             pass  # others hold it, or it stays, and locks nothing any more
         finally:

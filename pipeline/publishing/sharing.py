@@ -88,7 +88,7 @@ def _of_store(
         with shared_file_lock(lock_path(local), busy, patience):
             refuse_leased(place.store, busy)
             opened = _opened(place, staging, identity, overwrite=overwrite, base=base)
-            uploads = Uploads(place.at(identity.run_id), identity.run_id, NoLease())
+            uploads = Uploads(place.at(identity.run_id), identity.run_id, NoLease(place.store, busy))
             with closing(uploads):
                 yield replace(opened, staging=replace(staging, mirror=uploads))
                 uploads.finish()

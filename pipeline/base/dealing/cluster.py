@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import pickle
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +20,18 @@ from pipeline.base.dealing.connection import MOST_RETRIES, answer_of, by_value, 
 from pipeline.base.dealing.stages import Dealer, Kind, Outcome, Result, Stage, Task
 from pipeline.base.dealing.worker import Answer, code
 from pipeline.base.engine import anonymous_bytes
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted, did_you_mean
 
 log = logging.getLogger(__name__)
 
 _POLLED_EVERY = 0.5  # seconds
+_LOOKED_AFTER = 30.0  # seconds without any answer, after which it is asked whether a node can do the tasks at all
+_CANCELLED_WITHIN = 5.0  # seconds
+
+_LEAST = 1e-4  # of a resource that Ray counts
+_OF_RAY = ("", "CPU", "GPU", "memory", "object_store_memory")  # names that Ray does not take among others
 
 Resources = Mapping[str, Mapping[str, float]]
 """What one task of a kind of stage takes: cpu, gpu, or a resource of the cluster's own, and how much of it."""
@@ -43,12 +49,19 @@ def parse_resources(texts: Mapping[str, str]) -> Resources:
             name, _, amount = part.partition(":")
             try:
                 parsed[kind][name.strip()] = float(amount)
-                usable = bool(name.strip()) and 0 <= float(amount) < math.inf
+                usable = name.strip() not in _OF_RAY and _is_amount(float(amount))
             except ValueError:
                 usable = False
             if not usable:
-                raise ConfigError(f"--resources {kind}={text}: write it as gpu:1, cpu:4, or both with a comma")
+                raise ConfigError(
+                    f"--resources {kind}={text}: write it as gpu:1, cpu:4, or both; what is above 1 is whole"
+                )
     return parsed
+
+
+def _is_amount(amount: float) -> bool:
+    """Whether Ray takes so much of something: a part of one, or a whole number."""
+    return amount == 0 or _LEAST <= amount < 1 or (math.isfinite(amount) and amount.is_integer())
 
 
 class RayDealer(Dealer):
@@ -67,15 +80,21 @@ class RayDealer(Dealer):
         )
 
     def _require_resources(self) -> None:
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for kind in self._resources:
+            if not self._has_room(kind):
+                told = ",".join(f"{name}:{amount:g}" for name, amount in self._taken(kind).items())
+                raise ConfigError(f"--resources {kind}={told}: no node of the cluster has so much")
+
+    def _taken(self, kind: str) -> dict[str, float]:
+        """What a task takes."""
+        return {"cpu": 1.0, **self._resources.get(kind, {})}
+
+    def _has_room(self, kind: str) -> bool:
+        """Whether a living node has what a task takes, if it does nothing else."""
         names = {"cpu": "CPU", "gpu": "GPU"}
-        for kind, taken in self._resources.items():
-            for name, amount in taken.items():
-                most = max((node.get(names.get(name, name), 0) for node in nodes), default=0)
-                if most < amount:
-                    raise ConfigError(
-                        f"--resources {kind}={name}:{amount:g}: no node of the cluster has so much ({most:g} at most)"
-                    )
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        taken = {names.get(name, name): amount for name, amount in self._taken(kind).items()}
+        return any(all(node.get(name, 0) >= amount for name, amount in taken.items()) for node in nodes)
 
     def _require_same_code(self) -> None:
         for node, answer in on_every_node(self._ray, "code").items():
@@ -118,7 +137,7 @@ class RayDealer(Dealer):
         begin = self._beginning(stage, staging, bar.key)
         waiting: dict[Any, int] = {}
         outcomes: dict[int, Outcome[Result] | Exception] = {}
-        todo, following = iter(range(len(tasks))), 0
+        todo, following, answered = iter(range(len(tasks))), 0, time.monotonic()
         most = self._num_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
             while following < len(tasks):
@@ -130,6 +149,12 @@ class RayDealer(Dealer):
                         outcomes[number] = Outcome(sent, was_finished=True)
                         bar.ended(number, stage.units(tasks[number]))
                 ready, _ = ray.wait(list(waiting), timeout=_POLLED_EVERY) if waiting else ((), ())
+                if ready:
+                    answered = time.monotonic()
+                elif waiting and time.monotonic() - answered > _LOOKED_AFTER:
+                    answered = time.monotonic()
+                    if not self._has_room(stage.kind):
+                        raise BusyError(f"{stage.title}: no node is left that can do it; run the same command again")
                 for ref in ready:
                     number = waiting.pop(ref)
                     outcomes[number] = _outcome(ray, ref, stage.words(tasks[number]), staging)
@@ -142,9 +167,11 @@ class RayDealer(Dealer):
                     yield outcome
                     following += 1
         finally:
-            for ref in waiting:
-                with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):
+                for ref in waiting:
                     ray.cancel(ref, force=True)
+                if waiting:  # so that nothing is written any more when staging is removed
+                    ray.wait(list(waiting), num_returns=len(waiting), timeout=_CANCELLED_WITHIN)
         log.info(
             "%s: %s by the cluster; this process holds %.0f MB",
             stage.title,
@@ -154,7 +181,7 @@ class RayDealer(Dealer):
 
     def _beginning(self, stage: Stage[Task, Any], staging: Staging, key: str) -> Callable[[Task, int], Any]:
         """What sends a task, and its number, to a worker, and returns a reference to its `Answer`."""
-        taken = {"cpu": 1.0, **self._resources.get(stage.kind, {})}
+        taken = self._taken(stage.kind)
         cpus, gpus = taken.pop("cpu"), taken.pop("gpu", 0)
         perform = self._ray.remote(max_retries=MOST_RETRIES)(by_value()).options(
             num_cpus=cpus, num_gpus=gpus, resources=taken, scheduling_strategy="SPREAD"
@@ -176,12 +203,15 @@ class _Bar:
     def __init__(self, ray: Any, counter: Any, key: str, advance: Callable[[int], object]) -> None:
         self._ray, self._counter, self._advance = ray, counter, advance
         self.key = key
-        self._of_ended: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self._of_ended = 0
         self._told = 0
         self._asked: Any = None
 
     def ended(self, number: int, units: int) -> None:
-        self._of_ended[number] = units
+        self._ended.add(number)
+        self._of_ended += units
+        self._counter.forget.remote(self.key, number)
         self._tell({})
 
     def poll(self) -> None:
@@ -194,8 +224,7 @@ class _Bar:
                 self._tell(self._ray.get(asked))
 
     def _tell(self, reported: Mapping[int, int]) -> None:
-        under_way = sum(units for number, units in reported.items() if number not in self._of_ended)
-        done = sum(self._of_ended.values()) + under_way
+        done = self._of_ended + sum(units for number, units in reported.items() if number not in self._ended)
         if done > self._told:
             self._advance(done - self._told)
             self._told = done
@@ -226,6 +255,9 @@ def _counter() -> Any:
 
         def report(self, key: str, number: int, units: int) -> None:
             self._units.setdefault(key, {})[number] = units
+
+        def forget(self, key: str, number: int) -> None:
+            self._units.get(key, {}).pop(number, None)
 
         def units(self, key: str) -> dict[int, int]:
             return self._units.get(key, {})

@@ -129,10 +129,15 @@ class Lease:
 
 
 class NoLease:
-    """What stands for a lease where several processes write different objects."""
+    """What stands for a lease where several processes write different objects, as long as nobody has one."""
+
+    def __init__(self, store: ObjectStore, busy: str) -> None:
+        self._store, self._busy = store, busy
 
     def require(self) -> None:
-        """Nothing can be lost."""
+        """Raise `BusyError` if a run holds the lease: what it publishes is not to be written again."""
+        if self._store.get(LEASE) is not None:
+            raise BusyError(self._busy)
 
 
 def refuse_leased(store: ObjectStore, busy: str) -> None:

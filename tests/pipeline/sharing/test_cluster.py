@@ -178,7 +178,10 @@ def test_what_a_cluster_cannot_do_is_said_before_work_begins(
     ended = run(*flags, "127.0.0.1:1")
     assert (ended.code, "--ray-address 127.0.0.1:1 does not answer" in ended.err) == (75, True), ended.err
     for resources, told in {
-        "embed=gpu:1": "--resources embed=gpu:1: no node of the cluster has so much (0 at most)",
+        "embed=gpu:1": "--resources embed=cpu:1,gpu:1: no node of the cluster has so much",
+        "plan=cpu:2": "--resources plan=cpu:2: no node of the cluster has so much",
+        "plan=CPU:1": "write it as gpu:1",
+        "plan=gpu:1.5": "what is above 1 is whole",
         "embde=gpu:1": "no stage is called 'embde'; did you mean 'embed'?",
         "embed=gpu": "write it as gpu:1",
     }.items():
