@@ -138,11 +138,8 @@ def _require_whole(rows: InputRows, windows: Windows, work: Workspace) -> None:
         for file in rows.splits[split].files_of(window)
     }
     decoded = sorted(path for path in read if path.is_relative_to(work.staging.work))
-    damaged = [
-        path
-        for path, record in zip(decoded, work.engine.map(work.staging.finished, decoded), strict=True)
-        if not record
-    ]
+    records = work.engine.map(work.staging.finished, decoded)
+    damaged = [path for path, record in zip(decoded, records, strict=True) if record is None]
     for path in damaged:
         work.staging.forget(path)
     if damaged:

@@ -155,6 +155,7 @@ class DecodeStage(Stage[DecodeTask, MappedFile]):
     noun: ClassVar[str] = "piece"
     unit: ClassVar[str] = "piece"
     is_common: ClassVar[bool] = True
+    is_claimed: ClassVar[bool] = True
 
     def units(self, task: DecodeTask) -> int:
         """One piece."""

@@ -68,7 +68,7 @@ class Part:
 
     rounds: int
     minutes: float
-    """What it took on the machine of benchmarks/results, by day."""
+    """About what it takes, as was guessed from smaller runs; the results tell what it took."""
 
 
 def parts_of(subject: str) -> tuple[Part, ...]:

@@ -19,7 +19,7 @@ from pipeline.base import storage
 from pipeline.base.dealing.connection import MOST_RETRIES, answer_of, by_value, near_here, on_every_node
 from pipeline.base.dealing.stages import Dealer, Kind, Outcome, Result, Stage, Task
 from pipeline.base.dealing.worker import Answer, code
-from pipeline.base.engine import anonymous_bytes
+from pipeline.base.engine import Monitor, anonymous_bytes
 from pipeline.base.errors import BusyError, ConfigError
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted, did_you_mean
@@ -97,10 +97,11 @@ class RayDealer(Dealer):
         return any(all(node.get(name, 0) >= amount for name, amount in taken.items()) for node in nodes)
 
     def _require_same_code(self) -> None:
+        ours, our_digest = code()
         for node, answer in on_every_node(self._ray, "code").items():
             if answer.refusal:
                 raise ConfigError(f"worker {node} cannot do tasks: {answer.refusal}; install tightpack there")
-            (version, digest), (ours, our_digest) = answer.value, code()
+            version, digest = answer.value
             if version != ours:
                 raise ConfigError(f"worker {node} has tightpack {version}, and this is {ours}; install the same there")
             if digest != our_digest:
@@ -126,11 +127,7 @@ class RayDealer(Dealer):
             storage.remove(token)
 
     def deal(
-        self,
-        stage: Stage[Task, Result],
-        tasks: Sequence[Task],
-        staging: Staging,
-        advance: Callable[[int], object],
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], staging: Staging, advance: Monitor
     ) -> Iterator[Outcome[Result]]:
         """As of `Dealer`. Raises also `BusyError` for a task whose workers died again and again."""
         ray, bar = self._ray, _Bar(self._ray, self._counter, uuid.uuid4().hex, advance)
@@ -200,7 +197,7 @@ class RayDealer(Dealer):
 class _Bar:
     """Units of work done, from tasks that ended and from what workers report of those that have not."""
 
-    def __init__(self, ray: Any, counter: Any, key: str, advance: Callable[[int], object]) -> None:
+    def __init__(self, ray: Any, counter: Any, key: str, advance: Monitor) -> None:
         self._ray, self._counter, self._advance = ray, counter, advance
         self.key = key
         self._ended: set[int] = set()

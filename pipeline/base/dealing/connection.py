@@ -87,12 +87,12 @@ def on_every_node(ray: Any, function: str, *arguments: Any) -> dict[str, Told]:
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - with Ray alone
 
+    ask = ray.remote(num_cpus=0, max_retries=MOST_RETRIES)(by_value())
     asked = {}
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ask = ray.remote(num_cpus=0, max_retries=MOST_RETRIES)(by_value()).options(scheduling_strategy=there)
-            asked[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = ask.remote(function, arguments)
+            there = ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            asked[f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"] = there.remote(function, arguments)
     answers = {}
     for name, ref in asked.items():
         try:

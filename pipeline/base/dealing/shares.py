@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -22,7 +22,7 @@ from pipeline.base.dealing.stages import (
     TaskContext,
     found_or_done,
 )
-from pipeline.base.engine import LocalEngine
+from pipeline.base.engine import LocalEngine, Monitor
 from pipeline.base.errors import BusyError
 from pipeline.base.staging import Staging
 from pipeline.base.words import counted
@@ -48,8 +48,8 @@ class Share:
 class SharingDealer(Dealer):
     """Has a share of the tasks done by this process's threads.
 
-    Of a stage on which all later ones depend this process does its own tasks, then waits for those of others. Files
-    that have to be decoded are nobody's own: each is taken by whoever comes first, and done by one process at a time.
+    Of a stage on which all later ones depend this process does its own tasks, then waits for those of others; tasks
+    that are claimed are done by whoever comes first, and by one process at a time.
     """
 
     def __init__(self, engine: LocalEngine, share: Share, wait: float) -> None:
@@ -57,19 +57,14 @@ class SharingDealer(Dealer):
         self._engine, self._share, self._wait = engine, share, wait
 
     def deal(
-        self,
-        stage: Stage[Task, Result],
-        tasks: Sequence[Task],
-        staging: Staging,
-        advance: Callable[[int], object],
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], staging: Staging, advance: Monitor
     ) -> Iterator[Outcome[Result]]:
         """As of `Dealer`; of stages that are not common the tasks are this process's own.
 
         Raises `BusyError` where something of others is not there in time.
         """
         context = TaskContext(self._engine, staging, self._engine.monitor(advance))
-        if stage.kind == "decode":
-            # Of what others decoded the offsets alone are read here, but for what is looked at before it is used.
+        if stage.is_claimed:
             return self._claimed(stage, tasks, replace(context, staging=replace(staging, believes_sizes=True)))
         if stage.is_common:
             return self._dealt(stage, tasks, context)
@@ -150,9 +145,11 @@ class SharingDealer(Dealer):
                     [tasks[number] for number in missing],
                     f"which {owners}; run this task again once they are there, or wait with --wait SECONDS",
                 )
-            if missing:
+            while missing and time.monotonic() < until:  # for the first; others are asked for once it is there
                 time.sleep(_POLLED_EVERY)
                 self._engine.checkpoint()
+                if stage.finished(tasks[missing[0]], context.staging) is not None:
+                    break
         return (outcomes[number] for number in numbers)
 
 
@@ -164,18 +161,14 @@ class FinishingDealer(Dealer):
         self._engine, self._kinds = engine, kinds
 
     def deal(
-        self,
-        stage: Stage[Task, Result],
-        tasks: Sequence[Task],
-        staging: Staging,
-        advance: Callable[[int], object],
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], staging: Staging, advance: Monitor
     ) -> Iterator[Outcome[Result]]:
         """As of `Dealer`. Raises `BusyError`, naming them, where tasks are not done."""
         if stage.kind not in self._kinds:
             yield from LocalDealer(self._engine).deal(stage, tasks, staging, advance)
             return
-        if stage.kind == "decode":
-            staging = replace(staging, believes_sizes=True)  # nothing but lengths is read of it here
+        if stage.is_claimed:
+            staging = replace(staging, believes_sizes=True)
         found = list(self._engine.map(lambda task: stage.finished(task, staging), tasks))
         missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
         if missing:

@@ -8,7 +8,7 @@ So it may be done in any process that sees the same files, done twice, or found 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -56,6 +56,10 @@ class Stage(ABC, Generic[Task, Result]):
     is_common: ClassVar[bool] = False
     """Whether every task of the run is needed before any task of later stages can begin."""
 
+    is_claimed: ClassVar[bool] = False
+    """Whether, where processes share a run, its tasks belong to none of them, but to whoever comes first. What others
+    left is then believed by its size, and has to be looked at by who reads more of it than lengths."""
+
     @abstractmethod
     def units(self, task: Task) -> int:
         """How much work a task is."""
@@ -98,11 +102,7 @@ class Dealer(ABC):
 
     @abstractmethod
     def deal(
-        self,
-        stage: Stage[Task, Result],
-        tasks: Sequence[Task],
-        staging: Staging,
-        advance: Callable[[int], object],
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], staging: Staging, advance: Monitor
     ) -> Iterator[Outcome[Result]]:
         """The outcomes of all tasks, in their order. advance: called with units of work done, all of them in the end.
 
@@ -126,11 +126,7 @@ class LocalDealer(Dealer):
         self._engine = engine
 
     def deal(
-        self,
-        stage: Stage[Task, Result],
-        tasks: Sequence[Task],
-        staging: Staging,
-        advance: Callable[[int], object],
+        self, stage: Stage[Task, Result], tasks: Sequence[Task], staging: Staging, advance: Monitor
     ) -> Iterator[Outcome[Result]]:
         """As of `Dealer`; tasks that take all cores are done one after the other."""
         context = TaskContext(self._engine, staging, self._engine.monitor(advance))

@@ -1,4 +1,4 @@
-"""Lines of JSON that hold lists of integers, read by compiled code, in a twentieth of a general parser's time.
+"""Lines of JSON that hold lists of integers, read by compiled code; docs/decisions.md has what that is worth.
 
 It takes what tokenised rows look like in nearly all files, and nothing else: where a line has anything that is unusual
 or wrong, all lines are left to the general parser, which reads what is unusual and says what is wrong.

@@ -94,7 +94,7 @@ def arrow(setting: Setting, rounds: int) -> dict[str, Case]:
 
 
 def larger(setting: Setting, rounds: int) -> dict[str, Case]:
-    """From Arrow, 4 M, on disk, where TRL does not fit into memory: beside `cp -r` and `sync`."""
+    """From Arrow, 4 M, on disk, beside `cp -r` and `sync`."""
     return _on_disk(setting, 4 * MILLION, rounds)
 
 
